@@ -1,0 +1,64 @@
+# The project's commands.  `make help` lists them; each makes the environment it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+# the GPU to predict for where there is none to measure on
+GPU ?= h200
+TUNE_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ssdgen-ready
+HAVE_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+# with a GPU the newest torch and its own triton; without one the versions that the tests are known to pass with
+CONSTRAINTS := $(if $(filter-out 0,$(HAVE_GPU)),,-c .ci/constraints-cpu.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help env tune test gpu quick lint format golden bench clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY)  ## make the environment in .venv
+
+$(READY): pyproject.toml .ci/constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+tune: $(READY)  ## tune for the GPU that is here; with none, predict for GPU=h200
+ifeq ($(CONSTRAINTS),)
+	$(BIN)/ssdgen tune $(TUNE_ARGS)
+else
+	@echo "No GPU here: configurations for $(GPU) are predicted by compiling for it, not measured."
+	$(BIN)/ssdgen tune --gpu $(GPU) $(TUNE_ARGS)
+endif
+
+test: lint  ## ruff, pyright and every test that needs no GPU
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not gpu and not interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m interpreter
+
+gpu: $(READY)  ## the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -n 0 -m gpu
+
+quick: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not interpreter and not gpu"
+
+lint: $(READY)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(READY)  ## rewrite the golden files after a change that was meant; read the diff
+	$(BIN)/python -m pytest -n 0 --update-golden tests/golden
+
+bench: $(READY)  ## the forward benchmark (needs a CUDA GPU); BENCH_ARGS="--quick"
+	$(BIN)/python benchmarks/forward.py $(BENCH_ARGS)
+
+clean:  ## remove what was built, the environment too
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
