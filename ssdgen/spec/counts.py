@@ -1,0 +1,149 @@
+"""Least work of the layer, and what each schedule adds, as expressions in the sizes.  chunk_graph -> roofline, show
+
+A count is over all tokens, batch * seqlen of them, in whole chunks. Parameters of a head (A, D, dt_bias) are left out:
+they are a few KB however long the sequence is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import sympy
+
+from .decompose import CENTRE, DIAGONAL, LEFT, RIGHT, chunk_graph
+from .dims import BATCH, CHUNK, COL, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, ROW, SEQLEN, name_of
+from .functions import sigmoid, softplus
+from .graph import Contract, Graph, Input, Map, reads
+from .layer import Layer
+from .specialise import specialise
+
+# bytes of an entry of x, dt, B, C, z and y, and of a state that one kernel leaves to another
+ELEMENT_BYTES, STATE_BYTES, SEGMENT = sympy.symbols("element_bytes state_bytes segment", integer=True, positive=True)
+FP32_BYTES, INT32_BYTES = 4, 4
+
+TOKENS = BATCH * SEQLEN
+# part of a chunk's Q x Q pairs that stands on or below the diagonal
+CAUSAL = (1 + 1 / CHUNK) / 2
+
+FACTORS = {"diagonal": DIAGONAL, "right": RIGHT, "centre": CENTRE, "left": LEFT}
+SCHEDULES = ("single_pass", "segments", "split")
+
+
+@cache
+def graph_of(layer: Layer) -> Graph:
+    """The graph of a chunk with the layer's own options."""
+    return specialise(chunk_graph(layer), layer.flags())
+
+
+def flops(layer: Layer) -> dict[str, sympy.Expr]:
+    """Multiplications and additions of the matrix products, by the name of the product."""
+    graph = graph_of(layer)
+    return {node.name: 2 * _size(graph, node) for node in graph.nodes if isinstance(node, Contract)}
+
+
+def flops_by_factor(layer: Layer) -> dict[str, sympy.Expr]:
+    """The same, by factor of the decomposition; a chunk's centre factor is element-wise and has none."""
+    counted = flops(layer)
+    return {
+        factor: sympy.Add(*(counted[name] for name in names if name in counted)) for factor, names in FACTORS.items()
+    }
+
+
+def total_flops(layer: Layer) -> sympy.Expr:
+    return sympy.Add(*flops(layer).values())
+
+
+def exponentials(layer: Layer) -> dict[str, sympy.Expr]:
+    """Evaluations of a special function, by the value that needs them: exp2, and two (exp and log) for a softplus."""
+    graph, found = graph_of(layer), {}
+    for node in graph.nodes:
+        if isinstance(node, Map):
+            powers = [term for term in node.formula.atoms(sympy.Pow) if term.base == 2 and not term.exp.is_number]
+            calls = len(powers) + 2 * len(node.formula.atoms(softplus)) + len(node.formula.atoms(sigmoid))
+            if calls:
+                found[node.name] = calls * _size(graph, node)
+    return found
+
+
+def least_bytes(layer: Layer, final_states: bool = False) -> dict[str, sympy.Expr]:
+    """Bytes that must cross the memory bus, by array: inputs once, outputs once (docs/maths.md, Least work)."""
+    graph = graph_of(layer)
+    inputs = [node for node in graph.nodes if isinstance(node, Input)]
+    found = {node.name: _entries(layer, node) * ELEMENT_BYTES for node in inputs if {"i", "j"} & set(node.axes)}
+    state = BATCH * NHEADS * HEADDIM * DSTATE * FP32_BYTES
+    if "seq" in found:
+        found["seq"] = TOKENS * INT32_BYTES
+    if layer.initial_states:
+        found["initial_states"] = state
+    found["y"] = TOKENS * NHEADS * HEADDIM * ELEMENT_BYTES
+    if final_states:
+        found["final_states"] = state
+    return found
+
+
+def total_bytes(layer: Layer, final_states: bool = False) -> sympy.Expr:
+    return sympy.Add(*least_bytes(layer, final_states).values())
+
+
+def extra_bytes(layer: Layer, schedule: str, prepared: bool = True) -> dict[str, sympy.Expr]:
+    """Bytes that a schedule moves beyond the least, by reason.
+
+    schedule: "single_pass" moves no states; "segments" and "split" write a summary per segment or per chunk, replace it
+    by the state that enters there, and read that again: four crossings per state element, 8 bytes in bf16 and 16 in
+    fp32.  The kernel that makes the summaries reads its operands a second time.
+    prepared: step sizes and running sums go through memory in fp32, written once and read by each kernel.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"no schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
+    # kernels that walk over all tokens
+    passes = 1 if schedule == "single_pass" else 2
+    steps = TOKENS * NHEADS * (2 if layer.family.decays else 1) * FP32_BYTES
+    found: dict[str, sympy.Expr] = {}
+    if prepared:
+        found["step sizes and running sums"] = steps * (1 + passes)
+    if passes == 2:
+        least = least_bytes(layer)
+        again = ("x", "B", "seq") if prepared else ("x", "B", "seq", "dt_raw")
+        length = CHUNK if schedule == "split" else SEGMENT
+        found["operands read again"] = sympy.Add(*(least[name] for name in again if name in least))
+        found["states between kernels"] = 4 * TOKENS / length * NHEADS * HEADDIM * DSTATE * STATE_BYTES
+    return found
+
+
+def at(expr: sympy.Expr, sizes: Mapping[Any, float]) -> float:
+    """A count for the given sizes, by symbol.  TypeError where a size is missing."""
+    return float(expr.xreplace({symbol: sympy.sympify(size) for symbol, size in sizes.items()}))  # type: ignore[arg-type]
+
+
+def _entries(layer: Layer, node: Input) -> sympy.Expr:
+    """Number of entries of an input that has one for every token."""
+    heads = layer.layout.extent(node.name) if node.name in ("x", "B", "C") else NHEADS if "h" in node.axes else 1
+    return TOKENS * heads * sympy.Mul(*(EXTENT[axis] for axis in node.axes if axis in ("p", "n")))
+
+
+def _size(graph: Graph, node: Map | Contract) -> sympy.Expr:
+    """How often the body of a node runs: the product of its axes' extents, over all chunks and heads or groups."""
+    axes = {*node.axes, *([node.over] if isinstance(node, Contract) else [])}
+    # what all heads of a group share is computed once per group
+    heads = NHEADS if "h" in axes else NGROUPS
+    causal = CAUSAL if {"i", "j"} <= axes and _only_causal(graph, node) else 1
+    return heads * TOKENS / CHUNK * causal * sympy.Mul(*(EXTENT[axis] for axis in sorted(axes - {"h"})))
+
+
+def _only_causal(graph: Graph, node: Map | Contract) -> bool:
+    """Whether only the pairs i >= j of a node count: it, what it reads or all that reads it is zero elsewhere."""
+    if isinstance(node, Contract) and any(_zero_above(graph, name_of(term)) for term in (node.left, node.right)):
+        return True
+    readers = [other.name for other in graph.nodes if node.name in reads(other)]
+    return _zero_above(graph, node.name) or (bool(readers) and all(_zero_above(graph, name) for name in readers))
+
+
+def _zero_above(graph: Graph, name: str) -> bool:
+    """Whether a pointwise value over rows and columns is zero where i < j."""
+    node = graph[name]
+    if not isinstance(node, Map) or not {"i", "j"} <= set(node.axes):
+        return False
+    zeros = {term: sympy.Integer(0) for term in node.formula.atoms(sympy.Indexed) if _zero_above(graph, name_of(term))}
+    return node.formula.xreplace({sympy.Ge(ROW, COL): sympy.false}).xreplace(zeros) == 0

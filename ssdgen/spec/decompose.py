@@ -1,0 +1,136 @@
+"""One step of the block decomposition, as a contraction graph.  layer -> graph of a chunk
+
+The chunk's diagonal block, right factor, centre factor and left factor (docs/maths.md), with the running sums of the
+log-decay kept in base 2, so that a decay is one `exp2`.  The same graph serves a chunk and a segment of chunks: the
+pair (total log-decay, state) is what a block hands to the next one at either level.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from . import layer as formulas
+from .dims import COL, ROW, entry
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node
+from .layer import Layer
+
+DIAGONAL = ("CB", "scores", "y_diag")
+RIGHT = ("right_decay", "x_weighted", "local_state")
+CENTRE = ("centre_decay", "state_out")
+LEFT = ("left_decay", "y_state")
+
+
+def decay(log2_decay: sympy.Expr) -> sympy.Expr:
+    """2 ** log2_decay, the exponent clamped to <= 0: a difference of running sums can come out slightly positive."""
+    return sympy.Pow(2, sympy.Min(log2_decay, 0), evaluate=log2_decay == 0)
+
+
+def _head(layer: Layer, operand: str) -> tuple[str, ...]:
+    return ("h",) if layer.layout.per_head(operand) else ()
+
+
+def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
+    return sympy.Piecewise((value, condition), (0, True))
+
+
+def chunk_graph(layer: Layer) -> Graph:
+    """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
+    hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
+    hcb = ("h",) if hb or hc else ()
+    dt_raw, dt = entry("dt_raw", "h", "j"), entry("dt", "h", "j")
+    low, high, seq_before = sympy.symbols("dt_min dt_max seq_before", real=True)
+    seq_i, seq_j, seq_last = entry("seq", "i"), entry("seq", "j"), sympy.Symbol("seq_last", real=True)
+
+    nodes: list[Node] = [
+        Input("dt_raw", ("h", "j"), "step size before its transform"),
+        Input("dt_bias", ("h",), "added to the step size"),
+        Input("dt_min", (), "lower limit of the step size"),
+        Input("dt_max", (), "upper limit of the step size"),
+        Input("A", ("h",), "decay rate of a head"),
+        Input("x", (*hx, "j", "p"), "input"),
+        Input("B", (*hb, "j", "n"), "expansion into the state"),
+        Input("C", (*hc, "i", "n"), "contraction out of the state"),
+        Input("D", ("h", "p"), "skip weight"),
+        Input("z", ("h", "i", "p"), "gate"),
+        Input("seq", ("j",), "sequence that a token belongs to"),
+        Input("seq_before", (), "sequence of the token before the chunk"),
+        Input("seq_last", (), "sequence of the chunk's last token"),
+        Input("state", ("h", "p", "n"), "state that enters the chunk"),
+        Input("total", ("h",), "log2 of the decay from the start of the segment to the chunk"),
+        Map("dt_biased", ("h", "j"), formulas.add_bias(dt_raw, entry("dt_bias", "h")), "HAS_DT_BIAS", dt_raw),
+        Map(
+            "dt_positive",
+            ("h", "j"),
+            formulas.rectify(entry("dt_biased", "h", "j")),
+            "DT_SOFTPLUS",
+            entry("dt_biased", "h", "j"),
+        ),
+        Map("dt", ("h", "j"), formulas.clamp(entry("dt_positive", "h", "j"), low, high)),
+    ]
+
+    decays = layer.family.decays
+    if decays:
+        nodes += [
+            Map("log_decay", ("h", "j"), layer.log_decay(dt, entry("A", "h")) / sympy.log(2)),
+            Cumsum("dA_cs", ("h", "j"), entry("log_decay", "h", "j"), "j"),
+            Last("dA_last", ("h",), entry("dA_cs", "h", "j"), "j"),
+        ]
+    cs_i, cs_j, cs_last = (
+        (entry("dA_cs", "h", "i"), entry("dA_cs", "h", "j"), entry("dA_last", "h"))
+        if decays
+        else (sympy.Integer(0),) * 3
+    )
+
+    def bounded(name: str, axes: tuple[str, ...], free: sympy.Expr, same: sympy.Basic) -> list[Node]:
+        """A factor and, when there are sequence boundaries, the same factor cut where `same` is false."""
+        whole = entry(f"{name}_whole", *axes)
+        return [Map(f"{name}_whole", axes, free), Map(name, axes, _keep(whole, same), "HAS_SEQ_IDX", whole)]
+
+    weight = formulas.input_weight(dt)
+    cb = entry("CB", *hcb, "i", "j")
+    nodes += [
+        Contract("CB", (*hcb, "i", "j"), entry("C", *hc, "i", "n"), entry("B", *hb, "j", "n"), "n"),
+        *bounded(
+            "scores", ("h", "i", "j"), _keep(cb * decay(cs_i - cs_j) * weight, ROW >= COL), sympy.Eq(seq_i, seq_j)
+        ),
+        *bounded("left_decay", ("h", "i"), decay(cs_i), sympy.Eq(seq_i, seq_before)),
+        *bounded("right_decay", ("h", "j"), weight * decay(cs_last - cs_j), sympy.Eq(seq_j, seq_last)),
+        *bounded("centre_decay", ("h",), decay(cs_last), sympy.Eq(seq_last, seq_before)),
+        Contract("y_state", ("h", "i", "p"), entry("C", *hc, "i", "n"), entry("state", "h", "p", "n"), "n"),
+        Contract("y_diag", ("h", "i", "p"), entry("scores", "h", "i", "j"), entry("x", *hx, "j", "p"), "j"),
+        Map(
+            "y_ssm",
+            ("h", "i", "p"),
+            entry("left_decay", "h", "i") * entry("y_state", "h", "i", "p") + entry("y_diag", "h", "i", "p"),
+        ),
+        Map(
+            "y_skip",
+            ("h", "i", "p"),
+            formulas.skip(entry("y_ssm", "h", "i", "p"), entry("D", "h", "p"), entry("x", *hx, "i", "p")),
+            "HAS_D",
+            entry("y_ssm", "h", "i", "p"),
+        ),
+        Map(
+            "y",
+            ("h", "i", "p"),
+            formulas.gate(entry("y_skip", "h", "i", "p"), entry("z", "h", "i", "p")),
+            "HAS_Z",
+            entry("y_skip", "h", "i", "p"),
+        ),
+        Map("x_weighted", ("h", "j", "p"), entry("x", *hx, "j", "p") * entry("right_decay", "h", "j")),
+        Contract("local_state", ("h", "p", "n"), entry("x_weighted", "h", "j", "p"), entry("B", *hb, "j", "n"), "j"),
+        Map(
+            "state_out",
+            ("h", "p", "n"),
+            entry("centre_decay", "h") * entry("state", "h", "p", "n") + entry("local_state", "h", "p", "n"),
+        ),
+        Map("total_whole", ("h",), entry("total", "h") + cs_last),
+        Map(
+            "total_out",
+            ("h",),
+            sympy.Piecewise((entry("total_whole", "h"), sympy.Eq(seq_last, seq_before)), (-sympy.oo, True)),
+            "HAS_SEQ_IDX",
+            entry("total_whole", "h"),
+        ),
+    ]
+    return Graph(f"chunk[{layer.family.name}, {layer.layout.name}]", tuple(nodes))

@@ -1,0 +1,38 @@
+"""Scalar functions of the layer that have a stable form of their own.  -> layer, numeric, emit.formula
+
+They are sympy functions with exact rewrites and derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+
+class sigmoid(sympy.Function):
+    """1 / (1 + exp(-x))."""
+
+    def _eval_is_positive(self) -> bool | None:
+        return True if self.args[0].is_extended_real else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        value: Any = sigmoid(self.args[0])
+        return value * (1 - value)
+
+    def _eval_rewrite_as_exp(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        return 1 / (1 + sympy.exp(-arg))
+
+
+class softplus(sympy.Function):
+    """log(1 + exp(x)); its derivative is the sigmoid."""
+
+    def _eval_is_positive(self) -> bool | None:
+        return True if self.args[0].is_extended_real else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        slope: Any = sigmoid(self.args[0])
+        return slope
+
+    def _eval_rewrite_as_log(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        return sympy.log(1 + sympy.exp(arg))

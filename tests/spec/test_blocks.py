@@ -1,0 +1,98 @@
+"""The decomposition as people see it: factors, shapes and ranks, and what is printed of them."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+
+from ssdgen.spec import show
+from ssdgen.spec.blocks import blocks
+from ssdgen.spec.dims import CHUNK, DSTATE, HEADDIM, NGROUPS, NHEADS
+from ssdgen.spec.layer import Layer
+from ssdgen.spec.layouts import LAYOUTS
+from ssdgen.spec.masks import CONSTANT, FAMILIES, NONE
+from ssdgen.spec.semiseparable import Tokens, matrix, rank
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+FULL = {"skip": "head", "gate": True, "dt_bias": True, "dt_softplus": True, "initial_states": True, "boundaries": True}
+
+
+@families
+@layouts
+def test_four_factors_with_shapes_and_ranks(family, layout):
+    found = blocks(Layer(family, layout))
+    assert [factor.name for factor in found.factors] == ["diagonal", "right", "centre", "left"]
+    assert found.diagonal.matrix == (CHUNK, CHUNK) and found.diagonal.rank == CHUNK
+    assert found.right.matrix == (DSTATE, CHUNK) and found.left.matrix == (CHUNK, DSTATE)
+    assert found.centre.matrix == (DSTATE, DSTATE) and found.centre.rank == DSTATE
+    assert found.right.rank == found.left.rank == found.off_diagonal_rank == sympy.Min(CHUNK, DSTATE)
+    assert found.right.shape == found.centre.shape == (NHEADS, HEADDIM, DSTATE)
+    assert found.diagonal.shape == found.left.shape == (NHEADS, CHUNK, HEADDIM)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_the_stated_ranks_are_the_true_ones(chunk: int):
+    tokens = Tokens(Layer(), seqlen=2 * chunk, dstate=2)
+    found, dense = blocks(tokens.layer, chunk), matrix(tokens, 0)
+    assert rank(dense[chunk:, chunk:]) == found.diagonal.rank
+    assert rank(dense[chunk:, :chunk]) == found.off_diagonal_rank.subs(DSTATE, 2)
+
+
+def test_formulas_are_the_layers():
+    found = blocks(Layer())
+    assert found.diagonal.text.splitlines() == [
+        "CB[i, j] = sum over n of C[i, n] B[j, n]",
+        "scores[h, i, j] = exp2(dA_cs[h, i] - dA_cs[h, j])*CB[i, j]*dt[h, j] where i >= j, else 0",
+        "y_diag[h, i, p] = sum over j of scores[h, i, j] x[h, j, p]",
+    ]
+    assert found.right.contraction == "hjp,jn->hpn" and found.centre.contraction == ""
+    assert r"{\lambda}_{h,i} = 2^{{s}_{h,i}}" in found.left.latex
+    assert found.diagonal.equations[0].shape == (NGROUPS, CHUNK, CHUNK)
+    assert [equation.text for equation in found.steps] == [
+        "dt[h, j] = min(max(dt_min, dt_raw[h, j]), dt_max)",
+        "log_decay[h, j] = A[h]*dt[h, j]/log(2)",
+        "dA_cs[h, j] = sum over k <= j of log_decay[h, k]",
+        "dA_last[h] = dA_cs[h, last]",
+    ]
+
+
+def test_the_description_is_what_is_shown():
+    assert "log_decay[h, j] = A[h]/log(2)" in show.text(Layer(CONSTANT))
+    plain = show.text(Layer(NONE))
+    assert "exp2(dA" not in plain and "log_decay" not in plain
+    assert "where seq[i] = seq[j], else 0" in show.text(Layer(boundaries=True))
+    assert "sigmoid(z[h, i, p])" in show.text(Layer(gate=True))
+
+
+@families
+@layouts
+def test_everything_can_be_shown(family, layout):
+    layer = Layer(family, layout, **FULL)
+    text, latex = show.text(layer, 64), show.latex(layer, 64)
+    assert "matrix 64 x dstate, rank min(64, dstate)" in text
+    assert "options: D per head, gate, dt_bias, dt_softplus, initial_states, boundaries" in text
+    # nothing that only sympy or Python could have written
+    assert not [
+        word
+        for word in ("Indexed", "Piecewise", "Dummy", "**", "chunk*", "True")
+        if word in text.replace("2 ** min", "")
+    ]
+    for left, right in ("{}", (r"\begin{align*}", r"\end{align*}"), (r"\left(", r"\right)")):
+        assert latex.count(left) == latex.count(right)
+    assert "&=" in latex and "Indexed" not in latex
+
+
+def test_a_chunk_needs_a_position():
+    with pytest.raises(ValueError, match="chunk is 0"):
+        blocks(Layer(), 0)
+
+
+def test_the_roofline_table():
+    sizes = {"batch": 8, "seqlen": 2048, "nheads": 80, "headdim": 64, "dstate": 128, "ngroups": 1, "element_bytes": 2}
+    table = show.roofline_table(Layer(), **sizes, copy_tbs=4.3, bf16_tflops=790)
+    rows = {words[0]: words[1:] for line in table.splitlines() if (words := line.split())}
+    assert rows["64"][:4] == ["80.6", "bytes", "80.6", "61.4"]
+    assert rows["256"][:4] == ["82.3", "flops", "80.6", "82.3"]
+    assert float(rows["single_pass"][0]) < float(rows["segments"][0]) < float(rows["split"][0])
+    assert "batch 8, seqlen 2048, nheads 80" in table
