@@ -1,0 +1,221 @@
+"""The plan: a kernel as frozen data over tiles.  lower -> plan -> interpret, emit
+
+Tile values carry the axis names of the description (i, j, p, n); formulas are sympy, with one `Indexed` per value read. Scalars (indices,
+bounds, loop ranges) are short integer expressions in Python's own syntax over the kernel's parameters, which print as they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sympy
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A kernel parameter in memory.
+
+    dims: extent of each dimension, as scalars.  strided: "no" (contiguous), "unit" (strides are parameters, the last one is 1), "all".
+    dtype: "operand" (that of x), "float32", "any" and "state" (read as fp32 whatever they are), "int", "index" (read as int64).
+    flag: option without which it may be None.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    strided: str = "no"
+    flag: str | None = None
+    out: bool = False
+
+    def stride(self, axis: int) -> str:
+        """Stride of dimension `axis` in elements, as a product that is safe to multiply from the left by a 64-bit index."""
+        last = len(self.dims) - 1
+        if axis == last and self.strided != "all":
+            return "1"
+        if self.strided == "no":
+            return " * ".join(self.dims[axis + 1 :])
+        return f"stride_{self.name}_{self.dims[axis].lower()}"
+
+    def stride_parameters(self) -> tuple[str, ...]:
+        """Names of the stride parameters, in order of the dimensions."""
+        if self.strided == "no":
+            return ()
+        return tuple(self.stride(axis) for axis in range(len(self.dims)) if self.stride(axis) != "1")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of one dimension that a tile covers: origin + offsets, offsets being an arange of `size`."""
+
+    axis: str
+    offsets: str
+    size: str
+    origin: str = "0"
+    mask: str | None = None
+
+
+Index = str | Span
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tile in registers: its variable, its axes in order and whether it still has the operands' dtype."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A comment line in the kernel."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """name = integer expression, in 64 bits if `wide` (anything that is multiplied by a stride), in 32 if `narrow` (trip counts)."""
+
+    name: str
+    expr: str
+    wide: bool = False
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Arange:
+    """name = 0 .. size-1 along an axis."""
+
+    name: str
+    axis: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Mask:
+    """name = offsets < limit, along an axis."""
+
+    name: str
+    axis: str
+    offsets: str
+    limit: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """out = tensor[index]; positions outside the masks read `other`."""
+
+    out: Value
+    tensor: str
+    index: tuple[Index, ...]
+    descriptor: bool = False
+
+
+@dataclass(frozen=True)
+class Full:
+    """out = a tile of one number."""
+
+    out: Value
+    sizes: tuple[str, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Let:
+    """out = formula, pointwise over the axes of `out`; reads: values by name."""
+
+    out: Value
+    formula: sympy.Expr
+    reads: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dot:
+    """out = (acc +) left . right over `over`, on the matrix unit."""
+
+    out: Value
+    left: Value
+    right: Value
+    over: str
+    acc: bool = False
+
+
+@dataclass(frozen=True)
+class Cumsum:
+    """out = inclusive running sum of `of` along one axis."""
+
+    out: Value
+    of: Value
+    along: str
+
+
+@dataclass(frozen=True)
+class Sum:
+    """out = sum of `of` along one axis, which `out` lacks."""
+
+    out: Value
+    of: Value
+    along: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """tensor[index] = value."""
+
+    tensor: str
+    index: tuple[Index, ...]
+    value: Value
+    descriptor: bool = False
+
+
+@dataclass(frozen=True)
+class When:
+    """Statements that stand only if a compile-time flag, or a run-time condition, holds."""
+
+    condition: str
+    body: tuple[Stmt, ...]
+    otherwise: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True)
+class For:
+    """for var in range(trips): body.  pipelined: loads may be started stages ahead."""
+
+    var: str
+    trips: str
+    body: tuple[Stmt, ...]
+
+
+Stmt = Note | Scalar | Arange | Mask | Load | Full | Let | Dot | Cumsum | Sum | Store | When | For
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel.  grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers."""
+
+    name: str
+    about: str
+    equations: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    sizes: tuple[str, ...]
+    reals: tuple[str, ...]
+    constants: tuple[str, ...]
+    flags: tuple[str, ...]
+    grid: tuple[str, ...]
+    body: tuple[Stmt, ...]
+    variant: tuple[tuple[str, str], ...] = field(default=())
+
+    def tensor(self, name: str) -> Tensor:
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def walk(body: tuple[Stmt, ...]):
+    """Every statement of a body, inner ones included, in order."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, When):
+            yield from walk(stmt.body)
+            yield from walk(stmt.otherwise)
+        elif isinstance(stmt, For):
+            yield from walk(stmt.body)

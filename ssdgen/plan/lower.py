@@ -1,0 +1,333 @@
+"""Lower graph values to tile statements, on demand.  spec.Graph -> [plan.Stmt]
+
+An axis is cut into pieces; a value is made once per combination of the pieces of its axes. Asking for a value makes what it reads first,
+each at the outermost level (kernel, loop) where its own inputs stand, so nothing is computed twice and nothing inside a loop that need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import sympy
+
+from ..spec.dims import COL, ROW, axes_of, entry, name_of
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node
+from .ir import Cumsum as CumsumStmt
+from .ir import Dot, Full, Index, Let, Load, Note, Span, Stmt, Store, Sum, Value, When
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tile of an axis: a span of tile positions or, for heads, one scalar index.
+
+    position: variable with the position inside the chunk of each row; order: where the piece stands among its axis' pieces;
+    alias: suffix of a value over columns that is read here on rows, where the two are different tiles.
+    """
+
+    suffix: str
+    span: Span | None = None
+    scalar: str = ""
+    position: str = ""
+    order: int = 0
+    alias: str = ""
+
+
+Pieces = dict[str, Piece]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an input value comes from: a tensor and, per pieces, the index into it; or `variable`, which the caller has made."""
+
+    tensor: str = ""
+    index: Callable[[Pieces], tuple[Index, ...]] = lambda pieces: ()
+    level: int | Callable[[Pieces], int] = 1
+    dtype: str = "float32"
+    flag: str | None = None
+    descriptor: bool = False
+    axes: tuple[str, ...] | None = None
+
+
+@dataclass
+class Lowering:
+    """Makes statements for values of `graph`.
+
+    scopes: statement lists, outermost first; rename: variable of a graph value, where it is not its own name;
+    notes: comment before the statements of a value;
+    zero_past_end: values that must be zero at positions past the end; constant_level: where a value that is one number is made.
+    """
+
+    graph: Graph
+    pieces: dict[str, tuple[Piece, ...]]
+    sources: dict[str, Source]
+    rename: dict[str, str] = field(default_factory=dict)
+    zero_past_end: frozenset[str] = frozenset()
+    value_axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    constant_level: int = 1
+    notes: dict[str, str] = field(default_factory=dict)
+    scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
+    made: dict[tuple[str, tuple[str, ...]], tuple[Value, int]] = field(default_factory=dict)
+
+    # ---- names and pieces
+
+    def node_axes(self, name: str) -> tuple[str, ...]:
+        return self.value_axes.get(name, self.graph[name].axes)
+
+    def variable(self, name: str, pieces: Pieces) -> str:
+        """Variable of a value: its name and, where an axis is cut, the suffix of its piece."""
+        axes = self.node_axes(name)
+        suffix = "".join(pieces[axis].suffix for axis in axes if len(self.pieces[axis]) > 1)
+        return self.rename.get(name, name) + suffix + (pieces["j"].alias if "j" in axes else "")
+
+    def combinations(self, axes: tuple[str, ...]) -> list[Pieces]:
+        """Every choice of one piece per axis, first axis slowest."""
+        found: list[Pieces] = [{}]
+        for axis in axes:
+            found = [{**chosen, axis: piece} for chosen in found for piece in self.pieces[axis]]
+        return found
+
+    def _key(self, name: str, pieces: Pieces) -> tuple[str, tuple[str, ...]]:
+        return name, tuple(_identity(pieces[axis]) for axis in self.node_axes(name))
+
+    def bind(self, name: str, pieces: Pieces, value: Value, level: int) -> None:
+        """Declare that a value of the graph stands in a variable already."""
+        self.made[self._key(name, pieces)] = (value, level)
+
+    def emit(self, level: int, stmt: Stmt, flag: str | None = None) -> None:
+        self.scopes[level].append(When(flag, (stmt,)) if flag else stmt)
+
+    # ---- values
+
+    def need(self, name: str, pieces: Pieces) -> tuple[Value, int] | None:
+        """The variable of a value and its level; None where the value is zero everywhere (above the diagonal)."""
+        key = self._key(name, pieces)
+        if key not in self.made:
+            if name in self.sources:
+                self.made[key] = self._load(name, pieces)
+            else:
+                made = self._compute(self.graph[name], pieces)
+                if made is None:
+                    return None
+                self.made[key] = made
+        return self.made[key]
+
+    def read(self, term: sympy.Indexed, pieces: Pieces) -> tuple[Value, int] | None:
+        """The variable for an entry read at the reader's axes, e.g. dt[h, i] of a value over (h, j)."""
+        name, read_axes = name_of(term), axes_of(term)
+        declared = self.graph[name].axes
+        made = self.need(name, {own: pieces[axis] for own, axis in zip(declared, read_axes, strict=True)})
+        if made is None:
+            return None
+        to_read = dict(zip(declared, read_axes, strict=True))
+        value, level = made
+        return replace(value, axes=tuple(to_read[axis] for axis in value.axes)), level
+
+    def _load(self, name: str, pieces: Pieces) -> tuple[Value, int]:
+        source = self.sources[name]
+        value = Value(
+            self.variable(name, pieces), self._tile_axes(source.axes or self.node_axes(name), pieces), source.dtype
+        )
+        level = source.level if isinstance(source.level, int) else source.level(pieces)
+        self.emit(level, Load(value, source.tensor, source.index(pieces), source.descriptor), source.flag)
+        return value, level
+
+    def _tile_axes(self, axes: tuple[str, ...], pieces: Pieces) -> tuple[str, ...]:
+        """Axes along which a value is a tile; along the others a piece is one scalar index."""
+        return tuple(axis for axis in axes if pieces[axis].span is not None)
+
+    def _compute(self, node: Node, pieces: Pieces) -> tuple[Value, int] | None:
+        before = [len(scope) for scope in self.scopes]
+        made = self._statements(node, pieces)
+        if made is not None and node.name in self.notes:
+            scope = self.scopes[made[1]]
+            scope.insert(_after_loads(scope, before[made[1]]), Note(self.notes.pop(node.name)))
+        return made
+
+    def _statements(self, node: Node, pieces: Pieces) -> tuple[Value, int] | None:
+        out = Value(self.variable(node.name, pieces), self._tile_axes(self.node_axes(node.name), pieces))
+        if isinstance(node, Contract):
+            return self.contract(node, pieces, out, acc=False)
+        if isinstance(node, Cumsum):
+            of, level = self._exactly(node.of, pieces)
+            self.emit(level, CumsumStmt(out, of, node.along))
+            return out, level
+        if isinstance(node, Last):
+            return self._last(node, pieces, out)
+        if isinstance(node, Map):
+            return self._map(node, pieces, out)
+        raise ValueError(f"{self.graph.name}: {node.name} is an input without a source; give it one")
+
+    def _exactly(self, term: sympy.Indexed, pieces: Pieces) -> tuple[Value, int]:
+        made = self.read(term, {**{axis: self.pieces[axis][0] for axis in axes_of(term)}, **pieces})
+        if made is None:
+            raise ValueError(f"{term} is zero everywhere, so nothing can be summed along it")
+        return made
+
+    def _last(self, node: Last, pieces: Pieces, out: Value) -> tuple[Value, int]:
+        """The last entry of a running sum is the sum itself: no selection of one row."""
+        summed = self.graph[name_of(node.of)]
+        if not isinstance(summed, Cumsum):
+            raise ValueError(f"{node.name}: only the last entry of a running sum can be lowered, not of {summed.name}")
+        of, level = self._exactly(summed.of, pieces)
+        self.emit(level, Sum(out, of, node.along))
+        return out, level
+
+    def contract(self, node: Contract, pieces: Pieces, out: Value, acc: bool) -> tuple[Value, int] | None:
+        """One dot per piece of the summed axis; those that are zero everywhere are left out."""
+        level = -1
+        for piece in self.pieces[node.over]:
+            inner = {**pieces, node.over: piece}
+            left, right = self.read(node.left, inner), self.read(node.right, inner)
+            if left is None or right is None:
+                continue
+            level = max(level, left[1], right[1])
+            self.emit(level, Dot(out, left[0], right[0], node.over, acc))
+            acc = True
+        return (out, level) if level >= 0 else None
+
+    def _map(self, node: Map, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
+        if node.option is None:
+            return self._let(node.name, node.formula, pieces, out)
+        assert node.otherwise is not None
+        made = self.read(node.otherwise, pieces)
+        if made is None:
+            return None
+        # the value is updated in place, so that the code reads: y = ...; if HAS_D: y = y + ...
+        current, level = made
+        updated = Value(current.name, out.axes if len(out.axes) == len(current.axes) else current.axes)
+        formula, reads, at = self.formula(node.formula, pieces, level)
+        if at != level and current.name in self.carried_over(level):
+            raise ValueError(
+                f"{node.name} would update {current.name}, made outside the loop, inside it; make it there"
+            )
+        self.emit(at, Let(updated, formula, reads), node.option)
+        return updated, at
+
+    def carried_over(self, level: int) -> set[str]:
+        """Variables made at an outer level, which an update inside a loop would change for every later trip."""
+        return {value.name for value, at in self.made.values() if at == level and level < self.constant_level}
+
+    def _let(self, name: str, formula: sympy.Expr, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
+        formula = self._position_known(formula, pieces)
+        if formula == 0:
+            return None
+        if formula.is_number:
+            level = self.constant_level
+            if out.axes:
+                self.emit(level, Full(out, tuple(_span(pieces[axis]).size for axis in out.axes), float(formula)))
+            else:
+                self.emit(level, Let(out, formula))
+            return out, level
+        contraction = self._accumulates(formula, name)
+        if contraction is not None:
+            rest = formula - contraction
+            formula_rest, reads, level = self.formula(rest, pieces, 0)
+            self.emit(level, Let(out, formula_rest, reads))
+            node = self.graph[name_of(contraction)]
+            assert isinstance(node, Contract)
+            made = self.contract(node, pieces, out, acc=True)
+            return out, max(level, made[1] if made else level)
+        if name in self.zero_past_end:
+            row = pieces[next(axis for axis in self.node_axes(name) if axis in ("i", "j"))]
+            axis = next(axis for axis in self.node_axes(name) if axis in ("i", "j"))
+            mask = _span(row).mask
+            if mask is not None:
+                formula = sympy.Piecewise((formula, sympy.Ne(entry(mask, axis), 0)), (0, True))
+        formula_read, reads, level = self.formula(formula, pieces, 1 if name in self.zero_past_end else 0)
+        self.emit(level, Let(out, formula_read, reads))
+        return out, level
+
+    def _position_known(self, formula: sympy.Expr, pieces: Pieces) -> sympy.Expr:
+        """Decide i >= j where the row piece and the column piece differ: below the diagonal always, above it never."""
+        if ROW not in formula.free_symbols or "i" not in pieces or "j" not in pieces:
+            return formula
+        row, col = pieces["i"], pieces["j"]
+        if not formula.has(sympy.Ge(ROW, COL)) or row.order == col.order:
+            return formula
+        return formula.subs(sympy.Ge(ROW, COL), sympy.true if row.order > col.order else sympy.false)
+
+    def _accumulates(self, formula: sympy.Expr, name: str) -> sympy.Indexed | None:
+        """The contraction that a sum can start from: a bare term of the sum, over the same axes."""
+        for term in formula.args if formula.is_Add else ():
+            if isinstance(term, sympy.Indexed) and isinstance(self.graph[name_of(term)], Contract):
+                if axes_of(term) == self.graph[name].axes and name_of(term) not in self.sources:
+                    return term
+        return None
+
+    def formula(self, formula: sympy.Expr, pieces: Pieces, level: int) -> tuple[sympy.Expr, tuple[Value, ...], int]:
+        """The formula over variables, what it reads, and the level where all of that stands."""
+        known: dict[sympy.Basic, sympy.Basic] = {}
+        reads: dict[str, Value] = {}
+        for term in sorted(formula.atoms(sympy.Indexed), key=str):
+            if name_of(term) not in self.graph:  # a mask or another variable of the kernel
+                continue
+            made = self.read(term, pieces)
+            if made is None:
+                known[term] = sympy.Integer(0)
+                continue
+            value, at = made
+            level = max(level, at)
+            symbol = entry(value.name, *value.axes) if value.axes else sympy.Symbol(value.name, real=True)
+            known[term] = symbol
+            reads[f"{value.name}{value.axes}"] = value
+        scalars = formula.xreplace(dict.fromkeys(formula.atoms(sympy.Indexed), sympy.Integer(1))).free_symbols
+        for symbol in sorted(scalars, key=str):
+            if str(symbol) in self.sources:
+                value, at = self.need(str(symbol), {}) or (None, 0)
+                assert value is not None
+                level = max(level, at)
+        for axis, symbol in (("i", ROW), ("j", COL)):
+            if formula.has(sympy.Ge(ROW, COL)):
+                known[symbol] = entry(pieces[axis].position, axis)
+        # conditions first: replacing i inside x[i] would change what is read
+        held = (
+            formula.subs(sympy.Ge(ROW, COL), sympy.Symbol("CAUSAL") > 0) if formula.has(sympy.Ge(ROW, COL)) else formula
+        )
+        replaced = held.xreplace({term: to for term, to in known.items() if isinstance(term, sympy.Indexed)})
+        if ROW in known:
+            replaced = replaced.subs(sympy.Symbol("CAUSAL") > 0, sympy.Ge(known[ROW], known[COL]))
+        return replaced, tuple(reads.values()), level
+
+    # ---- leaving
+
+    def store(
+        self, level: int, name: str, pieces: Pieces, tensor: str, index: tuple[Index, ...], descriptor: bool = False
+    ) -> None:
+        made = self.need(name, pieces)
+        assert made is not None
+        self.emit(level, Store(tensor, index, made[0], descriptor))
+
+
+def _after_loads(scope: list[Stmt], start: int) -> int:
+    """First place from `start` on where a statement is not a load, which will stand at the top."""
+    return next((k for k in range(start, len(scope)) if not isinstance(scope[k], Load)), len(scope))
+
+
+def _span(piece: Piece) -> Span:
+    assert piece.span is not None
+    return piece.span
+
+
+def _identity(piece: Piece) -> str:
+    return f"{piece.scalar}|{piece.span.offsets + piece.span.origin if piece.span else ''}|{piece.order}"
+
+
+def merge(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """Join neighbouring statements under the same condition into one `When`."""
+    joined: list[Stmt] = []
+    for stmt in body:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(stmt, When)
+            and isinstance(last, When)
+            and stmt.condition == last.condition
+            and not last.otherwise
+        ):
+            joined[-1] = When(last.condition, last.body + stmt.body, stmt.otherwise)
+        else:
+            joined.append(stmt)
+    return tuple(joined)
+
+
+__all__ = ["Lowering", "Piece", "Pieces", "Source", "merge"]

@@ -1,0 +1,277 @@
+"""One program walks the chunks of a run of tokens with the state in registers.  chunk_graph -> Kernel
+
+With outputs it is the single pass (and the second pass of `segments`); without, it makes the summary (state, total decay) of each segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from ...spec.decompose import chunk_graph
+from ...spec.layer import Layer
+from ..ir import Arange, For, Full, Kernel, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..lower import Lowering, Piece, Source, merge
+from . import common
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Shape of the code.
+
+    heads: heads per program that share B, C and C B^T; n_tiles, p_tiles: tiles of dstate and headdim (96 = 64 + 32);
+    row_tiles: sub-tiles of the chunk, so that those above the diagonal are left out; prepared: step sizes and running sums come from
+    `dt_cumsum`; descriptors: operands move by tensor descriptors; state_major: which of n and p the state's rows are.
+    """
+
+    outputs: bool = True
+    heads: int = 1
+    n_tiles: int = 1
+    p_tiles: int = 1
+    row_tiles: int = 1
+    prepared: bool = True
+    descriptors: bool = False
+    state_major: str = "n"
+
+    @property
+    def name(self) -> str:
+        """File and kernel name: what differs from the plainest shape, spelled out."""
+        parts = ["single_pass" if self.outputs else "segment_state"]
+        parts += [f"{self.heads}heads"] if self.heads > 1 else []
+        parts += [f"{self.row_tiles}rows"] if self.row_tiles > 1 else []
+        parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
+        parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        parts += ["rowmajor"] if self.state_major == "p" else []
+        parts += [] if self.prepared else ["inline"]
+        parts += ["tma"] if self.descriptors else []
+        return "_".join(parts)
+
+
+def sizes_of(stem: str, tiles: int) -> tuple[str, ...]:
+    return (stem,) if tiles == 1 else tuple(f"{stem}_{k}" for k in range(tiles))
+
+
+def kernel(layer: Layer, shape: Walk) -> Kernel:
+    """The walk as a kernel of `layer` in the given shape.  Raises ValueError for shapes that cannot be."""
+    if not shape.prepared and shape.row_tiles > 1:
+        raise ValueError("running sums inside the kernel need one row tile per chunk; prepare them, or use row_tiles=1")
+    if shape.descriptors and (shape.n_tiles > 1 or shape.p_tiles > 1 or not shape.prepared):
+        raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
+    graph = chunk_graph(layer)
+    rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
+    varlen = not shape.prepared and not shape.descriptors
+    batch = "row_b" if varlen else "b"
+    heads = tuple(
+        Piece(f"_h{k}", scalar="head" if shape.heads == 1 else f"head_{k}", order=k) for k in range(shape.heads)
+    )
+    row_pieces = tuple(
+        Piece(
+            f"_r{k}",
+            Span(
+                "i",
+                "row",
+                rows,
+                "row0" if k == 0 else f"row0 + {k} * ROWS",
+                "row_in" if shape.row_tiles == 1 else f"row_in_{k}",
+            ),
+            position="row",
+            order=k,
+        )
+        for k in range(shape.row_tiles)
+    )
+    n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
+    pieces = {
+        "h": heads,
+        "i": row_pieces,
+        "j": row_pieces,
+        "n": common.spans("n", "n", n_sizes, "0"),
+        "p": common.spans("p", "p", p_sizes, "p0"),
+    }
+    state_axes = ("h", "n", "p") if shape.state_major == "n" else ("h", "p", "n")
+    lowering = Lowering(
+        graph,
+        pieces,
+        _sources(layer, shape, batch),
+        rename=common.RENAME,
+        notes=dict(common.NOTES),
+        zero_past_end=zero_past_end(layer),
+        value_axes={name: state_axes for name in ("state", "state_out", "local_state")},
+    )
+
+    prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
+    prologue += [Scalar("chunks", "cdiv(stop - start, CHUNK)", narrow=True), Arange("row", "i", rows)]
+    prologue += [Arange(piece.span.offsets, axis, piece.span.size) for axis in ("n", "p") for piece in pieces[axis]]
+    for axis, limit in (("n", "DSTATE"), ("p", "HEADDIM")):
+        prologue += [common.mask(p.span, limit) for p in pieces[axis]]
+    prologue += _entering(lowering, shape, state_axes)
+    for h in heads if not shape.outputs else ():
+        total = Value(lowering.variable("total", {"h": h}), ())
+        prologue.append(Full(total, ()))
+        lowering.bind("total", {"h": h}, total, 1)
+
+    outputs = _outputs(lowering, shape, batch) if shape.outputs else []
+    for at in lowering.combinations(state_axes):
+        lowering.need("state_out", at)
+    if not shape.outputs:
+        for h in heads:
+            lowering.need("total_out", {"h": h})
+    body = merge(
+        common.loads_first(
+            [Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *lowering.scopes[1], *outputs]
+        )
+    )
+    epilogue = _leaving(lowering, shape, state_axes)
+    loop = For("step", "chunks", body)
+    return Kernel(
+        shape.name,
+        _about(shape),
+        _equations(shape),
+        _tensors(layer, shape, varlen),
+        ("batch", "seqlen", "nheads", "ngroups", "nsegments", "segment_len") + (("padded",) if shape.prepared else ()),
+        () if shape.prepared else ("dt_min", "dt_max"),
+        ("HEADDIM", "DSTATE", "CHUNK", *((rows,) if rows != "CHUNK" else ()), *n_sizes, *p_sizes),
+        _flags(shape, varlen),
+        (f"nheads // {shape.heads} * {_p_blocks(p_sizes)}", "nsegments", "sequences" if varlen else "batch"),
+        (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
+        variant=tuple((key, str(getattr(shape, key))) for key in ("heads", "n_tiles", "p_tiles", "row_tiles")),
+    )
+
+
+def _p_blocks(p_sizes: tuple[str, ...]) -> str:
+    return "cdiv(HEADDIM, BLOCK_P)" if len(p_sizes) == 1 else "1"
+
+
+def zero_past_end(layer: Layer) -> frozenset[str]:
+    """Step sizes always; log-decays only where a zero step would still decay (constant decay)."""
+    still = layer.log_decay(sympy.Integer(0), sympy.Symbol("A", real=True))
+    return frozenset({"dt"} | ({"log_decay"} if still != 0 else set()))
+
+
+def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
+    sources = {
+        name: common.operand_source(layer, name, batch, row, col, shape.descriptors)
+        for name, row, col in (("x", "j", "p"), ("B", "j", "n"), ("C", "i", "n"))
+    }
+    sources |= common.option_sources(batch, level=1)
+    sources |= common.seq_sources(batch, first="row0", last="minimum(row0 + CHUNK, stop) - 1")
+    if shape.prepared:
+        sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1")
+    else:
+        sources |= common.raw_sources(layer, batch)
+    return sources
+
+
+def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
+    one_p = len(p_sizes) == 1
+    program = "program_id(0)"
+    stmts: list[Stmt] = []
+    if one_p:
+        stmts += [Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)"), Scalar("p0", f"{program} % p_blocks * BLOCK_P")]
+        program = f"{program} // p_blocks"
+    if shape.heads == 1:
+        stmts.append(Scalar("head", program, wide=True))
+    else:
+        stmts.append(Scalar("head_0", f"{program} * {shape.heads}", wide=True))
+        stmts += [Scalar(f"head_{k}", f"head_0 + {k}") for k in range(1, shape.heads)]
+    stmts += [Scalar("group", common.group_expr(layer, "head" if shape.heads == 1 else "head_0"))]
+    stmts += [Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
+    return stmts
+
+
+def _bounds(varlen: bool) -> list[Stmt]:
+    whole: tuple[Stmt, ...] = (
+        Scalar("start", "segment * segment_len"),
+        Scalar("stop", "minimum(start + segment_len, seqlen)"),
+    )
+    if not varlen:
+        return list(whole)
+    ends = (
+        Load(Value("start", (), "int"), "cu_seqlens", ("b",)),
+        Load(Value("stop", (), "int"), "cu_seqlens", ("b + 1",)),
+        Scalar("row_b", "0", wide=True),
+    )
+    return [When("HAS_CU_SEQLENS", ends, (*whole, Scalar("row_b", "b")))]
+
+
+def _row_masks(rows: tuple[Piece, ...]) -> list[Stmt]:
+    return [common.mask(piece.span, "stop") for piece in rows if piece.span]
+
+
+def _entering(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
+    loads: list[Stmt] = []
+    zeros: list[Stmt] = []
+    for at in lowering.combinations(state_axes):
+        state = Value(lowering.variable("state", at), state_axes[1:])
+        index = ("b", "segment", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        loads.append(Load(state, "entering", index))
+        zeros.append(Full(state, tuple(at[axis].span.size for axis in state_axes[1:])))
+        lowering.bind("state", at, state, 1)
+    return [When("HAS_ENTERING", tuple(loads), tuple(zeros))] if shape.outputs else zeros
+
+
+def _outputs(lowering: Lowering, shape: Walk, batch: str) -> list[Stmt]:
+    stores: list[Stmt] = []
+    for at in lowering.combinations(("h", "i", "p")):
+        made = lowering.need("y", at)
+        assert made is not None
+        index = (batch, common.on(at["i"], "i"), at["h"].scalar, common.on(at["p"], "p"))
+        lowering.emit(1, Store("y", index, made[0], shape.descriptors))
+    return stores
+
+
+def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
+    stores: list[Stmt] = []
+    for at in lowering.combinations(state_axes):
+        state = Value(lowering.variable("state", at), state_axes[1:])
+        where = ("b",) if shape.outputs else ("b", "segment")
+        index = (*where, at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        stores.append(Store("final_states" if shape.outputs else "summary", index, state))
+    if shape.outputs:
+        return [When("STORE_FINAL", tuple(stores))]
+    for h in lowering.pieces["h"]:
+        total = Value(lowering.variable("total", {"h": h}), ())
+        stores.append(Store("total", ("b", "segment", h.scalar), total))
+    return stores
+
+
+def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
+    state = ("nheads", "HEADDIM", "DSTATE")
+    found = [common.operand(layer, "x", "HEADDIM"), common.operand(layer, "B", "DSTATE")]
+    if shape.outputs:
+        found.append(common.operand(layer, "C", "DSTATE"))
+    found += common.prepared_tensors(layer) if shape.prepared else common.raw_tensors(layer)
+    found.append(common.seq_tensor())
+    if varlen:
+        found.append(Tensor("cu_seqlens", ("sequences",), "index", flag="HAS_CU_SEQLENS"))
+    if shape.outputs:
+        found += [common.skip_tensor(), common.gate_tensor()]
+        found.append(Tensor("entering", ("batch", "nsegments", *state), "state", flag="HAS_ENTERING"))
+        found.append(Tensor("y", ("batch", "seqlen", "nheads", "HEADDIM"), "operand", out=True))
+        found.append(Tensor("final_states", ("batch", *state), "state", flag="STORE_FINAL", out=True))
+    else:
+        found.append(Tensor("summary", ("batch", "nsegments", *state), "state", out=True))
+        found.append(Tensor("total", ("batch", "nsegments", "nheads"), "float32", out=True))
+    return tuple(found)
+
+
+def _flags(shape: Walk, varlen: bool) -> tuple[str, ...]:
+    flags = ["HAS_SEQ_IDX"]
+    flags += [] if shape.prepared else ["HAS_DT_BIAS", "DT_SOFTPLUS"]
+    flags += ["HAS_D", "HAS_Z", "HAS_ENTERING", "STORE_FINAL"] if shape.outputs else []
+    flags += ["HAS_CU_SEQLENS"] if varlen else []
+    return tuple(flags)
+
+
+def _about(shape: Walk) -> str:
+    run = "all chunks of a sequence" if shape.outputs else "the chunks of a segment"
+    end = "y, and the final state" if shape.outputs else "the state a segment leaves behind and its total decay"
+    heads = f"{shape.heads} heads" if shape.heads > 1 else "one head"
+    return f"One program walks {run} for {heads}, the state in registers; it writes {end}."
+
+
+def _equations(shape: Walk) -> tuple[str, ...]:
+    return ("y", "state_out") if shape.outputs else ("state_out", "total_out")
+
+
+__all__ = ["Walk", "kernel", "sizes_of", "zero_past_end"]
