@@ -1,0 +1,1 @@
+"""Plan -> source text; pure: no torch, no files.  plan -> emit -> mamba2_ops"""

@@ -1,0 +1,138 @@
+"""Formulas as Triton expressions, strictly.  sympy -> text
+
+Anything that has no rule here is an error: a formula is never printed in a way that nobody has thought about.
+"""
+
+from __future__ import annotations
+
+import math
+
+import sympy
+
+from ..spec.dims import axes_of, name_of
+from ..spec.functions import sigmoid, softplus
+
+RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Ge: ">=", sympy.Gt: ">", sympy.Le: "<=", sympy.Lt: "<"}
+
+
+class UnprintableFormula(ValueError):
+    """A formula has a part that no rule prints."""
+
+
+def broadcast(name: str, axes: tuple[str, ...], over: tuple[str, ...]) -> str:
+    """A tile over `axes` as it takes part in an expression over `over`: `dt` over j in (i, j) is `dt[None, :]`."""
+    if not axes or axes == over:
+        return name
+    if [axis for axis in over if axis in axes] != list(axes):
+        raise UnprintableFormula(
+            f"{name} has axes {axes}, which do not stand in that order in {over}; transpose it first"
+        )
+    return f"{name}[{', '.join(':' if axis in axes else 'None' for axis in over)}]"
+
+
+class FormulaPrinter:
+    """Prints one formula over the axes of its result.  operands: values still in the operands' dtype, read as fp32."""
+
+    def __init__(
+        self, over: tuple[str, ...], operands: frozenset[str] = frozenset(), masks: frozenset[str] = frozenset()
+    ):
+        self.over, self.operands, self.masks = over, operands, masks
+
+    def print(self, expr: sympy.Basic) -> str:
+        for kind, rule in self._rules():
+            if isinstance(expr, kind):
+                return rule(expr)
+        raise UnprintableFormula(f"no rule prints {type(expr).__name__} in {expr}; add one to emit/formula.py")
+
+    def _rules(self):
+        return (
+            (sympy.Indexed, self._entry),
+            (sympy.Symbol, str),
+            (sympy.Number, self._number),
+            (sympy.core.numbers.Infinity, lambda _: 'float("inf")'),
+            (sympy.core.numbers.NegativeInfinity, lambda _: 'float("-inf")'),
+            (sympy.Add, self._sum),
+            (sympy.Mul, self._product),
+            (sympy.Pow, self._power),
+            (sympy.Min, lambda e: self._call("minimum", e.args)),
+            (sympy.Max, lambda e: self._call("maximum", e.args)),
+            (sympy.Piecewise, self._where),
+            (softplus, lambda e: self._call("softplus", e.args)),
+            (sigmoid, lambda e: self._call("tl.sigmoid", e.args)),
+            (sympy.log, self._log),
+            (tuple(RELATIONS), self._relation),
+        )
+
+    def _entry(self, expr: sympy.Indexed) -> str:
+        name = name_of(expr)
+        text = broadcast(name, axes_of(expr), self.over)
+        if name in self.operands:
+            return f"{name}.to(tl.float32){text[len(name) :]}"
+        return text
+
+    def _number(self, expr: sympy.Number) -> str:
+        if expr is sympy.oo or expr is -sympy.oo:
+            return 'float("inf")' if expr is sympy.oo else 'float("-inf")'
+        return repr(float(expr))
+
+    def _call(self, function: str, args: tuple[sympy.Basic, ...]) -> str:
+        # numbers last: minimum(x, 0.0)
+        ordered = sorted(args, key=lambda arg: bool(getattr(arg, "is_number", False)))
+        return f"{function}({', '.join(self.print(arg) for arg in ordered)})"
+
+    def _sum(self, expr: sympy.Add) -> str:
+        # positive terms first: dA_last - dA_cs
+        terms = sorted(
+            expr.as_ordered_terms(), key=lambda t: (t.could_extract_minus_sign(), not isinstance(t, sympy.Indexed))
+        )
+        text = self.print(terms[0])
+        for term in terms[1:]:
+            negative = term.could_extract_minus_sign()
+            text += f" {'-' if negative else '+'} {self._factor(-term if negative else term, sympy.Add)}"
+        return text
+
+    def _product(self, expr: sympy.Mul) -> str:
+        # values in the operands' dtype and tiles of full rank first, then what is broadcast, numbers last
+        factors = sorted(expr.args, key=lambda f: (bool(f.is_number), -len(getattr(f, "indices", ())), str(f)))
+        numbers = [factor for factor in factors if factor.is_number]
+        rest = [self._factor(factor, sympy.Mul) for factor in factors if not factor.is_number]
+        if numbers and (value := math.prod(float(number) for number in numbers)) != 1.0:
+            if value == -1.0:
+                return f"-{' * '.join(rest)}"
+            rest.append(repr(value))
+        return " * ".join(rest)
+
+    def _factor(self, expr: sympy.Basic, inside: type) -> str:
+        text = self.print(expr)
+        return f"({text})" if isinstance(expr, sympy.Add) else text
+
+    def _power(self, expr: sympy.Pow) -> str:
+        base, exponent = expr.args
+        if base == 2 and isinstance(exponent, sympy.Min) and 0 in exponent.args:
+            rest = exponent.func(*[arg for arg in exponent.args if arg != 0])
+            return f"decay({self.print(rest)})"
+        if base == 2:
+            return f"tl.exp2({self.print(exponent)})"
+        raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x")
+
+    def _log(self, expr: sympy.log) -> str:
+        if not expr.is_number:
+            raise UnprintableFormula(f"no rule prints {expr}; only the logarithm of a number is allowed")
+        return repr(float(expr))
+
+    def _where(self, expr: sympy.Piecewise) -> str:
+        if len(expr.args) != 2 or expr.args[1][1] != sympy.true:
+            raise UnprintableFormula(f"no rule prints {expr}; a choice has one condition and one other value")
+        (then, condition), (otherwise, _) = expr.args
+        return f"tl.where({self.print(condition)}, {self.print(then)}, {self.print(otherwise)})"
+
+    def _relation(self, expr: sympy.core.relational.Relational) -> str:
+        left, right = expr.args
+        if (
+            isinstance(expr, sympy.Ne)
+            and right == 0
+            and isinstance(left, sympy.Indexed)
+            and name_of(left) in self.masks
+        ):
+            return self.print(left)
+        return f"{self.print(left)} {RELATIONS[type(expr)]} {self.print(right)}"
