@@ -1,0 +1,233 @@
+"""The ladder: the first step with a fitting record wins, and one warning says which it was."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdgen.runtime import ladder, select
+from ssdgen.runtime.defaults import default_config
+from ssdgen.runtime.errors import RecordError, SsdWarning, UntunedError
+from ssdgen.runtime.match import Gpu, is_same
+from ssdgen.runtime.problem import Problem
+from ssdgen.runtime.records import GpuRecords
+
+H200 = Gpu("NVIDIA H200", "sm90", 132)
+PROBLEM = Problem(8, 2048, 80, 64, 128, 1, "bfloat16")
+
+
+def record(label: str, problem: Problem = PROBLEM, **changes) -> dict:
+    sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups", "dtype")
+    heads = changes.pop("heads", 1)
+    return {
+        "problem": {name: getattr(problem, name) for name in sizes},
+        "config": {"schedule": label, "kernels": {"single_pass": {"heads": heads}}},
+        "provenance": "measured",
+        "time_us": 100.0,
+    } | changes
+
+
+def put(root: Path, records: list[dict], name: str = "NVIDIA H200", arch: str = "sm90") -> None:
+    folder = root / f"{arch}_{name.replace(' ', '_')}"
+    folder.mkdir(parents=True)
+    (folder / "gpu.json").write_text(json.dumps({"arch": arch, "name": name, "schema": 1}))
+    (folder / "ssd_forward.json").write_text(json.dumps({"schema": 1, "records": records}))
+
+
+class Pack:
+    """An installed pack's entry point."""
+
+    name = value = "a_pack"
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def load(self):
+        return self.target
+
+
+@pytest.fixture
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The four places of the ladder, empty and away from this machine's own."""
+    places = {name: tmp_path / name for name in ("own", "cache/ssdgen/tuned", "pack", "package/tuned")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    for name in ("SSDGEN_NO_TUNE", "SSDGEN_ASSERT_TUNED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSDGEN_TUNED", str(places["own"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ladder, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(ladder, "entry_points", lambda group: [Pack(str(places["pack"]))])
+    select.forget()
+    yield dict(zip(("own", "cache", "pack", "bundled"), places.values(), strict=True))
+    select.forget()
+
+
+def chosen(problem: Problem = PROBLEM, gpu: Gpu = H200) -> str:
+    """The label of the record, quietly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SsdWarning)
+        return select.choose(problem, gpu).config["schedule"]
+
+
+def test_each_step_stands_above_the_next(roots: dict[str, Path]) -> None:
+    assert select.choose(PROBLEM, Gpu("cpu", "cpu", 1)).record is None
+    for place in reversed(roots):
+        put(roots[place], [record(place)])
+        select.forget()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert select.choose(PROBLEM, H200).config["schedule"] == place
+
+
+def test_another_gpu_of_the_architecture_comes_after_every_place(roots: dict[str, Path]) -> None:
+    put(roots["own"], [record("h100")], name="NVIDIA H100")
+    put(roots["cache"], [record("a100")], name="NVIDIA A100", arch="sm80")
+    with pytest.warns(SsdWarning, match=r"NVIDIA H200.*a record of NVIDIA H100 from SSDGEN_TUNED"):
+        assert select.choose(PROBLEM, H200).config["schedule"] == "h100"
+    put(roots["bundled"], [record("h200")])
+    select.forget()
+    assert chosen() == "h200"
+
+
+def test_without_records_the_default_and_one_warning(roots: dict[str, Path]) -> None:
+    put(roots["own"], [record("other dtype", replace(PROBLEM, dtype="float32"))])
+    with pytest.warns(SsdWarning, match="built-in default"):
+        choice = select.choose(PROBLEM, H200)
+    assert choice.config == default_config(PROBLEM, 132) and choice.record is None and not choice.exact
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select.choose(replace(PROBLEM, seqlen=4096), H200)
+
+
+def test_no_tune_means_the_default_without_a_word(roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(roots["own"], [record("own")])
+    monkeypatch.setenv("SSDGEN_NO_TUNE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert select.choose(PROBLEM, H200).config == default_config(PROBLEM, 132)
+    monkeypatch.setenv("SSDGEN_ASSERT_TUNED", "1")
+    with pytest.raises(UntunedError, match="both set"):
+        select.choose(PROBLEM, H200)
+
+
+def test_assert_tuned(roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSDGEN_ASSERT_TUNED", "1")
+    with pytest.raises(UntunedError, match=r"no tuned record for batch 8, seqlen 2048.*on NVIDIA H200.*ssdgen tune"):
+        select.choose(PROBLEM, H200)
+    put(roots["pack"], [record("pack")])
+    select.forget()
+    assert select.choose(PROBLEM, H200).config["schedule"] == "pack"
+
+
+def test_measured_beats_predicted(roots: dict[str, Path]) -> None:
+    put(roots["own"], [record("predicted", provenance="predicted", time_us=1.0)])
+    assert chosen() == "predicted"
+    put(roots["bundled"], [record("measured", replace(PROBLEM, batch=1))])
+    select.forget()
+    assert chosen() == "measured"
+
+
+def test_the_nearest_problem(roots: dict[str, Path]) -> None:
+    put(
+        roots["own"],
+        [
+            record("short", replace(PROBLEM, seqlen=512)),
+            record("same", PROBLEM),
+            record("long", replace(PROBLEM, seqlen=65536, batch=1)),
+            record("wide", replace(PROBLEM, headdim=128)),
+            record("heads in fours", replace(PROBLEM, nheads=24), heads=4),
+        ],
+    )
+    assert chosen(replace(PROBLEM, seqlen=2500)) == "same"
+    assert chosen(replace(PROBLEM, seqlen=300)) == "short"
+    assert chosen(replace(PROBLEM, seqlen=131072, batch=1)) == "long"
+    assert chosen(replace(PROBLEM, headdim=80)) == "wide"
+    assert chosen(replace(PROBLEM, nheads=28)) == "heads in fours"
+    # four heads at a time do not go into 30
+    assert chosen(replace(PROBLEM, nheads=30)) == "same"
+    # four packed sequences are like four rows
+    assert chosen(replace(PROBLEM, batch=1, seqlen=8 * 512, sequences=8)) == "short"
+    # tiles made for fewer states may not fit
+    assert chosen(replace(PROBLEM, dstate=256)) == default_config(replace(PROBLEM, dstate=256), 132)["schedule"]
+
+
+def test_a_stale_fingerprint_warns_once(roots: dict[str, Path]) -> None:
+    (ladder.PACKAGE / "manifest.json").write_text(json.dumps({"fingerprint": {"single_pass": "new", "other": "x"}}))
+    put(roots["own"], [record("fresh", fingerprint={"single_pass": "new"})])
+    put(roots["cache"], [record("stale", replace(PROBLEM, dtype="float16"), fingerprint={"single_pass": "old"})])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select.choose(PROBLEM, H200)
+    with pytest.warns(SsdWarning, match=r"cache.*stale fingerprint"):
+        select.choose(replace(PROBLEM, dtype="float16"), H200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select.choose(replace(PROBLEM, dtype="float16", batch=1), H200)
+
+
+def test_mistakes_on_the_ladder_are_named(roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "entry_points", lambda group: [Pack(lambda: tmp_path / "gone")])
+    with pytest.raises(RecordError, match=r"pack a_pack .* names .*gone"):
+        ladder.steps()
+    monkeypatch.setenv("SSDGEN_TUNED", str(tmp_path / "typo"))
+    with pytest.raises(RecordError, match=r"SSDGEN_TUNED is .*typo.* no folder"):
+        ladder.steps()
+
+
+@pytest.mark.parametrize("place", ["ssdgen/mamba2_ops/tuned", "ssdgen/tuned", "ssdgen/_data/tuned", "tuned"])
+def test_where_bundled_records_are_found(tmp_path: Path, place: str) -> None:
+    package = tmp_path / "ssdgen" / "mamba2_ops"
+    assert ladder.bundled_root(package) is None
+    put(tmp_path / place, [])
+    assert ladder.bundled_root(package) == tmp_path / place
+
+
+@pytest.mark.parametrize(
+    ("device", "recorded", "same"),
+    [
+        ("NVIDIA H200", "NVIDIA H200", True),
+        ("NVIDIA H200", "H200", True),
+        ("NVIDIA A100-SXM4-80GB", "A100", True),
+        ("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-80GB", False),
+        ("NVIDIA H100 80GB HBM3", "H100", True),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090", True),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090", False),
+        ("NVIDIA L40S", "L40", False),
+        ("NVIDIA H200", "NVIDIA", False),
+        ("NVIDIA H200", "", False),
+    ],
+)
+def test_which_names_mean_the_same_gpu(device: str, recorded: str, same: bool) -> None:
+    assert is_same(Gpu(device, "sm90", 1), GpuRecords(Path(), recorded, "sm90", ())) is same
+    assert not is_same(Gpu(device, "sm90", 1), GpuRecords(Path(), recorded, "sm80", ()))
+
+
+def test_a_look_up_is_resolved_once_per_bucket(roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = select.choose
+    monkeypatch.setattr(select, "choose", lambda *args: calls.append(args) or real(*args))
+    device = torch.device("cpu")
+    first = select.config_for(PROBLEM, device)
+    assert all(select.config_for(replace(PROBLEM, seqlen=n), device) is first for n in range(2000, 2100))
+    assert len(calls) == 1
+    select.config_for(replace(PROBLEM, seqlen=8192), device)
+    assert len(calls) == 2
+
+
+def test_the_default_rule() -> None:
+    assert default_config(PROBLEM, 132)["schedule"] == "single_pass"
+    long = default_config(replace(PROBLEM, batch=1, seqlen=131072), 132)
+    assert long["schedule"] == "segments" and long["segment"] % long["chunk"] == 0
+    assert set(long["kernels"]) == {"dt_cumsum", "segment_state", "state_passing", "single_pass"}
+    assert default_config(replace(PROBLEM, batch=1, seqlen=64), 132)["schedule"] == "single_pass"
+    narrow = default_config(replace(PROBLEM, headdim=8), 132)["kernels"]["single_pass"]
+    assert narrow["block_p"] == 16
+    big = default_config(replace(PROBLEM, dstate=256, dtype="float32"), 132)
+    assert big["chunk"] == 32 and big["kernels"]["single_pass"]["num_stages"] == 1
+    assert json.loads(json.dumps(long)) == long
