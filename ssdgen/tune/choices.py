@@ -1,0 +1,72 @@
+"""The search space as Optuna sees it.  plan.space axes <-> categorical parameters -> study"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import optuna
+
+from ..gpus import Gpu
+from ..plan.problem import Problem
+from .results import Config
+
+
+class Axis(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def values(self) -> tuple[Any, ...]: ...
+
+
+class Space(Protocol):
+    """What `plan.space` offers, as a module or as an object."""
+
+    @property
+    def SCHEDULES(self) -> tuple[str, ...]: ...
+    def axes(self, schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]: ...
+    def config(self, schedule: str, assignment: dict[str, Any]) -> Config: ...
+    def flatten(self, config: Config) -> dict[str, Any]: ...
+    def legal(self, config: Config, problem: Problem, gpu: Gpu) -> str | None: ...
+    def minimal(self, schedule: str, problem: Problem) -> Config: ...
+    def default(self, problem: Problem, gpu: Gpu) -> Config: ...
+    def fingerprint(self) -> str: ...
+
+
+class Choices:
+    """The axes of every schedule, conditional on the schedule that a trial takes."""
+
+    def __init__(self, space: Space, problem: Problem, gpu: Gpu) -> None:
+        self._space = space
+        self._axes = {s: tuple(space.axes(s, problem, gpu)) for s in space.SCHEDULES}
+
+    def config(self, trial: optuna.Trial) -> Config:
+        """The config that a trial suggests; it may be illegal."""
+        schedule = trial.suggest_categorical("schedule", list(self._axes))
+        chosen = {
+            axis.name: trial.suggest_categorical(self._parameter(schedule, axis), list(axis.values))
+            for axis in self._axes[schedule]
+        }
+        return self._space.config(schedule, chosen)
+
+    def parameters(self, config: Config) -> dict[str, Any] | None:
+        """The trial that would suggest this config, or None if it is not in the space."""
+        schedule = config["schedule"]
+        if schedule not in self._axes:
+            return None
+        flat = self._space.flatten(config)
+        found = {"schedule": schedule}
+        for axis in self._axes[schedule]:
+            if axis.name not in flat or flat[axis.name] not in axis.values:
+                return None
+            found[self._parameter(schedule, axis)] = flat[axis.name]
+        return found
+
+    def _parameter(self, schedule: str, axis: Axis) -> str:
+        """The axis's own name where all schedules that have it agree on its values: what is learned is then shared.
+
+        Optuna allows a name one list of values only.
+        """
+        same = (
+            other.values == axis.values for axes in self._axes.values() for other in axes if other.name == axis.name
+        )
+        return axis.name if all(same) else f"{schedule}:{axis.name}"

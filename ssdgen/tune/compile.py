@@ -1,0 +1,83 @@
+"""One launch compiled for a GPU that need not be there, exactly as the JIT would.  Launch, Gpu -> Compiled -> model"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from ..gpus import Gpu
+from . import resources
+from .errors import CompileError
+from .resources import Resources
+
+
+class Launch(Protocol):
+    """What `mamba2_ops.launchers` says of one kernel launch.  maxnreg: 0 for no cap."""
+
+    @property
+    def kernel(self) -> JITFunction: ...
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+    @property
+    def args(self) -> dict[str, Any]: ...
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def maxnreg(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's code.  key: Triton's hash of it, under which a launch on the GPU finds it in Triton's cache."""
+
+    name: str
+    key: str
+    resources: Resources
+
+
+def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
+    """Compile a launch for `gpu`.  Errors: CompileError.
+
+    Tensors may be on "meta": their dtype is read, and their address counts as aligned, as torch's allocator makes it.
+    """
+    name = launch.kernel.__name__
+    target = GPUTarget(gpu.backend, gpu.capability, gpu.warp_size)
+    try:
+        source, options = _source(launch, target)
+        kernel = triton.compile(source, target=target, options=options)
+    # the compiler raises whatever it likes, and any of it rules out this candidate and no more
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise CompileError(f"{name} does not compile: {text[:200] or type(error).__name__}") from error
+    needs = resources.of_kernel(kernel.asm, kernel.metadata.shared, launch.num_warps, gpu)
+    if needs.shared > gpu.smem_per_cta:
+        raise CompileError(f"{name} needs {needs.shared} bytes of shared memory; {gpu.name} has {gpu.smem_per_cta}")
+    if not resources.ctas_per_sm(needs, gpu):
+        raise CompileError(f"{name} needs {needs.registers} registers in {needs.num_warps} warps: too many for one CTA")
+    return Compiled(name, kernel.hash, needs)
+
+
+def launch_options(launch: Launch, backend: str) -> dict[str, int]:
+    """Keyword arguments for Triton beside the kernel's own.  Only NVIDIA's compiler knows a cap on registers."""
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return options | ({"maxnreg": launch.maxnreg} if launch.maxnreg and backend == "cuda" else {})
+
+
+def _source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+    """The kernel with the types and specialisations (divisible by 16, equal to 1) of these arguments, and its options.
+
+    Inferred by the JIT's own binder, so that the code is the one that a launch would make, up to its key in the cache.
+    """
+    backend = make_backend(target)
+    given = launch_options(launch, target.backend)
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    bound, specialization, extra = bind(**launch.args, **given)
+    options, signature, constants, attributes = launch.kernel._pack_args(backend, given, bound, specialization, extra)
+    return ASTSource(launch.kernel, signature, constants, attributes), options.__dict__

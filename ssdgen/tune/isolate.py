@@ -1,0 +1,133 @@
+"""Calls in a process of their own, with a time limit.  factory -> Worker -> pool, measure
+
+A compiler may hang and a kernel may break its process's CUDA context: neither may end the search.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .errors import RejectedError, TuneError
+
+# how often a waiting thread looks whether it should give up
+_POLL_S = 0.2
+
+
+class Worker:
+    """One object that lives in another process; started at the first call, and again after it was lost.
+
+    factory, args: make the object there; both must pickle.  `call` may be used by one thread at a time.
+    """
+
+    def __init__(self, factory: Callable[..., Any], *args: Any) -> None:
+        self._made_by = (factory, args)
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._closed = threading.Event()
+        self.starts = 0
+
+    def call(self, method: str, *args: Any, time_limit_s: float) -> Any:
+        """What the method returns.
+
+        Errors: RejectedError where the method raises it, and where the process died or overran its time: it is a fresh
+        one next time.  TuneError where the object cannot be made at all.
+        """
+        pipe = self._started()
+        kind, value = self._answer(pipe, time_limit_s, method, args)
+        if kind == "ok":
+            return value
+        if kind == "rejected":
+            raise RejectedError(value)
+        # after an error that nobody foresaw nothing is known of the state there
+        self._stop()
+        if kind == "broken":
+            raise TuneError(value)
+        raise RejectedError(value)
+
+    def close(self) -> None:
+        """End the process; a call that waits in another thread ends with RejectedError."""
+        self._closed.set()
+        self._stop()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def _started(self) -> Connection:
+        if self._closed.is_set():
+            raise RejectedError("the search was stopped")
+        if self._pipe is None or not self.alive:
+            self._stop()
+            # not a fork: CUDA does not survive one
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, *self._made_by), daemon=True)
+            process.start()
+            self._process = process
+            # or the end of the process would never be seen as the end of the pipe
+            theirs.close()
+            self.starts += 1
+        return self._pipe
+
+    def _answer(self, pipe: Connection, time_limit_s: float, method: str, args: tuple[Any, ...]) -> tuple[str, Any]:
+        process, waited = self._process, 0.0
+        try:
+            pipe.send((method, args))
+            while not pipe.poll(_POLL_S):
+                waited += _POLL_S
+                if self._closed.is_set():
+                    return "failed", "the search was stopped"
+                if waited >= time_limit_s:
+                    return "failed", f"{method} took more than {time_limit_s:g} s"
+            return pipe.recv()
+        except (EOFError, OSError):
+            if self._closed.is_set() or process is None:
+                return "failed", "the search was stopped"
+            # the pipe ends a moment before the process does
+            process.join(2)
+            return "failed", f"the process died in {method} (exit code {process.exitcode})"
+
+    def _stop(self) -> None:
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if process is not None:
+            # it may hang in a kernel or in the compiler, deaf to anything milder
+            process.kill()
+            process.join(5)
+        if pipe is not None:
+            pipe.close()
+
+
+def _serve(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make the object, then answer calls until the pipe ends."""
+    # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    made: Any = None
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            method, arguments = pipe.recv()
+            try:
+                if made is None:
+                    try:
+                        made = factory(*args)
+                    except Exception as error:
+                        pipe.send(("broken", _text(error)))
+                        return
+                pipe.send(("ok", getattr(made, method)(*arguments)))
+            except RejectedError as error:
+                pipe.send(("rejected", str(error)))
+            # anything else is reported, whatever it is; the parent then ends this process
+            except Exception as error:
+                pipe.send(("failed", _text(error)))
+
+
+def _text(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,76 @@
+"""What is known of a candidate.  bench -> Result -> study, campaign"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A candidate that passed.  time_us, spread_us: median and interquartile range of GPU time, microseconds.
+
+    spread_us, error: None if the time is a prediction.  error: |y - ref| / |ref| against float64.
+    """
+
+    config: Config
+    time_us: float
+    spread_us: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of a search.  reason: why the candidate is out; result: what it reached; best: the best up to here."""
+
+    kind: Literal["begun", "passed", "rejected"]
+    number: int
+    config: Config
+    result: Result | None = None
+    reason: str = ""
+    best: Result | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a search for one problem.  best: None if no candidate passed; then `reason` is the last one's.
+
+    default: what the default config reached, or None.  tried: candidates that were judged; rejected: those that were
+    out.  stopped: by Ctrl-C.
+    """
+
+    best: Result | None
+    default: Result | None
+    tried: int
+    rejected: int
+    stopped: bool = False
+    reason: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+class Bench(Protocol):
+    """Judges candidates for one problem."""
+
+    def prepare(self, config: Config) -> Future[Any]:
+        """Begin what can be done while other candidates are judged."""
+        ...
+
+    def run(self, config: Config, prepared: Future[Any], best_us: float | None) -> Result:
+        """Judge a candidate.  Errors: RejectedError."""
+        ...
+
+    def finals(self, results: list[Result]) -> list[Result]:
+        """Judge the best ones again, side by side; those that fail now are left out."""
+        ...
+
+
+def key_of(config: Config) -> str:
+    """The same text for the same config."""
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,87 @@
+"""What a launch has to do, counted from the config.  Launch, config, Problem -> Work -> model"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ..plan.problem import Problem
+from ..plan.tiles import SMALLEST, cut, next_power_of_two
+from .compile import Launch
+
+KERNELS = ("dt_cumsum", "single_pass", "segment_state", "chunk_state", "state_passing", "chunk_scan")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Totals of one launch.
+
+    ctas: programs; steps: trips of each through its loop, one after the other; chain: dependent matrix products a trip.
+    memory_bytes: every operand once; loaded_bytes: what all CTAs load, from the L2 cache mostly.
+    flops: of matrix products on padded tiles; exps: exponentials.
+    rows: of the tile that a matrix product works on.
+    """
+
+    ctas: int
+    steps: int
+    chain: int
+    memory_bytes: float
+    loaded_bytes: float
+    flops: float
+    exps: float
+    rows: int
+
+
+def kernel_of(function_name: str) -> str:
+    """The config's name of an emitted kernel: "single_pass_2heads_tma" is a "single_pass".  Errors: ValueError."""
+    for name in KERNELS:
+        if function_name.startswith(name):
+            return name
+    raise ValueError(f"no kernel {function_name!r}; known: {', '.join(KERNELS)}")
+
+
+def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
+    """Count the work of one launch."""
+    kernel = kernel_of(launch.kernel.__name__)
+    # the state of a chunk is that of a segment of one chunk, and may be the same kernel
+    named = "chunk_state" if config["schedule"] == "split" and kernel == "segment_state" else kernel
+    numbers = config["kernels"].get(named, config["kernels"].get(kernel, {}))
+    ctas = prod(launch.grid)
+    memory = float(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(launch)))
+    chunk = config["chunk"]
+    # tokens from one state that is kept to the next
+    length = {"single_pass": problem.seqlen, "split": chunk}.get(config["schedule"]) or config["segment"]
+    if kernel in ("dt_cumsum", "state_passing"):
+        # the passing goes through the states of a head in order
+        steps = -(-problem.seqlen // length) if kernel == "state_passing" else 1
+        return Work(ctas, steps, 0, memory, memory, 0.0, 0.0, chunk)
+
+    heads = int(numbers.get("heads", 1))
+    p_tile = min(int(numbers.get("block_p", problem.headdim)), max(SMALLEST, next_power_of_two(problem.headdim)))
+    n_tile = sum(cut(problem.dstate))
+    # a program of one chunk has one trip; what it does in it is counted the same way
+    steps = -(-min(length, problem.seqlen) // chunk) if kernel in ("single_pass", "segment_state") else 1
+    trips = ctas * steps
+    score, outer = chunk * chunk, chunk * n_tile * p_tile
+    loaded = chunk * (heads * p_tile + n_tile) * problem.element_bytes
+    if kernel in ("segment_state", "chunk_state"):
+        flops, exps, chain = 2.0 * heads * outer, float(heads * chunk), 1
+    else:
+        # C B^T is made once for the heads of a CTA; the scores are applied, the old state read and, in a walk, renewed
+        states = 2 if kernel == "single_pass" else 1
+        flops = 2.0 * score * n_tile + heads * (2.0 * score * p_tile + 2.0 * states * outer)
+        exps, chain = float(heads * (score + 2 * chunk)), 2 + states
+        loaded += chunk * n_tile * problem.element_bytes
+    return Work(ctas, steps, chain, memory, float(trips * loaded), trips * flops, trips * exps, chunk)
+
+
+def _tensors(launch: Launch) -> Iterator[Tensor]:
+    """The tensors that a launch reads or writes; those behind a descriptor too."""
+    for value in launch.args.values():
+        value = getattr(value, "base", value)
+        if isinstance(value, Tensor):
+            yield value

@@ -1,0 +1,212 @@
+"""Several shapes after each other: records as they are found, warm starts, and what a person reads."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ssdgen.pack import store
+from ssdgen.pack.records import Identity, Record, RecordError
+from ssdgen.pack.store import StoreError
+from ssdgen.plan.problem import Problem
+from ssdgen.tune import campaign
+from ssdgen.tune.budget import Budget
+from ssdgen.tune.campaign import Row, Setting
+from ssdgen.tune.errors import RejectedError
+from ssdgen.tune.progress import BarProgress, PlainProgress, eta, table
+from ssdgen.tune.results import Event, Outcome, Result
+from tests.tune.fakes import H200, PROBLEM, FakeBench, FakeSpace, time_of
+
+SPACE = FakeSpace()
+BEST = SPACE.make("walk", 128, 8, 1)
+PROBLEMS = {"small": PROBLEM, "large": replace(PROBLEM, batch=64), "wide": replace(PROBLEM, nheads=64)}
+KERNELS = {"walk": "aa", "cut": "bb", "dt": "cc"}
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.begun: list[tuple[str, float | None]] = []
+
+    def begin(self, name: str, index: int, count: int, trials: int | None, seconds: float | None) -> None:
+        self.begun.append((name, seconds))
+
+    def event(self, event: Event) -> None: ...
+
+    def end(self, row: Row) -> None:
+        self.rows.append(row)
+
+
+def setting(root: Path, **changes: Any) -> Setting:
+    made = Setting(
+        gpu=H200,
+        space=SPACE,
+        identity=Identity("sm90", "h200", "NVIDIA H200", "570", "2.9", "3.6", {}),
+        provenance="measured",
+        kernels=KERNELS,
+        used=lambda config, problem: config["kernels"],
+        root=root,
+        trials=26,
+        ahead=2,
+        seed=0,
+    )
+    return replace(made, **changes)
+
+
+def run(root: Path, bench: FakeBench | None = None, listener: Any = None, **changes: Any) -> list[Row]:
+    made = bench or FakeBench()
+    return campaign.run(PROBLEMS, setting(root, **changes), lambda problem: made, Budget(60.0), listener or Silent())
+
+
+def test_every_shape_gets_a_record(tmp_path: Path) -> None:
+    listener = Silent()
+    rows = run(tmp_path, listener=listener)
+    assert [row.name for row in rows] == list(PROBLEMS) and listener.rows == rows and all(row.stored for row in rows)
+    assert [name for name, _ in listener.begun] == list(PROBLEMS) and 19 < (listener.begun[0][1] or 0) <= 20
+    (first, *_), stored = store.read(tmp_path / "sm90_h200"), store.read(tmp_path / "sm90_h200")
+    assert {record.problem for record in stored} == set(PROBLEMS.values())
+    assert first == Record(
+        PROBLEM,
+        BEST,
+        "measured",
+        time_of(BEST) + 0.5,
+        0.1,
+        time_of(SPACE.default(PROBLEM, H200)) + 0.5,
+        2e-3,
+        5e-3,
+        {"walk": "aa", "dt": "cc"},
+        "5face",
+    )
+    assert rows[0].speedup == pytest.approx(first.default_us / first.time_us)  # type: ignore[operator]
+    # not better than what is there
+    assert not any(row.stored for row in run(tmp_path))
+
+
+def test_a_prediction_has_no_error(tmp_path: Path) -> None:
+    class Predicting(FakeBench):
+        def run(self, config, prepared, best_us):
+            return Result(config, super().run(config, prepared, best_us).time_us)
+
+        def finals(self, results):
+            return results
+
+    run(tmp_path, Predicting(), provenance="predicted")
+    record = store.read(tmp_path / "sm90_h200")[0]
+    assert record.provenance == "predicted" and record.error is record.error_limit is record.spread_us is None
+
+
+def test_later_shapes_begin_with_what_earlier_ones_found(tmp_path: Path) -> None:
+    bench = FakeBench()
+    run(tmp_path, bench, trials=4)
+    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *(SPACE.minimal(s, PROBLEM) for s in SPACE.SCHEDULES)]
+    rest = bench.runs[4:]
+    assert store.read(tmp_path / "sm90_h200")[0].config in rest[:5]
+
+
+def test_ctrl_c_keeps_the_record_and_ends_the_campaign(tmp_path: Path) -> None:
+    rows = run(tmp_path, FakeBench(interrupt=8))
+    assert [row.name for row in rows] == ["small"] and rows[0].outcome.stopped and rows[0].stored
+    (record,) = store.read(tmp_path / "sm90_h200")
+    assert record.problem == PROBLEM and record.error == 1e-3
+
+
+def test_ctrl_c_before_anything_was_found(tmp_path: Path) -> None:
+    rows = run(tmp_path, FakeBench(interrupt=1))
+    assert rows[0].outcome == Outcome(None, None, 1, 0, stopped=True, reason="")
+    assert not (tmp_path / "sm90_h200" / "ssd_forward.json").exists()
+
+    def no_bench(problem: Problem) -> FakeBench:
+        raise KeyboardInterrupt
+
+    rows = campaign.run(PROBLEMS, setting(tmp_path), no_bench, Budget(60.0), Silent())
+    assert len(rows) == 1 and rows[0].outcome.stopped
+
+
+@pytest.mark.parametrize("name", ["gpu.json", "ssd_forward.json"])
+def test_a_corrupt_file_is_told_before_the_search(tmp_path: Path, name: str) -> None:
+    run(tmp_path, trials=3)
+    (tmp_path / "sm90_h200" / name).write_text("{")
+    bench = FakeBench()
+    with pytest.raises(RecordError, match=name):
+        run(tmp_path, bench)
+    assert not bench.runs and (tmp_path / "sm90_h200" / name).read_text() == "{"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ssdgen.pack.store.tempfile.mkstemp", fail)
+    bench = FakeBench()
+    with pytest.raises(StoreError, match="Permission denied"):
+        run(tmp_path, bench)
+    assert not bench.runs
+
+
+def test_which_configs_a_search_begins_with(tmp_path: Path) -> None:
+    def record(chunk: int, **changes: Any) -> Record:
+        config = SPACE.make("walk", chunk, 4)
+        return Record(replace(PROBLEM, **changes), config, "measured", 1.0, 0.0, None, 0.0, 1.0, {}, "x")
+
+    known = [record(1, batch=256), record(2, dstate=256), record(3), record(4, batch=4), record(5, nheads=4096)]
+    assert [config["chunk"] for config in campaign.warm_start(PROBLEM, known)] == [3, 4, 2, 1]
+
+
+def test_lines_for_a_log(tmp_path: Path) -> None:
+    lines: list[str] = []
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 6.0
+        return now[0]
+
+    run(tmp_path, FakeBench(fails={32: "does not fit"}), PlainProgress(lines.append, clock))
+    text = "\n".join(lines)
+    assert lines[0] == "small: shape 1 of 3, 20 s for it"
+    assert "small: trial 1: 156.0 us  walk chunk=64" in text
+    assert "times the default's speed" in text and "error 2.0e-03" in text
+    # and a sign of life between
+    assert any(": walk" in line and " us" not in line for line in lines)
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    bar = BarProgress(Console(file=out, force_terminal=True, width=140))
+    try:
+        rows = run(tmp_path, FakeBench(), bar)
+    finally:
+        bar.close()
+    text = out.getvalue()
+    assert "small (1/3)" in text and "small: 101.5 us, 1.54 times the default's speed" in text
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(table(rows, predicted=False))
+    assert "measured" in shown.getvalue() and "101.5" in shown.getvalue() and "1.54" in shown.getvalue()
+
+
+def test_nothing_found_is_said_with_the_reason(tmp_path: Path) -> None:
+    lines: list[str] = []
+    rows = run(tmp_path, FakeBench(fails=dict.fromkeys((32, 64, 128), "no driver")), PlainProgress(lines.append))
+    assert not any(row.outcome.best for row in rows)
+    assert any(line.startswith("small: nothing found") and line.endswith("no driver") for line in lines)
+    Console(file=io.StringIO()).print(table(rows, predicted=True))
+
+
+def test_durations_are_readable() -> None:
+    assert eta(45.4) == "45 s" and eta(425) == "7 min 05 s"
+
+
+def test_a_shape_that_does_not_fit_leaves_the_others_alone(tmp_path: Path) -> None:
+    def bench_of(problem: Problem) -> FakeBench:
+        if problem.batch == 64:
+            raise RejectedError("the inputs do not fit")
+        return FakeBench()
+
+    rows = campaign.run(PROBLEMS, setting(tmp_path), bench_of, Budget(60.0), Silent())
+    assert [row.stored for row in rows] == [True, False, True] and rows[1].outcome.reason == "the inputs do not fit"
