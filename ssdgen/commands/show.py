@@ -1,0 +1,100 @@
+"""`ssdgen show`: any stage as text.  arguments -> spec, plan, emit, space, roofline -> the terminal"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .. import gpus
+from ..emit import kernel as sources
+from ..pack import templates
+from ..plan.problem import Problem
+from ..spec import counts
+from ..spec import show as descriptions
+from ..spec.decompose import chunk_graph
+from ..tune.shapes import SIZES
+from . import kernels, plan_text
+from .options import gpu_option, layer_from, layer_options, problem_from, problem_options
+
+
+@click.group()
+def show() -> None:
+    """Print a stage: spec, plan, kernel, space, roofline."""
+
+
+@show.command()
+@layer_options
+@click.option("--chunk", type=click.IntRange(min=1), help="Positions per chunk.  [default: a symbol]")
+@click.option("--latex", is_flag=True, help="For a document (amsmath).")
+def spec(family: str, layout: str, extras: tuple[str, ...], chunk: int | None, latex: bool) -> None:
+    """The layer, cut into blocks: equations, ranks, FLOPs and bytes."""
+    layer = layer_from(family, layout, extras)
+    click.echo(descriptions.latex(layer, chunk) if latex else descriptions.text(layer, chunk), nl=False)
+
+
+@show.command()
+@click.argument("name")
+@layer_options
+def plan(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None:
+    """One kernel as data: what it loads, contracts, scans and stores."""
+    click.echo(plan_text.text(kernels.named(name, layer_from(family, layout, extras))), nl=False)
+
+
+@show.command()
+@click.argument("name")
+@layer_options
+def kernel(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None:
+    """The source that is emitted for one kernel."""
+    layer = layer_from(family, layout, extras)
+    made = kernels.named(name, layer)
+    templates.load()
+    click.echo(sources.module(made, chunk_graph(layer)), nl=False)
+
+
+@show.command()
+@gpu_option
+@problem_options
+@layer_options
+@click.option("--chunk", "chunks", type=click.IntRange(min=1), multiple=True, help="May be given several times.")
+def roofline(
+    gpu_name: str, family: str, layout: str, extras: tuple[str, ...], chunks: tuple[int, ...], **sizes: Any
+) -> None:
+    """The least time of a call, what binds it, and what each schedule adds."""
+    gpu = gpus.find(gpu_name)
+    problem = problem_from(**sizes)
+    table = descriptions.roofline_table(
+        layer_from(family, layout, extras),
+        **{size: getattr(problem, size) for size in SIZES},
+        element_bytes=problem.element_bytes,
+        copy_tbs=gpu.copy_tbs,
+        bf16_tflops=gpu.bf16_tflops,
+        chunks=chunks or (64, 128, 256),
+    )
+    click.echo(f"GPU: {gpu.name} ({gpu.arch}, {gpu.sms} multiprocessors)\n{table}", nl=False)
+
+
+@show.command()
+@click.argument("schedule", type=click.Choice(counts.SCHEDULES), required=False)
+@gpu_option
+@problem_options
+def space(schedule: str | None, gpu_name: str, **sizes: Any) -> None:
+    """What a search may choose for a shape on a GPU, with the reason for every bound."""
+    gpu = gpus.find(gpu_name)
+    problem = problem_from(**sizes)
+    for name in [schedule] if schedule else counts.SCHEDULES:
+        click.echo(_axes(name, problem, gpu))
+
+
+def _axes(schedule: str, problem: Problem, gpu: gpus.Gpu) -> str:
+    """The axes of one schedule, one paragraph each, and the config that fits everywhere."""
+    from ..plan import space as spaces
+
+    lines = [f"{schedule}"]
+    for axis in spaces.axes(schedule, problem, gpu):
+        lines.append(f"  {axis.name}: {', '.join(map(str, axis.values))}")
+        lines.append(click.wrap_text(axis.why, 100, initial_indent="      ", subsequent_indent="      "))
+    smallest = spaces.flatten(spaces.minimal(schedule, problem))
+    chosen = ", ".join(f"{name}={value}" for name, value in smallest.items() if name != "schedule")
+    lines.append(click.wrap_text(f"minimal: {chosen}", 100, initial_indent="  ", subsequent_indent="      "))
+    return "\n".join(lines) + "\n"

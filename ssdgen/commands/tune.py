@@ -1,0 +1,159 @@
+"""`ssdgen tune`: the best config for each shape, measured or predicted.  arguments -> campaign -> records"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from .. import gpus
+from ..gpus import Gpu
+from ..pack import templates
+from ..tune import budget as budgets
+from ..tune import shapes as problems
+from ..tune.errors import TuneError
+from .failures import Failure
+
+# a compiled candidate takes seconds and a measured one less, so a campaign of all shapes ends within minutes in both
+PREDICTED_TRIALS = 24
+
+EPILOG = """
+\b
+Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
+""" + "\n".join(f"  {name:12} {','.join(map(str, sizes))}" for name, sizes in problems.NAMED.items())
+
+
+@click.command(epilog=EPILOG)
+@click.option("--gpu", "gpu_name", metavar="NAME", help="The GPU to tune for.  [default: the one that is here]")
+@click.option("--predict", is_flag=True, help="Compile and model instead of measuring; where no GPU is, always.")
+@click.option("--shapes", default=problems.ALL, show_default=True, help="Names or numbers, separated by commas.")
+@click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
+@click.option("--budget", default="8m", show_default=True, help="Time for all shapes together: 90s, 8m, 1h30m.")
+@click.option("--trials", type=click.IntRange(min=1), help="Candidates per shape at most.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of records.  [default: where they are looked up]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search and of the inputs.")
+@click.option("--timing", type=click.Choice(["graph", "eager"]), default="graph", show_default=True)
+@click.option(
+    "--l2", type=click.Choice(["cold", "warm"]), default="cold", show_default=True, help="Cache before a call."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes that compile.  [default: one per core]")
+@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keep trials here, and go on from it.")
+def tune(
+    gpu_name: str | None,
+    predict: bool,
+    shapes: str,
+    dtype: str,
+    budget: str,
+    trials: int | None,
+    out: Path | None,
+    seed: int,
+    timing: str,
+    l2: str,
+    jobs: int | None,
+    journal: Path | None,
+) -> None:
+    """Find the fastest configuration for each shape.
+
+    With a GPU every candidate is compared with float64 first, then timed, and the best few are timed once more side by
+    side.  Without one, or with --predict, candidates are compiled for the GPU and ranked by registers, spills, shared
+    memory and a roofline model; such records are marked as predicted, and a measured one always wins.
+
+    Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_forward.json and are used from then
+    on by `import mamba2_ops`.
+
+    \b
+    Examples:
+      ssdgen tune                                  all shapes on this GPU, in eight minutes
+      ssdgen tune --shapes 2.7b,nemotron-h --budget 2m
+      ssdgen tune --shapes 1,8192,32,64,128,1      a shape of your own
+      ssdgen tune --gpu h200                       on a laptop: predict for an H200
+    """
+    wanted = problems.parse(shapes, dtype)
+    seconds = budgets.seconds(budget)
+    named = gpus.find(gpu_name) if gpu_name else None
+
+    _require_triton()
+    # torch and optuna take seconds to import, which `ssdgen --help` and a typing error need not wait for
+    from ..tune import device, session
+
+    here = device.name_here()
+    predicted = predict or here is None
+    gpu = _target(named, here, predicted)
+    root = out or default_root()
+    click.echo(_announcement(gpu, here, predicted, root))
+    options = session.Options(
+        root=root,
+        predicted=predicted,
+        seconds=seconds,
+        trials=trials or (PREDICTED_TRIALS if predicted else None),
+        seed=seed,
+        timing=timing,
+        l2=l2,
+        jobs=jobs,
+        journal=journal,
+    )
+    with _terminate_as_interrupt():
+        rows = session.run(wanted, gpu, options)
+    if any(row.outcome.stopped for row in rows):
+        click.echo("stopped; what was found is kept", err=True)
+        sys.exit(130)
+    if missing := [row.name for row in rows if row.outcome.best is None]:
+        raise Failure(f"no candidate passed for {', '.join(missing)}; the reasons stand above")
+
+
+def default_root() -> Path:
+    """The checkout's tuned/, or for an installed package the user's cache, which is looked up before what it ships."""
+    from ..mamba2_ops import ladder
+
+    shipped = templates.data_folder("tuned")
+    return ladder.user_cache() if shipped.parent.name == "_data" else shipped
+
+
+def _target(named: Gpu | None, here: str | None, predicted: bool) -> Gpu:
+    """Which GPU to tune for.  Errors: TuneError where the one that was named is not the one to measure on."""
+    from ..tune import device
+
+    if predicted:
+        if named is None and here is None:
+            known = ", ".join(gpu.name for gpu in gpus.KNOWN)
+            raise TuneError(f"there is no GPU here to measure on; name one to predict for with --gpu: {known}")
+        return named or device.gpu_here()
+    gpu = device.gpu_here()
+    if named is not None and named.name != gpu.name:
+        raise TuneError(
+            f"--gpu {named.name} is not the GPU that is here, which is {here} ({gpu.name}); leave --gpu out to measure "
+            f"on it, or add --predict to compile for {named.name}"
+        )
+    return gpu
+
+
+def _announcement(gpu: Gpu, here: str | None, predicted: bool, root: Path) -> str:
+    if predicted:
+        why = "no GPU here" if here is None else "as asked"
+        return f"Predicting for {gpu.name} ({gpu.arch}) by compiling for it, {why}; records go to {root / gpu.folder}"
+    return f"Measuring on {here} ({gpu.arch}); records go to {root / gpu.folder}"
+
+
+def _require_triton() -> None:
+    if find_spec("triton") is None:
+        raise TuneError("Triton is not installed, and there is no build of it for every system; tune on Linux")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill, by a batch system for example, is a Ctrl-C: what was found is kept."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
