@@ -1,0 +1,36 @@
+"""mamba_ssm's forward, if it can be imported.  -> forward"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+CHUNKS = (64, 128, 256)
+
+
+def load() -> tuple[Callable[..., torch.Tensor] | None, str]:
+    """(call(chunk_size, args) -> y or None, what was found or why not).
+
+    The function under the public one is called: it does the same launches with less Python around them, so the
+    comparison of eager times leans towards the peer.
+    """
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import _mamba_chunk_scan_combined_fwd as forward
+    except ImportError as error:
+        return None, f"mamba_ssm cannot be imported ({error}); only ssdgen is measured"
+
+    def call(chunk_size: int, args: dict[str, torch.Tensor]) -> torch.Tensor:
+        x, dt, A, B, C = (args[name] for name in ("x", "dt", "A", "B", "C"))
+        return forward(x, dt, A, B, C, chunk_size, D=args["D"], dt_bias=args["dt_bias"], dt_softplus=True)[0]
+
+    return call, _version()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"mamba_ssm {version('mamba_ssm')}"
+    except PackageNotFoundError:
+        return "mamba_ssm (a copy of its source, version unknown)"
