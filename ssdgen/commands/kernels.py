@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 
+from ..plan import catalogue
 from ..plan.ir import Kernel
 from ..plan.schedules import passing, prepare, scan, walk
 from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
-# heads per program, tiles of dstate and headdim, row tiles, prepared step sizes, descriptors, rows of the state
-_WALKS = product((True, False), (1, 2, 4), (1, 2), (1, 2), (1, 2), (True, False), (False, True), ("n", "p"))
-
 BY_NAME: dict[str, Callable[[Layer], Kernel]] = {"dt_cumsum": prepare.kernel, "state_passing": passing.kernel}
-BY_NAME |= {(shape := walk.Walk(*options)).name: partial(walk.kernel, shape=shape) for options in _WALKS}
-BY_NAME |= {(shape := scan.Scan(*tiles)).name: partial(scan.kernel, shape=shape) for tiles in product((1, 2), (1, 2))}
+BY_NAME |= {
+    shape.name: partial(walk.kernel if isinstance(shape, walk.Walk) else scan.kernel, shape=shape)
+    for shape in catalogue.every_shape()
+}
 
 
 class UnknownKernelError(TuneError):

@@ -1,6 +1,6 @@
-"""The one Jinja environment: line statements, strict names, templates given as text.  templates -> macros, rendered files
+"""The one Jinja environment: line statements, strict names, templates given as text.  templates -> rendered text
 
-Emission is pure: the texts of the templates are handed over once by whoever reads files (`pack.templates`), never read here.
+Emission is pure: the texts of the templates are handed over once by whoever reads files (`pack.templates`).
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 import sympy
 
 from ..plan import ir
 from ..spec.graph import Contract, Cumsum, Graph, Last, Map
 from .environment import render
-from .statements import StatementPrinter
+from .layout import WIDTH
+from .statements import StatementPrinter, block_sizes, descriptor_order
 
 FUNCTIONS = ("decay", "maximum", "minimum", "softplus")
 
@@ -20,12 +22,20 @@ def body(kernel: ir.Kernel) -> str:
 
 
 def parameters(kernel: ir.Kernel, source: str) -> list[tuple[str, str]]:
-    """(parameter, comment) in order: tensors, strides, sizes, reals, constants, flags; sizes that `source` never reads are left out."""
-    described = {s.tensor for s in ir.walk(kernel.body) if isinstance(s, (ir.Load, ir.Store)) and s.descriptor}
+    """(parameter, comment) in order: tensors, strides, sizes, reals, constants, flags.
+
+    Sizes that `source` never reads are left out.
+    """
+    described = {
+        s.tensor: descriptor_order(s.index)
+        for s in ir.walk(kernel.body)
+        if isinstance(s, (ir.Load, ir.Store)) and s.descriptor
+    }
     found: list[tuple[str, str]] = []
     for tensor in kernel.tensors:
         kind = "desc" if tensor.name in described else "ptr"
-        shape = f"[{', '.join(dim.lower() for dim in tensor.dims)}]"
+        dims = [tensor.dims[axis] for axis in described.get(tensor.name, range(len(tensor.dims)))]
+        shape = f"[{', '.join(dim.lower() for dim in dims)}]"
         found.append((f"{tensor.name}_{kind}", shape + (f", if {tensor.flag}" if tensor.flag else "")))
     for tensor in kernel.tensors:
         if tensor.name not in described:
@@ -61,13 +71,33 @@ def module(kernel: ir.Kernel, graph: Graph) -> str:
     nodes = [n for n in graph.closure(kernel.equations, available) if not hasattr(n, "what")]
     return render(
         "kernels/kernel.py.jinja",
-        about=kernel.about,
+        about="\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
         equations="\n".join(equation(graph, node.name) for node in nodes),
         functions=used,
         name=kernel.name,
         parameters=parameters(kernel, source),
         body=source,
+        grid=grid(kernel),
+        blocks=blocks(kernel),
+        block_names=[name for name in kernel.constants if any(name in shape for *_, shape in blocks(kernel))],
     )
+
+
+def grid(kernel: ir.Kernel) -> tuple[str, str]:
+    """(parameters, expression) of the function that gives the programs along each axis."""
+    text = ", ".join(re.sub(r"\bcdiv\(", "triton.cdiv(", axis) for axis in kernel.grid)
+    known = (*kernel.sizes, "sequences", *kernel.constants)
+    return ", ".join(name for name in known if re.search(rf"\b{name}\b", text)), text
+
+
+def blocks(kernel: ir.Kernel) -> list[tuple[str, str, str]]:
+    """(tensor, order of its dimensions, block shape) of each tensor that is moved by descriptor."""
+    found: dict[str, tuple[str, str]] = {}
+    for stmt in ir.walk(kernel.body):
+        if isinstance(stmt, (ir.Load, ir.Store)) and stmt.descriptor:
+            order = ", ".join(map(str, descriptor_order(stmt.index)))
+            found[stmt.tensor] = order, ", ".join(block_sizes(stmt.index))
+    return [(tensor, *described) for tensor, described in found.items()]
 
 
 def _materialised(kernel: ir.Kernel) -> set[str]:

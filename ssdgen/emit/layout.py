@@ -30,8 +30,19 @@ def _arguments(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def _terms(text: str) -> list[str]:
+    """Split a sum at the operators that stand outside brackets; each term but the first keeps its operator."""
+    parts, depth, start = [], 0, 0
+    for at, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if depth == 0 and text[at : at + 3] in (" + ", " - "):
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
+
+
 def fit(statement: str, indent: int, width: int = WIDTH) -> list[str]:
-    """A statement as lines at `indent`: whole if it fits, else its last call opened, else one argument a line."""
+    """A statement as lines at `indent`: whole if it fits, else its last call opened, else a line per argument."""
     pad = " " * indent
     code, _, comment = statement.partition("  # ")
     tail = f"  # {comment}" if comment else ""
@@ -47,6 +58,8 @@ def fit(statement: str, indent: int, width: int = WIDTH) -> list[str]:
     whole_call = call_end and (
         not equals or value[: call_end - len(target) - 3].replace(".", "").replace("_", "").isalnum()
     )
+    if not whole_call and not equals:
+        return [pad + term for term in _terms(body + suffix)]
     if not whole_call:
         return [f"{pad}{target} = (", *fit(value + suffix, indent + 4), f"{pad})"]
     head, inside = body[: call_end + 1], body[call_end + 1 : -1]

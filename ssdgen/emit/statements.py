@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 from ..plan import ir
 from .environment import macros
@@ -37,6 +38,20 @@ def _outside_brackets(text: str) -> str:
         kept += char if depth == 0 else ""
         depth -= char in ")]}"
     return kept
+
+
+def descriptor_order(index: tuple[ir.Index, ...]) -> list[int]:
+    """Dimensions as a descriptor has them: those of extent 1 in a block first, so that the block loads as a matrix.
+
+    With them in the middle the compiler reshapes in registers, and a matrix unit cannot read the tile from shared memory.
+    """
+    return sorted(range(len(index)), key=lambda axis: isinstance(index[axis], ir.Span))
+
+
+def block_sizes(index: tuple[ir.Index, ...]) -> list[str]:
+    """Block of a descriptor, in its order of the dimensions."""
+    ordered = (index[axis] for axis in descriptor_order(index))
+    return [at.size if isinstance(at, ir.Span) else "1" for at in ordered]
 
 
 class StatementPrinter:
@@ -122,16 +137,17 @@ class StatementPrinter:
             for axis, at in enumerate(index)
             if (origin := at.origin if isinstance(at, ir.Span) else at) != "0" and not (_names(origin) & inner)
         ]
-        lead = [axis for place, (axis, _) in enumerate(fixed) if axis == place and not isinstance(index[axis], ir.Span)]
+        whole = (axis == place and not isinstance(index[axis], ir.Span) for place, (axis, _) in enumerate(fixed))
+        lead = [fixed[place][0] for place, _ in enumerate(takewhile(bool, whole))]
         if tensor.strided == "no" and len(lead) > 1:
             # ((b * nsegments + segment) * nheads + head) * ...: the 64-bit index comes first
             nested = fixed[0][1]
             for axis in lead[1:]:
                 nested = f"({nested} * {tensor.dims[axis]} + {index[axis]})"
-            whole = lead[-1] == len(tensor.dims) - 1
-            terms.append(nested[1:-1] if whole else _product(nested, tensor.stride(lead[-1])))
+            last = lead[-1] == len(tensor.dims) - 1
+            terms.append(scalar(nested[1:-1]) if last else _product(scalar(nested), tensor.stride(lead[-1])))
             fixed = fixed[len(lead) :]
-        terms += [_product(origin, tensor.stride(axis)) for axis, origin in fixed]
+        terms += [_product(scalar(origin), tensor.stride(axis)) for axis, origin in fixed]
         return " + ".join(terms)
 
     def _pointer(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], over: tuple[str, ...]) -> str:
@@ -189,13 +205,14 @@ class StatementPrinter:
 
     def _store(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], value: ir.Value, descriptor: bool) -> str:
         if descriptor:
-            sizes = ", ".join(at.size if isinstance(at, ir.Span) else "1" for at in index)
+            sizes = ", ".join(block_sizes(index))
             return self.idiom.store_descriptor(tensor.name, self._corner(index), value.name, sizes)
         return self.idiom.store(self._pointer(tensor, index, value.axes), value.name, self._mask(index, value.axes))
 
     def _corner(self, index: tuple[ir.Index, ...]) -> str:
         """Where a descriptor's block starts; coordinates are 32-bit."""
-        origins = [at.origin if isinstance(at, ir.Span) else at for at in index]
+        ordered = [index[axis] for axis in descriptor_order(index)]
+        origins = [at.origin if isinstance(at, ir.Span) else at for at in ordered]
         return ", ".join(o if o in ("0", "p0") else f"tl.cast({scalar(o)}, tl.int32)" for o in origins)
 
     def _dot(self, out: ir.Value, left: ir.Value, right: ir.Value, over: str, acc: bool) -> str:

@@ -15,10 +15,18 @@ from . import fallback
 from .checks import check_forward
 from .errors import SsdWarning
 from .problem import Problem
-from .select import config_for
+from .select import config_for, replace
+
 
 # looked for, not imported: importing Triton takes a second and is not needed on a CPU
-HAVE_TRITON = find_spec("triton") is not None
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+HAVE_TRITON = _installed("triton")
 _OPTIONAL = ("D", "z", "dt_bias", "initial_states", "seq_idx", "cu_seqlens")
 
 
@@ -138,12 +146,24 @@ def _launch(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Te
     for name in _OPTIONAL:
         options[name] = _unit_stride(options[name])
     options["state_dtype"] = options["state_dtype"] or torch.float32
-    config = config_for(problem, device)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever the tensors are on
         with torch.cuda.device(device):
-            return forward.forward(config, x, dt, A, B, C, **options)
-    return forward.forward(config, x, dt, A, B, C, **options)
+            return _launch_here(forward, problem, x, dt, A, B, C, options)
+    return _launch_here(forward, problem, x, dt, A, B, C, options)
+
+
+def _launch_here(forward, problem: Problem, x, dt, A, B, C, options):
+    """Run on the current device; where the config does not fit, a small one from then on."""
+    config = config_for(problem, x.device)
+    try:
+        return forward.forward(config, x, dt, A, B, C, **options)
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources" or config is forward.MINIMAL:
+            raise
+        warnings.warn(f"the config for {problem} does not fit ({error}); a small one runs", SsdWarning, stacklevel=5)
+    replace(problem, x.device, forward.MINIMAL)
+    return forward.forward(forward.MINIMAL, x, dt, A, B, C, **options)
 
 
 def _unit_stride(tensor: Tensor | None) -> Tensor | None:

@@ -56,6 +56,11 @@ def config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
     return config
 
 
+def replace(problem: Problem, device: torch.device, config: dict[str, Any]) -> None:
+    """Use another config for a bucket from now on, for one that turned out not to run."""
+    _configs[problem.bucket(), device] = config
+
+
 def forget() -> None:
     """Resolve everything again at the next call, records and environment included."""
     _configs.clear()

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from ..emit import fingerprint
 from ..gpus import Gpu
+from ..mamba2_ops.defaults import default_config
+from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import templates
 from ..pack.records import MEASURED, PREDICTED
 from ..plan import space
@@ -53,7 +55,7 @@ def run(problems: dict[str, Problem], gpu: Gpu, options: Options) -> list[Row]:
     jobs = options.jobs or default_jobs()
     setting = Setting(
         gpu=gpu,
-        space=space,
+        space=_Space(),
         identity=device.predicted_identity(gpu) if options.predicted else device.identity(gpu),
         provenance=PREDICTED if options.predicted else MEASURED,
         kernels=fingerprint.of_package(),
@@ -79,6 +81,16 @@ def run(problems: dict[str, Problem], gpu: Gpu, options: Options) -> list[Row]:
     if rows:
         Console(soft_wrap=True).print(table(rows, options.predicted))
     return rows
+
+
+class _Space:
+    """The search space of plans, with the default that a user without records gets."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(space, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> Config:
+        return default_config(CallProblem(**problem.to_json()), gpu.sms)
 
 
 def used_kernels(config: Config, problem: Problem) -> list[str]:

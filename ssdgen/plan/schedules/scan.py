@@ -98,7 +98,7 @@ def kernel(layer: Layer, shape: Scan) -> Kernel:
         ("HEADDIM", "DSTATE", "CHUNK", "BLOCK_M", "BLOCK_K", *n_sizes, *p_sizes),
         ("HAS_SEQ_IDX", "HAS_D", "HAS_Z"),
         (
-            f"nheads * {'cdiv(HEADDIM, BLOCK_P)' if shape.p_tiles == 1 else '1'}",
+            "nheads * cdiv(HEADDIM, BLOCK_P)" if shape.p_tiles == 1 else "nheads",
             "nsegments * (CHUNK // BLOCK_M)",
             "batch",
         ),

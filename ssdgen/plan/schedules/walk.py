@@ -132,14 +132,16 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         () if shape.prepared else ("dt_min", "dt_max"),
         ("HEADDIM", "DSTATE", "CHUNK", *((rows,) if rows != "CHUNK" else ()), *n_sizes, *p_sizes),
         _flags(shape, varlen),
-        (f"nheads // {shape.heads} * {_p_blocks(p_sizes)}", "nsegments", "sequences" if varlen else "batch"),
+        (_programs(shape.heads, p_sizes), "nsegments", "sequences" if varlen else "batch"),
         (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
         variant=tuple((key, str(getattr(shape, key))) for key in ("heads", "n_tiles", "p_tiles", "row_tiles")),
     )
 
 
-def _p_blocks(p_sizes: tuple[str, ...]) -> str:
-    return "cdiv(HEADDIM, BLOCK_P)" if len(p_sizes) == 1 else "1"
+def _programs(heads: int, p_sizes: tuple[str, ...]) -> str:
+    """Programs for the heads and, where one tile does not cover it, for headdim."""
+    programs = "nheads" if heads == 1 else f"nheads // {heads}"
+    return f"{programs} * cdiv(HEADDIM, BLOCK_P)" if len(p_sizes) == 1 else programs
 
 
 def zero_past_end(layer: Layer) -> frozenset[str]:
@@ -229,29 +231,32 @@ def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> li
         stores.append(Store("final_states" if shape.outputs else "summary", index, state))
     if shape.outputs:
         return [When("STORE_FINAL", tuple(stores))]
-    for h in lowering.pieces["h"]:
-        total = Value(lowering.variable("total", {"h": h}), ())
-        stores.append(Store("total", ("b", "segment", h.scalar), total))
-    return stores
+    totals = tuple(
+        Store("total", ("b", "segment", h.scalar), Value(lowering.variable("total", {"h": h}), ()))
+        for h in lowering.pieces["h"]
+    )
+    # programs that share out headdim all have the total: one of them stores it
+    return [*stores, When("p0 == 0", totals)] if len(lowering.pieces["p"]) == 1 else [*stores, *totals]
 
 
 def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
-    state = ("nheads", "HEADDIM", "DSTATE")
+    # packed sequences count like rows of a batch
+    rows, state = "sequences" if varlen else "batch", ("nheads", "HEADDIM", "DSTATE")
     found = [common.operand(layer, "x", "HEADDIM"), common.operand(layer, "B", "DSTATE")]
     if shape.outputs:
         found.append(common.operand(layer, "C", "DSTATE"))
     found += common.prepared_tensors(layer) if shape.prepared else common.raw_tensors(layer)
     found.append(common.seq_tensor())
     if varlen:
-        found.append(Tensor("cu_seqlens", ("sequences",), "index", flag="HAS_CU_SEQLENS"))
+        found.append(Tensor("cu_seqlens", ("sequences + 1",), "index", flag="HAS_CU_SEQLENS"))
     if shape.outputs:
         found += [common.skip_tensor(), common.gate_tensor()]
-        found.append(Tensor("entering", ("batch", "nsegments", *state), "state", flag="HAS_ENTERING"))
+        found.append(Tensor("entering", (rows, "nsegments", *state), "state", flag="HAS_ENTERING"))
         found.append(Tensor("y", ("batch", "seqlen", "nheads", "HEADDIM"), "operand", out=True))
-        found.append(Tensor("final_states", ("batch", *state), "state", flag="STORE_FINAL", out=True))
+        found.append(Tensor("final_states", (rows, *state), "state", flag="STORE_FINAL", out=True))
     else:
-        found.append(Tensor("summary", ("batch", "nsegments", *state), "state", out=True))
-        found.append(Tensor("total", ("batch", "nsegments", "nheads"), "float32", out=True))
+        found.append(Tensor("summary", (rows, "nsegments", *state), "state", out=True))
+        found.append(Tensor("total", (rows, "nsegments", "nheads"), "float32", out=True))
     return tuple(found)
 
 

@@ -1,0 +1,37 @@
+"""What emitted code means, as a short text that comments and layout do not change.  source -> fingerprint -> records"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+
+from ..plan import catalogue
+from ..spec.decompose import chunk_graph
+from ..spec.layer import Layer
+from . import kernel as kernels
+from .environment import render
+
+LENGTH = 16
+
+
+def of_source(source: str) -> str:
+    """Fingerprint of a Python source: of its syntax tree without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:LENGTH]
+
+
+def of_kernels(modules: dict[str, str], functions: str) -> dict[str, str]:
+    """{kernel: fingerprint} of kernel modules by name; the shared functions count as part of each."""
+    shared = of_source(functions)
+    return {name: of_source(f"{source}\n{shared!r}\n") for name, source in modules.items()}
+
+
+def of_package(layer: Layer | None = None) -> dict[str, str]:
+    """{kernel: fingerprint} of the kernels that a package for `layer` (default: Mamba-2's) holds."""
+    layer = layer or Layer()
+    graph = chunk_graph(layer)
+    modules = {kernel.name: kernels.module(kernel, graph) for kernel in catalogue.kernels(layer)}
+    return of_kernels(modules, render("kernels/functions.py.jinja"))

@@ -1,0 +1,125 @@
+"""The generated package as text.  Layer -> {path: text}
+
+Kernels and launchers are rendered from plans; what runs under them (checks, choice of config, PyTorch path) is copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from ..plan import catalogue, space
+from ..plan.ir import Kernel
+from ..plan.schedules import prepare
+from ..plan.tiles import LARGEST, SMALLEST, cut
+from ..spec.decompose import chunk_graph
+from ..spec.layer import Layer
+from . import fingerprint
+from . import kernel as kernels
+from .environment import render
+
+
+def package(
+    layer: Layer | None = None,
+    *,
+    runtime: Mapping[str, str],
+    chunk: int | None = None,
+    headdim: int | None = None,
+    dstate: int | None = None,
+) -> dict[str, str]:
+    """{path: text} of a package for `layer` (default: Mamba-2's) that needs torch and triton only.
+
+    runtime: {file name: text} of what is copied.  chunk: that of the built-in default config.  headdim, dstate: leave
+    out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes.
+    """
+    layer = layer or Layer()
+    graph = chunk_graph(layer)
+    chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
+    modules = {kernel.name: kernels.module(kernel, graph) for kernel in chosen}
+    functions = render("kernels/functions.py.jinja")
+    texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
+    texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
+    texts |= {
+        "__init__.py": render("pack/__init__.py.jinja", layer=layer),
+        "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
+        "kernels/functions.py": functions,
+        "launchers/__init__.py": render("launchers/__init__.py.jinja"),
+        "launchers/forward.py": _launchers(layer, chosen, chunk),
+        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions)),
+    }
+    return dict(sorted(texts.items()))
+
+
+def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
+    """Whether sizes that are fixed leave a kernel in use."""
+    tiles = {"n": dstate, "p": headdim}
+    if any(extent is not None and extent < 1 for extent in tiles.values()):
+        raise ValueError(f"headdim {headdim} and dstate {dstate} must be at least 1")
+    if dstate is not None:
+        cut(dstate)  # refuses what is too large
+    for axis, extent in tiles.items():
+        count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
+        # one tile of headdim is always of use: programs share larger ones out
+        wanted = {len(cut(extent))} | ({1} if axis == "p" else set()) if extent else {1, 2}
+        if count and count not in wanted:
+            return False
+    return True
+
+
+def _launchers(layer: Layer, chosen: list[Kernel], chunk: int | None) -> str:
+    names = {kernel.name for kernel in chosen}
+    walks = [
+        (
+            table,
+            [
+                (
+                    f"({shape.heads}, {shape.row_tiles}, {shape.n_tiles}, {shape.p_tiles}, "
+                    f"{shape.prepared}, {shape.descriptors})",
+                    shape.name,
+                )
+                for shape in catalogue.walks(outputs)
+                if shape.name in names
+            ],
+        )
+        for table, outputs in (("SINGLE_PASS", True), ("SEGMENT_STATE", False))
+    ]
+    scans = [(f"({s.n_tiles}, {s.p_tiles})", s.name) for s in catalogue.scans() if s.name in names]
+    strided = {tensor.name: tensor.dims for kernel in chosen for tensor in kernel.tensors if tensor.stride_parameters()}
+    buffers = [tensor.name for tensor in prepare.kernel(layer).tensors if tensor.out]
+    return render(
+        "launchers/forward.py.jinja",
+        modules=sorted(names),
+        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        walks=walks,
+        scans=scans,
+        buffers=["dt_ready" if name == "dt" else name for name in buffers],
+        minimal=_literal(space.smallest()),
+        smallest=SMALLEST,
+        largest=LARGEST,
+    )
+
+
+def _literal(value: dict) -> str:
+    """A dict as source, one entry a line."""
+    entries = (f"    {json.dumps(name)}: {_entry(entry)}," for name, entry in value.items())
+    return "\n".join(("{", *entries, "}"))
+
+
+def _entry(value: object) -> str:
+    """A number, word or dict as source, on one line and in double quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)}: {_entry(entry)}" for name, entry in value.items()) + "}"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _manifest(layer: Layer, fingerprints: dict[str, str]) -> str:
+    """What the package holds, for the check of records at run time."""
+    content = {
+        "layer": {"family": layer.family.name, "layout": layer.layout.name},
+        "fingerprint": fingerprints,
+        "space": space.fingerprint(),
+    }
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+__all__ = ["package"]

@@ -1,0 +1,43 @@
+"""One class per mistake a caller can make.  All are ValueError, so that old `except` clauses still catch them."""
+
+from __future__ import annotations
+
+
+class SsdError(ValueError):
+    """Base of every error that this package raises itself."""
+
+
+class OperandError(SsdError, TypeError):
+    """An operand is not a tensor at all."""
+
+
+class ShapeError(SsdError):
+    """An operand's shape does not fit the others."""
+
+
+class DtypeError(SsdError):
+    """An operand's dtype is not supported, or does not fit the others."""
+
+
+class DeviceError(SsdError):
+    """Operands are on different devices."""
+
+
+class OptionError(SsdError):
+    """An argument that is no tensor has a value that is not allowed, or misses the argument that it needs."""
+
+
+class SequenceError(SsdError):
+    """The contents of cu_seqlens do not cut the packed row into sequences."""
+
+
+class RecordError(SsdError):
+    """A file or folder of tuned records cannot be used; the message names it."""
+
+
+class UntunedError(SsdError):
+    """SSDGEN_ASSERT_TUNED=1 is set and no tuned record was found."""
+
+
+class SsdWarning(UserWarning):
+    """The result is right, but a slower way than necessary may have been taken."""

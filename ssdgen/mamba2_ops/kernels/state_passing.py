@@ -1,0 +1,50 @@
+"""One program carries a block of the state across all segments; each summary is replaced by the state that enters its
+segment.
+
+state_out[h, p, n] = centre_decay[h]*state[h, p, n] + local_state[h, p, n]
+"""
+
+import triton
+import triton.language as tl
+
+from .functions import decay
+
+
+@triton.jit
+def state_passing(
+    summary_ptr,  # [batch, nsegments, nheads, state_size]
+    total_ptr,  # [batch, nsegments, nheads]
+    initial_states_ptr,  # [batch, nheads, state_size], if HAS_ENTERING
+    final_states_ptr,  # [batch, nheads, state_size], if STORE_FINAL
+    nheads,
+    nsegments,
+    state_size,
+    BLOCK: tl.constexpr,
+    HAS_ENTERING: tl.constexpr,
+    STORE_FINAL: tl.constexpr,
+):
+    n0 = tl.program_id(0) * BLOCK
+    head = tl.cast(tl.program_id(1), tl.int64)
+    b = tl.cast(tl.program_id(2), tl.int64)
+    n = tl.arange(0, BLOCK)
+    n_in = n < state_size - n0
+    if HAS_ENTERING:
+        state = tl.load(initial_states_ptr + (b * nheads + head) * state_size + n0 + n, mask=n_in, other=0.0)
+        state = state.to(tl.float32)
+    else:
+        state = tl.zeros([BLOCK], dtype=tl.float32)
+    total_base = total_ptr + b * nsegments * nheads + head
+    summary_base = summary_ptr + b * nsegments * nheads * state_size + head * state_size + n0
+    for segment in range(nsegments):
+        total = tl.load(total_base + segment * nheads)
+        centre_decay = decay(total)
+        local_state = tl.load(summary_base + segment * nheads * state_size + n, mask=n_in, other=0.0).to(tl.float32)
+        tl.store(summary_base + segment * nheads * state_size + n, state, mask=n_in)
+        state = local_state + state * centre_decay
+    if STORE_FINAL:
+        tl.store(final_states_ptr + (b * nheads + head) * state_size + n0 + n, state, mask=n_in)
+
+
+def grid(batch, nheads, state_size, BLOCK, **_):
+    """Programs along each axis."""
+    return triton.cdiv(state_size, BLOCK), nheads, batch

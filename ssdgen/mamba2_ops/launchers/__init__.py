@@ -1,0 +1,1 @@
+"""Which kernels a call launches, in which order and on which buffers."""

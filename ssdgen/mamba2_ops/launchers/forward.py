@@ -1,0 +1,389 @@
+"""Forward launches of each schedule.  config, operands -> launches -> y, final states
+
+single_pass  step sizes, then one program per head walks all chunks
+segments     step sizes, the state each segment leaves, the scan over segments, then the walk from the true states
+split        step sizes, the state each chunk leaves, the scan over chunks, then the output chunk by chunk
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..errors import OptionError
+from ..kernels import (
+    chunk_scan,
+    chunk_scan_2n,
+    chunk_scan_2n_2p,
+    chunk_scan_2p,
+    dt_cumsum,
+    segment_state,
+    segment_state_2heads,
+    segment_state_2heads_tma,
+    segment_state_2n,
+    segment_state_2n_2p,
+    segment_state_2p,
+    segment_state_4heads,
+    segment_state_4heads_tma,
+    segment_state_tma,
+    single_pass,
+    single_pass_2heads,
+    single_pass_2heads_2rows,
+    single_pass_2heads_2rows_tma,
+    single_pass_2heads_tma,
+    single_pass_2n,
+    single_pass_2n_2p,
+    single_pass_2n_2p_inline,
+    single_pass_2n_inline,
+    single_pass_2p,
+    single_pass_2p_inline,
+    single_pass_2rows,
+    single_pass_2rows_tma,
+    single_pass_4heads,
+    single_pass_4heads_tma,
+    single_pass_inline,
+    single_pass_tma,
+    state_passing,
+)
+from ..launching import Plan, Recipes, Sizes, can_describe, key_of
+
+# dimensions of the operands, as the kernels' stride parameters name them
+DIMS = {
+    "B": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "C": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "D": ("nheads", "HEADDIM"),
+    "dt": ("batch", "seqlen", "nheads"),
+    "dt_raw": ("batch", "seqlen", "nheads"),
+    "x": ("batch", "seqlen", "nheads", "HEADDIM"),
+    "z": ("batch", "seqlen", "nheads", "HEADDIM"),
+}
+
+# heads per program, row tiles per chunk, tiles of dstate, tiles of headdim, step sizes prepared, tensor descriptors
+SINGLE_PASS = {
+    (1, 1, 1, 1, True, False): single_pass,
+    (1, 1, 2, 1, True, False): single_pass_2n,
+    (1, 1, 1, 2, True, False): single_pass_2p,
+    (1, 1, 2, 2, True, False): single_pass_2n_2p,
+    (2, 1, 1, 1, True, False): single_pass_2heads,
+    (4, 1, 1, 1, True, False): single_pass_4heads,
+    (1, 1, 1, 1, True, True): single_pass_tma,
+    (2, 1, 1, 1, True, True): single_pass_2heads_tma,
+    (4, 1, 1, 1, True, True): single_pass_4heads_tma,
+    (1, 2, 1, 1, True, False): single_pass_2rows,
+    (1, 2, 1, 1, True, True): single_pass_2rows_tma,
+    (2, 2, 1, 1, True, False): single_pass_2heads_2rows,
+    (2, 2, 1, 1, True, True): single_pass_2heads_2rows_tma,
+    (1, 1, 1, 1, False, False): single_pass_inline,
+    (1, 1, 2, 1, False, False): single_pass_2n_inline,
+    (1, 1, 1, 2, False, False): single_pass_2p_inline,
+    (1, 1, 2, 2, False, False): single_pass_2n_2p_inline,
+}
+SEGMENT_STATE = {
+    (1, 1, 1, 1, True, False): segment_state,
+    (1, 1, 2, 1, True, False): segment_state_2n,
+    (1, 1, 1, 2, True, False): segment_state_2p,
+    (1, 1, 2, 2, True, False): segment_state_2n_2p,
+    (2, 1, 1, 1, True, False): segment_state_2heads,
+    (4, 1, 1, 1, True, False): segment_state_4heads,
+    (1, 1, 1, 1, True, True): segment_state_tma,
+    (2, 1, 1, 1, True, True): segment_state_2heads_tma,
+    (4, 1, 1, 1, True, True): segment_state_4heads_tma,
+}
+# tiles of dstate, tiles of headdim
+CHUNK_SCAN = {
+    (1, 1): chunk_scan,
+    (2, 1): chunk_scan_2n,
+    (1, 2): chunk_scan_2p,
+    (2, 2): chunk_scan_2n_2p,
+}
+
+# runs in 48 KB of shared memory at any size
+MINIMAL = {
+    "schedule": "single_pass",
+    "chunk": 16,
+    "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 4, "num_stages": 1}},
+    "prepared": True,
+}
+
+SMALLEST, LARGEST = 16, 256  # a tile's least extent for the tensor cores, and the most in registers
+TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+_recipes = Recipes()
+
+
+def launches(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype | None,
+) -> Plan:
+    """The launches of a call, not yet made.  Arguments as in `forward`; tensors may be on "meta"."""
+    tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    return _plan(config, tensors, dt_softplus, dt_limit, final_states, state_dtype or torch.float32)
+
+
+def forward(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the final states if `final_states`.  On the current device; arguments already checked, batch at least 1.
+
+    config: {"schedule", "chunk", "segment", "state_dtype", "prepared", "kernels": {kernel: numbers}}; never changed.
+    x: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
+    B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim]; z: as x.
+    initial_states: [rows, nheads, headdim, dstate]; seq_idx: [batch, seqlen]; cu_seqlens: [sequences + 1].
+    All but dt have a last stride of 1.
+    Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate].
+    Errors: OptionError for a dstate over 512; Triton's OutOfResources if the config does not fit.
+    """
+    tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    state_dtype = state_dtype or torch.float32
+    options = (dt_softplus, dt_limit, final_states, state_dtype)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors["y"], tensors.get("final_states")
+    plan = _plan(config, tensors, *options)
+    _recipes.run(key, plan, config)
+    return plan.y, plan.final_states
+
+
+def _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens) -> dict[str, Tensor | None]:
+    """The operands by name, as the kernels take them."""
+    if initial_states is not None:
+        sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if initial_states.shape[0] != sequences:
+            # given for the first sequence only: the others start from zero
+            given, initial_states = initial_states, initial_states.new_zeros(sequences, *initial_states.shape[1:])
+            initial_states[:1] = given
+        initial_states = initial_states.contiguous()
+    return {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": initial_states,
+        "seq_idx": None if seq_idx is None else seq_idx.contiguous(),
+        "cu_seqlens": cu_seqlens,
+    }
+
+
+def _plan(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype,
+) -> Plan:
+    tensors = tensors.copy()
+    x, B, C, cu_seqlens = tensors["x"], tensors["B"], tensors["C"], tensors["cu_seqlens"]
+    batch, seqlen = x.shape[:2]
+    headdim, dstate = x.shape[3], B.shape[3]
+    heads = {x.shape[2], B.shape[2], C.shape[2]}
+    nheads, ngroups = max(heads), min(heads)
+    chunk = config["chunk"]
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=ngroups,
+        sequences=sequences,
+        padded=-(-seqlen // chunk) * chunk,
+        state_size=headdim * dstate,
+        dt_min=float(dt_limit[0]),
+        dt_max=float(dt_limit[1]),
+        nsegments=1,
+        segment_len=seqlen,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_D=tensors["D"] is not None,
+        HAS_Z=tensors["z"] is not None,
+        HAS_DT_BIAS=tensors["dt_bias"] is not None,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+        HAS_CU_SEQLENS=cu_seqlens is not None,
+        DT_SOFTPLUS=dt_softplus,
+        HAS_ENTERING=tensors["initial_states"] is not None,
+        STORE_FINAL=final_states,
+    )
+    sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
+    if final_states:
+        sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
+
+    # packed sequences start anywhere, so their chunks and running sums are the walk's own
+    prepared = config.get("prepared", True) and cu_seqlens is None
+    if prepared:
+        _prepare(sizes, config)
+    length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
+    if config["schedule"] == "single_pass" or not prepared or length >= seqlen:
+        _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"})
+    else:
+        dtype = getattr(torch, config.get("state_dtype", "float32"))
+        _enter_segments(sizes, config, length, dtype)
+        if config["schedule"] == "split":
+            _scan(sizes, config)
+        else:
+            # the state that enters is always there now, and the last one is stored already
+            _walk(sizes, config, "single_pass", prepared, {"entering": "summary"}, HAS_ENTERING=True, STORE_FINAL=False)
+    return sizes.plan()
+
+
+def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
+    """Step sizes and running sums, padded to whole chunks."""
+    names = sizes.names
+    numbers = config["kernels"].get("dt_cumsum", {})
+    shape = (names["batch"], names["nheads"], names["padded"])
+    sizes.allocate("dt_ready", shape, torch.float32)
+    sizes.allocate("dA_cs", shape, torch.float32)
+    block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
+    sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_next_power_of_two(block))
+
+
+def _enter_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype) -> None:
+    """The state that enters each segment of `length` tokens, in `summary`, and the final states."""
+    names = sizes.names
+    segments = -(-names["seqlen"] // length)
+    names.update(nsegments=segments, segment_len=length)
+    states = (names["nheads"], names["HEADDIM"], names["DSTATE"])
+    sizes.allocate("summary", (names["batch"], segments, *states), dtype)
+    sizes.allocate("total", (names["batch"], segments, names["nheads"]), torch.float32)
+    _walk(sizes, config, "segment_state", True, {})
+    numbers = config["kernels"].get("state_passing", {})
+    block = min(numbers.get("block", 512), _next_power_of_two(names["state_size"]))
+    sizes.launch(state_passing, numbers, BLOCK=block)
+
+
+def _walk(
+    sizes: Sizes, config: dict[str, Any], kernel: str, prepared: bool, slots: dict[str, str], **flags: bool
+) -> None:
+    """A walk over chunks: the single pass, or the segments' states."""
+    names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
+    numbers = config["kernels"].get(kernel, {})
+    n_tiles = _cut(names["DSTATE"])
+    p_tiles = _p_tiles(names["HEADDIM"], numbers)
+    heads = numbers.get("heads", 1)
+    # heads of one program share B and C
+    while heads > 1 and (names["nheads"] // names["ngroups"]) % heads:
+        heads //= 2
+    rows = numbers.get("row_tiles", 1)
+    described = numbers.get("descriptors", False) and _can_describe(sizes, kernel)
+    tiles = (len(n_tiles), len(p_tiles))
+    # shapes from the best to one that always exists
+    wanted = (
+        (heads, rows, *tiles, prepared, described),
+        (heads, 1, *tiles, prepared, described),
+        (1, 1, *tiles, prepared, described),
+        (1, 1, *tiles, prepared, False),
+    )
+    shape = next(shape for shape in wanted if shape in table)
+    sizes.launch(
+        table[shape],
+        numbers,
+        {**slots, "dt": "dt_ready" if prepared else "dt"},
+        ROWS=names["CHUNK"] // shape[1],
+        **_blocks("BLOCK_N", n_tiles),
+        **_blocks("BLOCK_P", p_tiles),
+        **flags,
+    )
+
+
+def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
+    """The output of every chunk from the state that enters it."""
+    names, numbers = sizes.names, config["kernels"].get("chunk_scan", {})
+    n_tiles = _cut(names["DSTATE"])
+    p_tiles = _p_tiles(names["HEADDIM"], numbers)
+    rows, columns = (min(names["CHUNK"], numbers.get(block, 64)) for block in ("block_m", "block_k"))
+    sizes.launch(
+        CHUNK_SCAN[len(n_tiles), len(p_tiles)],
+        numbers,
+        {"entering": "summary", "dt": "dt_ready"},
+        BLOCK_M=rows,
+        BLOCK_K=columns,
+        **_blocks("BLOCK_N", n_tiles),
+        **_blocks("BLOCK_P", p_tiles),
+    )
+
+
+def _can_describe(sizes: Sizes, kernel: str) -> bool:
+    """Whether tensor descriptors can be made of the operands of a walk."""
+    names = ("x", "B") if kernel == "segment_state" else ("x", "B", "C", "y")
+    return all(can_describe(sizes.tensors[name]) for name in names)
+
+
+def _precision(x: Tensor) -> str:
+    """How the tensor cores multiply fp32: in tf32 if torch may, else in three tf32 products.  Others are exact."""
+    if x.dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def _p_tiles(headdim: int, numbers: dict[str, Any]) -> tuple[int, ...]:
+    """Tiles of headdim: one of block_p, which programs share out, or those that cover all of it."""
+    block = numbers.get("block_p") or headdim
+    if block < headdim or headdim > 2 * LARGEST:
+        return (max(SMALLEST, min(block, LARGEST)),)
+    return _cut(headdim)
+
+
+def _cut(extent: int) -> tuple[int, ...]:
+    """One power of two that covers `extent`, or two when that pads less: 96 = 64 + 32."""
+    if extent > 2 * LARGEST:
+        raise OptionError(
+            f"dstate is {extent}; the kernels keep at most {2 * LARGEST} states: call it in float64 or on CPU"
+        )
+    whole = max(SMALLEST, _next_power_of_two(extent))
+    if whole <= LARGEST and whole in (extent, SMALLEST):
+        return (whole,)
+    first = whole // 2
+    second = max(SMALLEST, _next_power_of_two(extent - first))
+    return (first, second) if first + second < whole or whole > LARGEST else (whole,)
+
+
+def _blocks(name: str, tiles: tuple[int, ...]) -> dict[str, int]:
+    return {name: tiles[0]} if len(tiles) == 1 else {f"{name}_{k}": tile for k, tile in enumerate(tiles)}
+
+
+def _next_power_of_two(extent: int) -> int:
+    return 1 << max(0, extent - 1).bit_length()

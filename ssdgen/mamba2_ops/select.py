@@ -1,0 +1,147 @@
+"""Which config a call runs with: the ladder from a tuned record down to the built-in rule.  Problem, device -> config
+
+Resolved once per (problem bucket, device) and then a dict look-up.  The environment is read when a look-up is resolved:
+
+    SSDGEN_TUNED=FOLDER     look there first
+    SSDGEN_NO_TUNE=1        no records: the built-in default
+    SSDGEN_ASSERT_TUNED=1   an error where there is no record
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from .defaults import default_config
+from .errors import SsdWarning, UntunedError
+from .ladder import Step, current_fingerprint, steps
+from .match import Gpu, is_same, is_stale, nearest
+from .problem import Problem
+from .records import GpuRecords, Record
+
+# what each step of the ladder is called and holds
+Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A config and where it comes from.  record: None for the built-in default.  exact: tuned on this very GPU."""
+
+    config: dict[str, Any]
+    step: str
+    record: Record | None = None
+    exact: bool = False
+
+
+_configs: dict[tuple, dict[str, Any]] = {}
+_warned: set[tuple] = set()
+
+
+def config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
+    """The config for a call on this device.  Do not change what is returned: the next call gets the same dict.
+
+    Errors: RecordError (a record file that cannot be used), UntunedError.
+    Warns (SsdWarning) once per GPU and step if the config was not tuned on this GPU, and once per folder if it was
+    tuned for kernels that have changed since.
+    """
+    key = (problem.bucket(), device)
+    config = _configs.get(key)
+    if config is None:
+        config = _configs[key] = choose(problem.bucketed(), gpu_of(device)).config
+    return config
+
+
+def replace(problem: Problem, device: torch.device, config: dict[str, Any]) -> None:
+    """Use another config for a bucket from now on, for one that turned out not to run."""
+    _configs[problem.bucket(), device] = config
+
+
+def forget() -> None:
+    """Resolve everything again at the next call, records and environment included."""
+    _configs.clear()
+    _warned.clear()
+    _read.cache_clear()
+    gpu_of.cache_clear()
+    current_fingerprint.cache_clear()
+
+
+def choose(problem: Problem, gpu: Gpu) -> Choice:
+    """Go down the ladder for one problem on one GPU.  Errors and warnings as in `config_for`."""
+    asserted = os.environ.get("SSDGEN_ASSERT_TUNED") == "1"
+    default = Choice(default_config(problem, gpu.sms), "the built-in default")
+    if os.environ.get("SSDGEN_NO_TUNE") == "1":
+        if asserted:
+            raise UntunedError("SSDGEN_NO_TUNE=1 and SSDGEN_ASSERT_TUNED=1 are both set; unset one of them")
+        return default
+    # an interpreter on the CPU: no records can exist and nobody waits for speed
+    if gpu.arch == "cpu" and not asserted:
+        return default
+
+    choice = _look_up(problem, gpu, _read(steps())) or default
+    if choice.record is None and asserted:
+        raise UntunedError(
+            f"no tuned record for {problem} on {gpu.name} ({gpu.arch}), and SSDGEN_ASSERT_TUNED=1 is set; "
+            "run `ssdgen tune` on this GPU, set SSDGEN_TUNED to a folder with records, or unset SSDGEN_ASSERT_TUNED"
+        )
+    if not choice.exact:
+        _warn_once(
+            (gpu.name, choice.step),
+            f"no config was tuned on {gpu.name} for {problem}: using {choice.step}; "
+            "`ssdgen tune` on this GPU makes it faster",
+        )
+    return choice
+
+
+@cache
+def gpu_of(device: torch.device) -> Gpu:
+    """What the look-up has to know of a device.  Waits for nothing."""
+    if device.type != "cuda":
+        return Gpu(device.type, device.type, 1)
+    properties = torch.cuda.get_device_properties(device)
+    arch = f"sm{properties.major}{properties.minor}"
+    if torch.version.hip:
+        # "gfx942:sramecc+:xnack-": what follows the colon does not change which code runs
+        arch = properties.gcnArchName.split(":")[0]
+    return Gpu(properties.name, arch, properties.multi_processor_count)
+
+
+@cache
+def _read(ladder: tuple[Step, ...]) -> Places:
+    """The records of every step; each file is read once per process."""
+    return tuple((step.name, step.read()) for step in ladder)
+
+
+def _look_up(problem: Problem, gpu: Gpu, ladder: Places) -> Choice | None:
+    this = [(step, [g for g in gpus if is_same(gpu, g)]) for step, gpus in ladder]
+    # another GPU of the same architecture: the one that has the nearest record
+    related = [(step, [g for g in gpus if g.arch == gpu.arch]) for step, gpus in ladder]
+    for places, exact in ((this, True), (related, False)):
+        # a record that was measured counts more than one that lies earlier on the ladder
+        for measured in (True, False):
+            for step, gpus in places:
+                if found := nearest(problem, gpus, measured):
+                    owner, record = found
+                    _check_fingerprint(owner, record)
+                    name = step if exact else f"a record of {owner.name} from {step}"
+                    return Choice(record.config, name, record, exact)
+    return None
+
+
+def _check_fingerprint(records: GpuRecords, record: Record) -> None:
+    if is_stale(record, current_fingerprint()):
+        _warn_once(
+            (records.folder,),
+            f"the records in {records.folder} were made for other kernels than these (stale fingerprint); "
+            "they are used all the same: `ssdgen tune` brings them up to date",
+        )
+
+
+def _warn_once(key: tuple, message: str) -> None:
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(message, SsdWarning, stacklevel=2)

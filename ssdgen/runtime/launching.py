@@ -1,0 +1,219 @@
+"""One launch as data, and calls repeated at the cost of the launches alone.  launchers -> launching -> Triton
+
+The first call with given sizes, strides, dtypes and alignment goes through Triton's own launch path, which compiles.
+Later calls take the compiled kernels and fill in the new tensors: nothing is derived again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Buffer = tuple[tuple[int, ...], torch.dtype]
+Block = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid, its arguments by name in the kernel's order, and the compiler's options.
+
+    maxnreg: 0 for no cap on registers.  slots: argument -> tensor of the plan that it is, or that its descriptor is of.
+    blocks: argument -> order of the dimensions and block of its descriptor.
+    """
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    args: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    maxnreg: int = 0
+    slots: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, Block] = field(default_factory=dict)
+
+    def __call__(self) -> Any:
+        """Launch on the current device and stream, and return the compiled kernel (None in the interpreter)."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.maxnreg and not torch.version.hip:
+            options["maxnreg"] = self.maxnreg
+        return self.kernel[self.grid](*self.args.values(), **options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order.  tensors: all that they read and write, by name; buffers: those that belong to the plan."""
+
+    launches: list[Launch]
+    tensors: dict[str, Tensor | None]
+    buffers: dict[str, Buffer]
+
+    @property
+    def y(self) -> Tensor:
+        """[batch, seqlen, nheads, headdim]."""
+        y = self.tensors["y"]
+        assert y is not None
+        return y
+
+    @property
+    def final_states(self) -> Tensor | None:
+        """[rows, nheads, headdim, dstate], or None if they were not asked for."""
+        return self.tensors.get("final_states")
+
+
+class Sizes:
+    """What a plan is made from: the tensors by name, the integers by name, and the buffers allocated so far."""
+
+    def __init__(self, tensors: dict[str, Tensor | None], dims: dict[str, tuple[str, ...]], **names: Any) -> None:
+        self.tensors, self.dims, self.names = tensors, dims, names
+        self.buffers: dict[str, Buffer] = {}
+        self.launches: list[Launch] = []
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """A new tensor of the plan, with undefined contents."""
+        self.buffers[name] = shape, dtype
+        x = self.tensors["x"]
+        assert x is not None
+        self.tensors[name] = torch.empty(shape, dtype=dtype, device=x.device)
+
+    def launch(self, module: ModuleType, numbers: dict[str, Any], slots: dict[str, str] | None = None, **names: Any):
+        """Add a launch of the kernel that `module` holds.
+
+        numbers: num_warps, num_stages and maxnreg are read.  slots: parameter -> tensor, where the names differ.
+        names: integers and constants beside those of the plan, or instead of them.
+        """
+        kernel = getattr(module, module.__name__.rpartition(".")[2])
+        names = {**self.names, **names}
+        slots = slots or {}
+        blocks = module.blocks(**names) if hasattr(module, "blocks") else {}
+        args: dict[str, Any] = {}
+        used: dict[str, str] = {}
+        described: dict[str, Block] = {}
+        for name in kernel.arg_names:
+            parameter, _, kind = name.rpartition("_")
+            if kind in ("ptr", "desc"):
+                slot = slots.get(parameter, parameter)
+                tensor = args[name] = self.tensors.get(slot)
+                if tensor is not None:
+                    used[name] = slot
+                if kind == "desc":
+                    described[name] = blocks[parameter]
+                    args[name] = descriptor(tensor, *blocks[parameter])
+            elif name.startswith("stride_"):
+                args[name] = self._stride(name, slots)
+            else:
+                args[name] = names[name]
+        numbers = {"num_warps": 4, "num_stages": 1, "maxnreg": 0, **numbers}
+        options = (numbers["num_warps"], numbers["num_stages"], numbers["maxnreg"])
+        self.launches.append(Launch(kernel, module.grid(**names), args, *options, slots=used, blocks=described))
+
+    def _stride(self, name: str, slots: dict[str, str]) -> int:
+        """The stride that a parameter such as stride_x_seqlen stands for; 0 for a dimension that is not there."""
+        parameter, dim = next(
+            (tensor, dim)
+            for tensor, dims in self.dims.items()
+            for dim in dims
+            if name == f"stride_{tensor}_{dim.lower()}"
+        )
+        tensor, axis = self.tensors.get(slots.get(parameter, parameter)), self.dims[parameter].index(dim)
+        return tensor.stride(axis) if tensor is not None and axis < tensor.dim() else 0
+
+    def plan(self) -> Plan:
+        return Plan(self.launches, self.tensors, self.buffers)
+
+
+def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...]):
+    """A tensor descriptor with the dimensions in another order; positions outside the tensor read 0, writes are dropped.
+
+    block: in that order.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    shape, strides = tensor.shape, tensor.stride()
+    return TensorDescriptor(tensor, [shape[axis] for axis in order], [strides[axis] for axis in order], list(block))
+
+
+def can_describe(tensor: Tensor) -> bool:
+    """Whether the copy engine takes this tensor: 16-byte aligned, every stride but the last a multiple of 16 bytes."""
+    strides = tensor.stride()
+    item = tensor.element_size()
+    return (
+        tensor.data_ptr() % 16 == 0
+        and strides[-1] == 1
+        and all(stride > 0 and stride * item % 16 == 0 for stride in strides[:-1])
+    )
+
+
+def key_of(tensors: dict[str, Tensor | None], *rest: Any) -> tuple:
+    """What a compiled plan depends on: sizes, strides, dtypes and 16-byte alignment of every tensor, and `rest`."""
+    found: list[Any] = [*rest]
+    for tensor in tensors.values():
+        if tensor is None:
+            found.append(None)
+        else:
+            found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0)
+    return tuple(found)
+
+
+class _Step:
+    """A compiled launch whose tensors are filled in call by call."""
+
+    def __init__(self, launch: Launch, compiled: Any) -> None:
+        self.run: Callable = compiled[launch.grid]
+        self.args = list(launch.args.values())
+        position = {name: at for at, name in enumerate(launch.args)}
+        plain = [(position[name], slot) for name, slot in launch.slots.items() if name not in launch.blocks]
+        self.tensors = plain
+        self.descriptors = [(position[name], launch.slots[name], block) for name, block in launch.blocks.items()]
+        # the tensors of the first call must not live as long as the recipe does
+        for at, _ in plain:
+            self.args[at] = None
+        for at, _, _ in self.descriptors:
+            self.args[at] = None
+
+    def __call__(self, tensors: dict[str, Tensor | None]) -> None:
+        args = self.args.copy()
+        for at, slot in self.tensors:
+            args[at] = tensors[slot]
+        for at, slot, block in self.descriptors:
+            args[at] = descriptor(tensors[slot], *block)
+        self.run(*args)
+
+
+class Recipe:
+    """A plan that has run once, ready for other tensors with the same key."""
+
+    def __init__(self, plan: Plan, compiled: list[Any]) -> None:
+        self._steps = [_Step(launch, code) for launch, code in zip(plan.launches, compiled, strict=True)]
+        self._buffers = list(plan.buffers.items())
+
+    def __call__(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
+        """Allocate the buffers, adding them to `tensors`, and launch."""
+        for name, (shape, dtype) in self._buffers:
+            tensors[name] = torch.empty(shape, dtype=dtype, device=device)
+        for step in self._steps:
+            step(tensors)
+
+
+class Recipes:
+    """The recipes of a process.  Forgotten all together when there are many: lengths may vary without end."""
+
+    LARGEST = 4096
+
+    def __init__(self) -> None:
+        self._found: dict[tuple, tuple[Recipe, Any]] = {}
+
+    def get(self, key: tuple) -> Recipe | None:
+        found = self._found.get(key)
+        return found[0] if found else None
+
+    def run(self, key: tuple, plan: Plan, keep: Any) -> None:
+        """Launch a plan and remember it.  keep: an object whose id is in the key, and so must live on."""
+        compiled = [launch() for launch in plan.launches]
+        if all(code is not None for code in compiled):
+            if len(self._found) >= self.LARGEST:
+                self._found.clear()
+            self._found[key] = Recipe(plan, compiled), keep
