@@ -23,6 +23,8 @@ def broadcast(name: str, axes: tuple[str, ...], over: tuple[str, ...]) -> str:
     """A tile over `axes` as it takes part in an expression over `over`: `dt` over j in (i, j) is `dt[None, :]`."""
     if not axes or axes == over:
         return name
+    if len(axes) == 2 and axes == over[::-1]:
+        return f"tl.trans({name})"
     if [axis for axis in over if axis in axes] != list(axes):
         raise UnprintableFormula(
             f"{name} has axes {axes}, which do not stand in that order in {over}; transpose it first"
@@ -67,7 +69,7 @@ class FormulaPrinter:
         name = name_of(expr)
         text = broadcast(name, axes_of(expr), self.over)
         if name in self.operands:
-            return f"{name}.to(tl.float32){text[len(name) :]}"
+            return text.replace(name, f"{name}.to(tl.float32)", 1) if "[" in text else f"{text}.to(tl.float32)"
         return text
 
     def _number(self, expr: sympy.Number) -> str:

@@ -61,12 +61,12 @@ def fit(statement: str, indent: int, width: int = WIDTH) -> list[str]:
     if not whole_call and not equals:
         return [pad + term for term in _terms(body + suffix)]
     if not whole_call:
-        return [f"{pad}{target} = (", *fit(value + suffix, indent + 4), f"{pad})"]
+        return [f"{pad}{target} = (", *fit(value + suffix, indent + 4, width), f"{pad})"]
     head, inside = body[: call_end + 1], body[call_end + 1 : -1]
     if len(pad) + 4 + len(inside) <= width:
         return [pad + head, f"{pad}    {inside}", f"{pad}){suffix}"]
     lines = [pad + head]
     for argument in _arguments(inside):
-        broken = fit(argument, indent + 4)
+        broken = fit(argument, indent + 4, width - 1)  # a comma follows
         lines += [*broken[:-1], broken[-1] + ","]
     return [*lines, f"{pad}){suffix}"]

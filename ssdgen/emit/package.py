@@ -5,13 +5,14 @@ Kernels and launchers are rendered from plans; what runs under them (checks, cho
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 
 from ..plan import catalogue, space
 from ..plan.ir import Kernel
 from ..plan.schedules import prepare
-from ..plan.tiles import LARGEST, SMALLEST, cut
+from ..plan.tiles import LARGEST, SMALLEST, cut, next_power_of_two
 from ..spec.decompose import chunk_graph
 from ..spec.layer import Layer
 from . import fingerprint
@@ -40,11 +41,12 @@ def package(
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {
+        "settings.py": _settings(layer, chunk),
         "__init__.py": render("pack/__init__.py.jinja", layer=layer),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
         "kernels/functions.py": functions,
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
-        "launchers/forward.py": _launchers(layer, chosen, chunk),
+        "launchers/forward.py": _launchers(layer, chosen),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions)),
     }
     return dict(sorted(texts.items()))
@@ -66,15 +68,15 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
     return True
 
 
-def _launchers(layer: Layer, chosen: list[Kernel], chunk: int | None) -> str:
+def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
     names = {kernel.name for kernel in chosen}
     walks = [
         (
             table,
             [
                 (
-                    f"({shape.heads}, {shape.row_tiles}, {shape.n_tiles}, {shape.p_tiles}, "
-                    f"{shape.prepared}, {shape.descriptors})",
+                    f"({shape.heads}, {shape.n_tiles}, {shape.p_tiles}, "
+                    f'"{shape.state_major}", {shape.prepared}, {shape.descriptors})',
                     shape.name,
                 )
                 for shape in catalogue.walks(outputs)
@@ -96,6 +98,19 @@ def _launchers(layer: Layer, chosen: list[Kernel], chunk: int | None) -> str:
         minimal=_literal(space.smallest()),
         smallest=SMALLEST,
         largest=LARGEST,
+    )
+
+
+def _settings(layer: Layer, chunk: int | None) -> str:
+    if chunk is not None and (chunk < SMALLEST or chunk != next_power_of_two(chunk)):
+        raise ValueError(f"chunk is {chunk}; it must be a power of two, of at least {SMALLEST}")
+    plain = layer == Layer()
+    return render(
+        "pack/settings.py.jinja",
+        about="Mamba-2's" if plain else f"the {layer.family.name} family in the {layer.layout.name} layout",
+        chunk=chunk,
+        layout=layer.layout,
+        log_decay=ast.unparse(ast.parse(str(layer.family.log_decay))),
     )
 
 

@@ -43,7 +43,7 @@ def _outside_brackets(text: str) -> str:
 def descriptor_order(index: tuple[ir.Index, ...]) -> list[int]:
     """Dimensions as a descriptor has them: those of extent 1 in a block first, so that the block loads as a matrix.
 
-    With them in the middle the compiler reshapes in registers, and a matrix unit cannot read the tile from shared memory.
+    With them in the middle the compiler reshapes in registers: no matrix unit then reads the tile from shared memory.
     """
     return sorted(range(len(index)), key=lambda axis: isinstance(index[axis], ir.Span))
 
@@ -175,7 +175,7 @@ class StatementPrinter:
             case ir.Arange(name, _, size):
                 return self.idiom.arange(name, size)
             case ir.Mask(name, _, offsets, limit):
-                return f"{name} = {offsets} < {limit}"
+                return f"{name} = {offsets} < {scalar(limit)}"
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value)
             case ir.Let(out, formula, reads):
@@ -206,14 +206,16 @@ class StatementPrinter:
     def _store(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], value: ir.Value, descriptor: bool) -> str:
         if descriptor:
             sizes = ", ".join(block_sizes(index))
-            return self.idiom.store_descriptor(tensor.name, self._corner(index), value.name, sizes)
+            spans = tuple(at.axis for at in index if isinstance(at, ir.Span))
+            name = value.name if value.axes == spans else f"tl.trans({value.name})"
+            return self.idiom.store_descriptor(tensor.name, self._corner(index), name, sizes)
         return self.idiom.store(self._pointer(tensor, index, value.axes), value.name, self._mask(index, value.axes))
 
     def _corner(self, index: tuple[ir.Index, ...]) -> str:
         """Where a descriptor's block starts; coordinates are 32-bit."""
         ordered = [index[axis] for axis in descriptor_order(index)]
         origins = [at.origin if isinstance(at, ir.Span) else at for at in ordered]
-        return ", ".join(o if o in ("0", "p0") else f"tl.cast({scalar(o)}, tl.int32)" for o in origins)
+        return ", ".join(o if o in ("0", "p0") or o.isupper() else f"tl.cast({scalar(o)}, tl.int32)" for o in origins)
 
     def _dot(self, out: ir.Value, left: ir.Value, right: ir.Value, over: str, acc: bool) -> str:
         rows, cols = (left, right) if out.axes[0] in left.axes else (right, left)

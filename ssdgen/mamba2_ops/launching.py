@@ -126,9 +126,9 @@ class Sizes:
 
 
 def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...]):
-    """A tensor descriptor with the dimensions in another order; positions outside the tensor read 0, writes are dropped.
+    """A tensor descriptor with the dimensions in another order.
 
-    block: in that order.
+    Positions outside the tensor read 0, and writes there are dropped.  block: in that order.
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -1,7 +1,8 @@
 """The kernels that ship: which shapes of code a package holds.  layer -> [Kernel]
 
-Every shape of code is a file; numbers (tile sizes, warps) are not.  A shape is here because it is faster somewhere (heads that share
-B and C, row tiles, descriptors) or because something cannot run without it (two tiles of an odd size, packed sequences).
+Every shape of code is a file; numbers (tile sizes, warps) are not.  A shape is here because it is faster somewhere
+(heads that share B and C, states by rows of headdim, descriptors) or because something cannot run without it (two tiles
+of an odd size, packed sequences).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ TILES = ((1, 1), (2, 1), (1, 2), (2, 2))  # tiles of dstate and headdim
 def walks(outputs: bool) -> tuple[Walk, ...]:
     """Shapes of the walk, the plainest first.  outputs: the single pass, else the segments' states."""
     shapes = [Walk(outputs, n_tiles=n, p_tiles=p) for n, p in TILES]
-    shapes += [Walk(outputs, heads=heads) for heads in (2, 4)]
-    shapes += [Walk(outputs, heads=heads, descriptors=True) for heads in (1, 2, 4)]
+    shapes += [Walk(outputs, heads=heads, descriptors=True) for heads in ((2,) if outputs else (2, 4))]
+    shapes += [Walk(outputs, descriptors=True)]
+    shapes += [Walk(outputs, state_major="p", descriptors=described) for described in (False, True)]
     if outputs:
-        shapes += [Walk(row_tiles=2, heads=heads, descriptors=tma) for heads in (1, 2) for tma in (False, True)]
         shapes += [Walk(n_tiles=n, p_tiles=p, prepared=False) for n, p in TILES]
     return tuple(shapes)
 

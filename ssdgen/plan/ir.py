@@ -1,7 +1,8 @@
 """The plan: a kernel as frozen data over tiles.  lower -> plan -> interpret, emit
 
-Tile values carry the axis names of the description (i, j, p, n); formulas are sympy, with one `Indexed` per value read. Scalars (indices,
-bounds, loop ranges) are short integer expressions in Python's own syntax over the kernel's parameters, which print as they stand.
+Tile values carry the axis names of the description (i, j, p, n); formulas are sympy, with one `Indexed` per value read.
+Scalars (indices, bounds, loop ranges) are short integer expressions in Python's own syntax over the kernel's
+parameters, which print as they stand.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import sympy
 class Tensor:
     """A kernel parameter in memory.
 
-    dims: extent of each dimension, as scalars.  strided: "no" (contiguous), "unit" (strides are parameters, the last one is 1), "all".
-    dtype: "operand" (that of x), "float32", "any" and "state" (read as fp32 whatever they are), "int", "index" (read as int64).
+    dims: extent of each dimension, as scalars.
+    strided: "no" (contiguous), "unit" (strides are parameters, the last one is 1), "all".
+    dtype: "operand" (that of x), "float32", "any" and "state" (read as fp32 whatever they are), "int", "index" (read as
+    int64).
     flag: option without which it may be None.
     """
 
@@ -28,7 +31,7 @@ class Tensor:
     out: bool = False
 
     def stride(self, axis: int) -> str:
-        """Stride of dimension `axis` in elements, as a product that is safe to multiply from the left by a 64-bit index."""
+        """Stride of dimension `axis` in elements, a product that a 64-bit index may multiply from the left."""
         last = len(self.dims) - 1
         if axis == last and self.strided != "all":
             return "1"
@@ -75,7 +78,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Scalar:
-    """name = integer expression, in 64 bits if `wide` (anything that is multiplied by a stride), in 32 if `narrow` (trip counts)."""
+    """name = integer expression.
+
+    wide: in 64 bits (anything that is multiplied by a stride); narrow: in 32 (trip counts).
+    """
 
     name: str
     expr: str
@@ -192,7 +198,10 @@ Stmt = Note | Scalar | Arange | Mask | Load | Full | Let | Dot | Cumsum | Sum | 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel.  grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers."""
+    """One kernel.
+
+    grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers.
+    """
 
     name: str
     about: str

@@ -1,13 +1,15 @@
 """Lower graph values to tile statements, on demand.  spec.Graph -> [plan.Stmt]
 
-An axis is cut into pieces; a value is made once per combination of the pieces of its axes. Asking for a value makes what it reads first,
-each at the outermost level (kernel, loop) where its own inputs stand, so nothing is computed twice and nothing inside a loop that need not be.
+An axis is cut into pieces; a value is made once per combination of the pieces of its axes. Asking for a value makes
+what it reads first, each at the outermost level (kernel, loop) where its own inputs stand, so nothing is computed twice
+and nothing inside a loop that need not be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sympy
 
@@ -21,7 +23,7 @@ from .ir import Dot, Full, Index, Let, Load, Note, Span, Stmt, Store, Sum, Value
 class Piece:
     """One tile of an axis: a span of tile positions or, for heads, one scalar index.
 
-    position: variable with the position inside the chunk of each row; order: where the piece stands among its axis' pieces;
+    position: variable with the position inside the chunk of each row; order: where the piece stands on its axis;
     alias: suffix of a value over columns that is read here on rows, where the two are different tiles.
     """
 
@@ -38,7 +40,7 @@ Pieces = dict[str, Piece]
 
 @dataclass(frozen=True)
 class Source:
-    """Where an input value comes from: a tensor and, per pieces, the index into it; or `variable`, which the caller has made."""
+    """Where an input value comes from: a tensor and, per pieces, the index into it."""
 
     tensor: str = ""
     index: Callable[[Pieces], tuple[Index, ...]] = lambda pieces: ()
@@ -55,7 +57,8 @@ class Lowering:
 
     scopes: statement lists, outermost first; rename: variable of a graph value, where it is not its own name;
     notes: comment before the statements of a value;
-    zero_past_end: values that must be zero at positions past the end; constant_level: where a value that is one number is made.
+    zero_past_end: values that must be zero at positions past the end;
+    constant_level: where a value that is one number is made.
     """
 
     graph: Graph
@@ -189,7 +192,7 @@ class Lowering:
     def _map(self, node: Map, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
         if node.option is None:
             return self._let(node.name, node.formula, pieces, out)
-        assert node.otherwise is not None
+        assert isinstance(node.otherwise, sympy.Indexed)
         made = self.read(node.otherwise, pieces)
         if made is None:
             return None
@@ -219,13 +222,15 @@ class Lowering:
             else:
                 self.emit(level, Let(out, formula))
             return out, level
-        contraction = self._accumulates(formula, name)
+        contraction = self._accumulates(formula, name, pieces)
         if contraction is not None:
-            rest = formula - contraction
-            formula_rest, reads, level = self.formula(rest, pieces, 0)
-            self.emit(level, Let(out, formula_rest, reads))
             node = self.graph[name_of(contraction)]
             assert isinstance(node, Contract)
+            # the operands before the accumulator: a tile of scores and its accumulator are then never live together
+            for piece in self.pieces[node.over]:
+                self.read(node.left, {**pieces, node.over: piece})
+            formula_rest, reads, level = self.formula(formula - contraction, pieces, 0)
+            self.emit(level, Let(out, formula_rest, reads))
             made = self.contract(node, pieces, out, acc=True)
             return out, max(level, made[1] if made else level)
         if name in self.zero_past_end:
@@ -245,13 +250,15 @@ class Lowering:
         row, col = pieces["i"], pieces["j"]
         if not formula.has(sympy.Ge(ROW, COL)) or row.order == col.order:
             return formula
-        return formula.subs(sympy.Ge(ROW, COL), sympy.true if row.order > col.order else sympy.false)
+        decided: Any = formula.subs(sympy.Ge(ROW, COL), sympy.true if row.order > col.order else sympy.false)
+        return decided
 
-    def _accumulates(self, formula: sympy.Expr, name: str) -> sympy.Indexed | None:
+    def _accumulates(self, formula: sympy.Expr, name: str, pieces: Pieces) -> sympy.Indexed | None:
         """The contraction that a sum can start from: a bare term of the sum, over the same axes."""
         for term in formula.args if formula.is_Add else ():
             if isinstance(term, sympy.Indexed) and isinstance(self.graph[name_of(term)], Contract):
-                if axes_of(term) == self.graph[name].axes and name_of(term) not in self.sources:
+                at_hand = name_of(term) in self.sources or self._key(name_of(term), pieces) in self.made
+                if axes_of(term) == self.graph[name].axes and not at_hand:
                     return term
         return None
 
@@ -284,7 +291,7 @@ class Lowering:
         held = (
             formula.subs(sympy.Ge(ROW, COL), sympy.Symbol("CAUSAL") > 0) if formula.has(sympy.Ge(ROW, COL)) else formula
         )
-        replaced = held.xreplace({term: to for term, to in known.items() if isinstance(term, sympy.Indexed)})
+        replaced: Any = held.xreplace({term: to for term, to in known.items() if isinstance(term, sympy.Indexed)})
         if ROW in known:
             replaced = replaced.subs(sympy.Symbol("CAUSAL") > 0, sympy.Ge(known[ROW], known[COL]))
         return replaced, tuple(reads.values()), level

@@ -1,4 +1,4 @@
-"""The search space of a schedule: axes with the reason for every bound, and what is legal.  Problem, Gpu -> axes -> tune
+"""The search space of a schedule: axes with the reason for every bound, and what is legal.  Problem, Gpu -> tune
 
 A config is nested, {"schedule", "chunk", ..., "kernels": {kernel: {axis: value}}}; a kernel's axis is "kernel.axis".
 """
@@ -197,7 +197,8 @@ def _state_dtype(problem: Problem) -> Axis:
 
 def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
     heads_per_group = problem.nheads // problem.ngroups
-    heads = tuple(count for count in (1, 2, 4) if heads_per_group % count == 0)
+    offered = (1, 2) if kernel == "single_pass" else (1, 2, 4)
+    heads = tuple(count for count in offered if heads_per_group % count == 0 and (count == 1 or _has_descriptors(gpu)))
     whole = next_power_of_two(max(SMALLEST, problem.headdim))
     blocks = tuple(block for block in (16, 32, 64, 128, 256) if whole // 8 <= block <= whole)
     descriptors = (False, True) if _has_descriptors(gpu) else (False,)
@@ -217,8 +218,9 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         Axis(f"{kernel}.num_stages", (1, 2, 3, 4), "chunks in flight; each costs the shared memory of its tiles"),
         Axis(f"{kernel}.maxnreg", _caps(gpu), "a cap lets more programs share a multiprocessor, and spills beyond it"),
     ]
-    if kernel == "single_pass":
-        found.insert(1, Axis(f"{kernel}.row_tiles", (1, 2), "two row tiles leave out the quarter above the diagonal"))
+    if problem.headdim >= 32:
+        why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
+        found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))
     return found
 
 
@@ -265,29 +267,30 @@ def _tiles(problem: Problem, numbers: dict[str, Any]) -> tuple[tuple[int, ...], 
 
 
 def _walk_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
-    heads, rows, warps = numbers.get("heads", 1), numbers.get("row_tiles", 1), numbers.get("num_warps", 4)
+    heads, warps, major = numbers.get("heads", 1), numbers.get("num_warps", 4), numbers.get("state_major", "n")
     described, outputs, chunk = numbers.get("descriptors", False), kernel == "single_pass", config["chunk"]
     if (problem.nheads // problem.ngroups) % heads:
         return f"{heads} heads of a program are not of one group of {problem.nheads // problem.ngroups}"
     n_tiles, p_tiles = _tiles(problem, numbers)
     tiled = len(n_tiles) > 1 or len(p_tiles) > 1
-    if not config.get("prepared", True) and (heads > 1 or rows > 1 or described):
-        return "step sizes inside the walk go with one head, one row tile and pointers"
-    if tiled and (heads > 1 or rows > 1 or described):
-        return "two tiles of dstate or headdim go with one head, one row tile and pointers"
-    if rows > 1 and (heads > 2 or chunk // rows < SMALLEST):
-        return f"{rows} row tiles go with at most 2 heads and chunks of at least {rows * SMALLEST}"
+    if not config.get("prepared", True) and (heads > 1 or described or major == "p"):
+        return "step sizes inside the walk go with one head, states by rows of dstate, and pointers"
+    if tiled and (heads > 1 or described or major == "p"):
+        return "two tiles of dstate or headdim go with one head, states by rows of dstate, and pointers"
+    if major == "p" and (heads > 1 or sum(p_tiles) < 64):
+        return "states by rows of headdim go with one head and 64 rows, which one matrix instruction takes"
+    if heads > 1 and not described:
+        return f"{heads} heads of a program go with tensor descriptors"
     if described and not _has_descriptors(gpu):
         return f"{gpu.name} has no tensor descriptors; they came with sm90"
     n, p = sum(n_tiles), sum(p_tiles)
-    block = chunk // rows
-    accumulators = heads * n * p + (block * p + 2 * block * block if outputs else chunk * p)
+    accumulators = heads * n * p + (chunk * p + 2 * chunk * chunk if outputs else chunk * p)
     if accumulators > ACCUMULATORS * warps * gpu.warp_size:
         return f"{accumulators} accumulators do not fit the registers of {warps} warps"
     loaded = chunk * (n * (1 + outputs) + heads * p) * problem.element_bytes
     # the state and the scores pass through shared memory on their way to the matrix unit
     passing = (n * p + chunk * chunk) * problem.element_bytes if outputs else chunk * p * problem.element_bytes
-    return _shared_reason(loaded * max(1, numbers.get("num_stages", 1) - 1) + passing // 2, gpu)
+    return _shared_reason(_in_flight(numbers, loaded, passing), gpu)
 
 
 def _scan_reason(config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
@@ -298,7 +301,13 @@ def _scan_reason(config: Config, numbers: dict[str, Any], problem: Problem, gpu:
     if accumulators > ACCUMULATORS * warps * gpu.warp_size:
         return f"{accumulators} accumulators do not fit the registers of {warps} warps"
     loaded = columns * (n + p) * problem.element_bytes
-    return _shared_reason(loaded * max(1, numbers.get("num_stages", 1) - 1) + rows * n * problem.element_bytes, gpu)
+    return _shared_reason(_in_flight(numbers, loaded, rows * n * problem.element_bytes), gpu)
+
+
+def _in_flight(numbers: dict[str, Any], loaded: int, passing: int) -> int:
+    """Bytes of shared memory at least: stages that are loaded ahead or, without any, what a product reads."""
+    ahead = numbers.get("num_stages", 1) - 1
+    return loaded * ahead + passing // 2 if ahead else max(loaded, passing) // 2
 
 
 def _shared_reason(needed: int, gpu: Gpu) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from .errors import DeviceError, DtypeError, OperandError, OptionError, ShapeError
 from .problem import Problem
 from .sequences import check_sequences
+from .settings import PER_HEAD
 
 NAMES = {
     torch.bfloat16: "bfloat16",
@@ -23,6 +24,8 @@ NAMES = {
 _FLOATS = frozenset((torch.bfloat16, torch.float16, torch.float32))
 _FLOATS_64 = frozenset(NAMES)
 _INTS = frozenset((torch.int32, torch.int64))
+_X_PER_HEAD = PER_HEAD["x"]
+_USUAL = PER_HEAD == {"x": True, "B": False, "C": False}
 
 
 def check_forward(
@@ -55,6 +58,8 @@ def check_forward(
         batch, seqlen, nheads, headdim = shape
         if not (seqlen and nheads and headdim):
             _shape("x", x, "at least 1 in seqlen, nheads and headdim")
+        if not _X_PER_HEAD and len(dt.shape) == 3:
+            nheads = dt.shape[2]
 
         if dt.shape != (batch, seqlen, nheads):
             _shape("dt", dt, "[batch, seqlen, nheads]", (batch, seqlen, nheads))
@@ -64,7 +69,9 @@ def check_forward(
         if len(b_shape) != 4 or b_shape[0] != batch or b_shape[1] != seqlen:
             _shape("B", B, "[batch, seqlen, ngroups, dstate]", (batch, seqlen, "ngroups", "dstate"))
         ngroups, dstate = b_shape[2], b_shape[3]
-        if C.shape != b_shape:
+        if not _USUAL:
+            ngroups = _groups(x, B, C, nheads)
+        elif C.shape != b_shape:
             _c_shape(B, C)
         if not dstate:
             _shape("B", B, "at least 1 in dstate")
@@ -94,8 +101,8 @@ def check_forward(
             if D.device != device:
                 _device(device, D=D)
         if z is not None:
-            if z.shape != shape:
-                _shape("z", z, "[batch, seqlen, nheads, headdim]", shape)
+            if z.shape != (batch, seqlen, nheads, headdim):
+                _shape("z", z, "[batch, seqlen, nheads, headdim]", (batch, seqlen, nheads, headdim))
             if z.dtype is not dtype:
                 _mixed("z", z, dtype)
             if z.device != device:
@@ -181,6 +188,20 @@ def _states_shape(states, expected: tuple, sequences: int) -> NoReturn:
         f"initial_states has shape {list(states.shape)}; it must be [rows, nheads, headdim, dstate] = "
         f"[rows, {', '.join(map(str, expected[1:]))}] with rows = {rows}"
     )
+
+
+def _groups(x, B, C, nheads: int) -> int:
+    """The number of groups where the layout is not Mamba-2's own; checks the heads of all operands."""
+    tensors = {"x": x, "B": B, "C": C}
+    if C.dim() != 4 or C.shape[:2] != B.shape[:2] or C.shape[3] != B.shape[3]:
+        _shape("C", C, "[batch, seqlen, nheads or ngroups, dstate]", (*B.shape[:2], "heads", B.shape[3]))
+    grouped = [name for name in tensors if not PER_HEAD[name]]
+    ngroups = tensors[grouped[0]].shape[2] if grouped else nheads
+    for name, tensor in tensors.items():
+        wanted, word = (nheads, "nheads") if PER_HEAD[name] else (ngroups, "ngroups")
+        if tensor.shape[2] != wanted:
+            raise ShapeError(f"{name} has {tensor.shape[2]} heads; in this layout it must have {word} = {wanted}")
+    return ngroups
 
 
 def _list(dtypes: frozenset) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import settings
 from .problem import Problem
 
 # below this a segment's state costs more to write and read than the parallelism brings
@@ -21,7 +22,7 @@ def default_config(problem: Problem, sms: int) -> dict[str, Any]:
     Returns: {"schedule", "chunk", "prepared", "kernels": {kernel: numbers}}, with "segment" and "state_dtype" where the
     schedule is "segments".
     """
-    chunk = 64 if _small(problem) else 32
+    chunk = settings.CHUNK or (64 if _small(problem) else 32)
     ctas = max(1, problem.rows * problem.nheads)
     config: dict[str, Any] = {"schedule": "single_pass", "chunk": chunk, "prepared": True}
     kernels = {"dt_cumsum": _light(), "single_pass": _tile(problem)}
@@ -48,7 +49,6 @@ def _tile(problem: Problem) -> dict[str, Any]:
     return {
         "heads": 1,
         "block_p": min(64 if small else 32, max(16, _next_power_of_two(problem.headdim))),
-        "state_major": "n",
         "descriptors": False,
         "num_warps": 4,
         "num_stages": 2 if small else 1,

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import settings
+
 CHUNK = 64
 
 
@@ -45,7 +47,9 @@ def forward(
     """
     math = torch.float64 if x.dtype == torch.float64 else torch.float32
     dt = step_size(dt.to(math), dt_bias, dt_softplus, dt_limit)
-    log_decay = (dt * A.to(math)).clamp(max=0)  # [b, L, H]
+    kept = torch.as_tensor(settings.log_decay(dt, A.to(math)), dtype=math, device=dt.device)
+    log_decay = kept.clamp(max=0).expand(dt.shape)  # [b, L, H]
+    x, B, C = _by_layout(x, B, C, dt.shape[2])
 
     if cu_seqlens is None:
         y, states = _row((x, dt, log_decay, B, C, z, seq_idx), D, initial_states)
@@ -59,6 +63,14 @@ def forward(
         y = torch.cat([y for y, _ in rows], dim=1)
         states = torch.cat([state for _, state in rows])
     return y, states.to(state_dtype or math) if final_states else None
+
+
+def _by_layout(x: Tensor, B: Tensor, C: Tensor, nheads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The operands with an x for every head, and B and C both for every group or both for every head."""
+    given = {"x": x, "B": B, "C": C}
+    if settings.PER_HEAD["x"] and settings.PER_HEAD["B"] == settings.PER_HEAD["C"]:
+        return x, B, C
+    return tuple(t.repeat_interleave(nheads // t.shape[2], dim=2) for t in given.values())
 
 
 def step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float]) -> Tensor:

@@ -121,8 +121,10 @@ def _runs_kernels(x: Tensor) -> bool:
         if not HAVE_TRITON:
             _warn_no_triton()
         return HAVE_TRITON
+    # the interpreter computes with NumPy, which has no bf16
     return (
         x.device.type == "cpu"
+        and x.dtype is not torch.bfloat16
         and HAVE_TRITON
         and os.environ.get("TRITON_INTERPRET") == "1"
         and os.environ.get("SSDGEN_FORCE_TRITON") == "1"

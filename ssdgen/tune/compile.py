@@ -78,6 +78,9 @@ def _source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any
     backend = make_backend(target)
     given = launch_options(launch, target.backend)
     bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
-    bound, specialization, extra = bind(**launch.args, **given)
+    args = dict(launch.args)
+    if target.backend == "hip" and "PRECISION" in args:
+        args["PRECISION"] = "ieee"  # as the launchers choose it there
+    bound, specialization, extra = bind(**args, **given)
     options, signature, constants, attributes = launch.kernel._pack_args(backend, given, bound, specialization, extra)
     return ASTSource(launch.kernel, signature, constants, attributes), options.__dict__

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import forward, report, workload  # noqa: E402
+from benchmarks import forward, report, workload
 
 SHAPE = workload.SHAPES[0]
 CEILINGS = {"copy_tbs": 4.27, "bf16_tflops": 790.0}

@@ -76,19 +76,19 @@ def segment_state_2n(
     for step in range(chunks):
         row0 = start + step * CHUNK
         row_in = row < stop - row0
-        dA_last = tl.load(dA_cs_base + row0 + CHUNK - 1)
-        if HAS_SEQ_IDX:
-            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
-            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         dA_cs = tl.load(dA_cs_base + row0 + row)  # [CHUNK]
+        dA_last = tl.load(dA_cs_base + row0 + CHUNK - 1)
         dt = tl.load(dt_base + row0 + row)  # [CHUNK]
         if HAS_SEQ_IDX:
             seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
+            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         x = tl.load(
             x_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p[None, :],
             mask=row_in[:, None] & p_in[None, :],
             other=0.0,
         )
+        if HAS_SEQ_IDX:
+            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
         B_0 = tl.load(
             B_0_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_0[None, :],
             mask=row_in[:, None] & n_0_in[None, :],
@@ -99,15 +99,15 @@ def segment_state_2n(
             mask=row_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted = x.to(tl.float32) * right_decay[:, None]
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
         state_0 = state_0 * centre_decay
-        right_decay = dt * decay(dA_last - dA_cs)
-        if HAS_SEQ_IDX:
-            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
-        x_weighted = x.to(tl.float32) * right_decay[:, None]
         state_0 = tl.dot(tl.trans(B_0), x_weighted.to(DOT), acc=state_0, input_precision=PRECISION)
         state_1 = state_1 * centre_decay
         state_1 = tl.dot(tl.trans(B_1), x_weighted.to(DOT), acc=state_1, input_precision=PRECISION)

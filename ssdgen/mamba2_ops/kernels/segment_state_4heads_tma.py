@@ -67,80 +67,80 @@ def segment_state_4heads_tma(
     total_h1 = 0.0
     total_h2 = 0.0
     total_h3 = 0.0
-    dA_last_h0_base = dA_cs_ptr + (b * nheads + head_0) * padded
+    dA_cs_h0_base = dA_cs_ptr + (b * nheads + head_0) * padded
     dt_h0_base = dt_ptr + (b * nheads + head_0) * padded
-    dA_last_h1_base = dA_cs_ptr + (b * nheads + head_1) * padded
+    dA_cs_h1_base = dA_cs_ptr + (b * nheads + head_1) * padded
     dt_h1_base = dt_ptr + (b * nheads + head_1) * padded
-    dA_last_h2_base = dA_cs_ptr + (b * nheads + head_2) * padded
+    dA_cs_h2_base = dA_cs_ptr + (b * nheads + head_2) * padded
     dt_h2_base = dt_ptr + (b * nheads + head_2) * padded
-    dA_last_h3_base = dA_cs_ptr + (b * nheads + head_3) * padded
+    dA_cs_h3_base = dA_cs_ptr + (b * nheads + head_3) * padded
     dt_h3_base = dt_ptr + (b * nheads + head_3) * padded
     for step in range(chunks):
         row0 = start + step * CHUNK
         row_in = row < stop - row0
-        dA_last_h0 = tl.load(dA_last_h0_base + row0 + CHUNK - 1)
-        if HAS_SEQ_IDX:
-            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
-            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
-        dA_cs_h0 = tl.load(dA_last_h0_base + row0 + row)  # [CHUNK]
+        dA_cs_h0 = tl.load(dA_cs_h0_base + row0 + row)  # [CHUNK]
+        dA_last_h0 = tl.load(dA_cs_h0_base + row0 + CHUNK - 1)
         dt_h0 = tl.load(dt_h0_base + row0 + row)  # [CHUNK]
         if HAS_SEQ_IDX:
             seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
+            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         x_h0 = x_desc.load([tl.cast(b, tl.int32), tl.cast(head_0, tl.int32), tl.cast(row0, tl.int32), p0])
         x_h0 = x_h0.reshape(CHUNK, BLOCK_P)
+        if HAS_SEQ_IDX:
+            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
         B = B_desc.load([tl.cast(b, tl.int32), tl.cast(group, tl.int32), tl.cast(row0, tl.int32), 0])
         B = B.reshape(CHUNK, BLOCK_N)
-        dA_last_h1 = tl.load(dA_last_h1_base + row0 + CHUNK - 1)
-        dA_cs_h1 = tl.load(dA_last_h1_base + row0 + row)  # [CHUNK]
+        dA_cs_h1 = tl.load(dA_cs_h1_base + row0 + row)  # [CHUNK]
+        dA_last_h1 = tl.load(dA_cs_h1_base + row0 + CHUNK - 1)
         dt_h1 = tl.load(dt_h1_base + row0 + row)  # [CHUNK]
         x_h1 = x_desc.load([tl.cast(b, tl.int32), tl.cast(head_1, tl.int32), tl.cast(row0, tl.int32), p0])
         x_h1 = x_h1.reshape(CHUNK, BLOCK_P)
-        dA_last_h2 = tl.load(dA_last_h2_base + row0 + CHUNK - 1)
-        dA_cs_h2 = tl.load(dA_last_h2_base + row0 + row)  # [CHUNK]
+        dA_cs_h2 = tl.load(dA_cs_h2_base + row0 + row)  # [CHUNK]
+        dA_last_h2 = tl.load(dA_cs_h2_base + row0 + CHUNK - 1)
         dt_h2 = tl.load(dt_h2_base + row0 + row)  # [CHUNK]
         x_h2 = x_desc.load([tl.cast(b, tl.int32), tl.cast(head_2, tl.int32), tl.cast(row0, tl.int32), p0])
         x_h2 = x_h2.reshape(CHUNK, BLOCK_P)
-        dA_last_h3 = tl.load(dA_last_h3_base + row0 + CHUNK - 1)
-        dA_cs_h3 = tl.load(dA_last_h3_base + row0 + row)  # [CHUNK]
+        dA_cs_h3 = tl.load(dA_cs_h3_base + row0 + row)  # [CHUNK]
+        dA_last_h3 = tl.load(dA_cs_h3_base + row0 + CHUNK - 1)
         dt_h3 = tl.load(dt_h3_base + row0 + row)  # [CHUNK]
         x_h3 = x_desc.load([tl.cast(b, tl.int32), tl.cast(head_3, tl.int32), tl.cast(row0, tl.int32), p0])
         x_h3 = x_h3.reshape(CHUNK, BLOCK_P)
+        right_decay_h0 = dt_h0 * decay(dA_last_h0 - dA_cs_h0)
+        if HAS_SEQ_IDX:
+            right_decay_h0 = tl.where(seq_last == seq, right_decay_h0, 0.0)
+        x_weighted_h0 = x_h0.to(tl.float32) * right_decay_h0[:, None]
         # centre and right factor: the state that leaves the chunk
         centre_decay_h0 = decay(dA_last_h0)
         if HAS_SEQ_IDX:
             centre_decay_h0 = tl.where(seq_before == seq_last, centre_decay_h0, 0.0)
         state_h0 = state_h0 * centre_decay_h0
-        right_decay_h0 = dt_h0 * decay(dA_last_h0 - dA_cs_h0)
-        if HAS_SEQ_IDX:
-            right_decay_h0 = tl.where(seq_last == seq, right_decay_h0, 0.0)
-        x_weighted_h0 = x_h0.to(tl.float32) * right_decay_h0[:, None]
         state_h0 = tl.dot(tl.trans(B), x_weighted_h0.to(DOT), acc=state_h0, input_precision=PRECISION)
-        centre_decay_h1 = decay(dA_last_h1)
-        if HAS_SEQ_IDX:
-            centre_decay_h1 = tl.where(seq_before == seq_last, centre_decay_h1, 0.0)
-        state_h1 = state_h1 * centre_decay_h1
         right_decay_h1 = dt_h1 * decay(dA_last_h1 - dA_cs_h1)
         if HAS_SEQ_IDX:
             right_decay_h1 = tl.where(seq_last == seq, right_decay_h1, 0.0)
         x_weighted_h1 = x_h1.to(tl.float32) * right_decay_h1[:, None]
-        state_h1 = tl.dot(tl.trans(B), x_weighted_h1.to(DOT), acc=state_h1, input_precision=PRECISION)
-        centre_decay_h2 = decay(dA_last_h2)
+        centre_decay_h1 = decay(dA_last_h1)
         if HAS_SEQ_IDX:
-            centre_decay_h2 = tl.where(seq_before == seq_last, centre_decay_h2, 0.0)
-        state_h2 = state_h2 * centre_decay_h2
+            centre_decay_h1 = tl.where(seq_before == seq_last, centre_decay_h1, 0.0)
+        state_h1 = state_h1 * centre_decay_h1
+        state_h1 = tl.dot(tl.trans(B), x_weighted_h1.to(DOT), acc=state_h1, input_precision=PRECISION)
         right_decay_h2 = dt_h2 * decay(dA_last_h2 - dA_cs_h2)
         if HAS_SEQ_IDX:
             right_decay_h2 = tl.where(seq_last == seq, right_decay_h2, 0.0)
         x_weighted_h2 = x_h2.to(tl.float32) * right_decay_h2[:, None]
-        state_h2 = tl.dot(tl.trans(B), x_weighted_h2.to(DOT), acc=state_h2, input_precision=PRECISION)
-        centre_decay_h3 = decay(dA_last_h3)
+        centre_decay_h2 = decay(dA_last_h2)
         if HAS_SEQ_IDX:
-            centre_decay_h3 = tl.where(seq_before == seq_last, centre_decay_h3, 0.0)
-        state_h3 = state_h3 * centre_decay_h3
+            centre_decay_h2 = tl.where(seq_before == seq_last, centre_decay_h2, 0.0)
+        state_h2 = state_h2 * centre_decay_h2
+        state_h2 = tl.dot(tl.trans(B), x_weighted_h2.to(DOT), acc=state_h2, input_precision=PRECISION)
         right_decay_h3 = dt_h3 * decay(dA_last_h3 - dA_cs_h3)
         if HAS_SEQ_IDX:
             right_decay_h3 = tl.where(seq_last == seq, right_decay_h3, 0.0)
         x_weighted_h3 = x_h3.to(tl.float32) * right_decay_h3[:, None]
+        centre_decay_h3 = decay(dA_last_h3)
+        if HAS_SEQ_IDX:
+            centre_decay_h3 = tl.where(seq_before == seq_last, centre_decay_h3, 0.0)
+        state_h3 = state_h3 * centre_decay_h3
         state_h3 = tl.dot(tl.trans(B), x_weighted_h3.to(DOT), acc=state_h3, input_precision=PRECISION)
         total_h0 = dA_last_h0 + total_h0
         if HAS_SEQ_IDX:

@@ -101,8 +101,8 @@ def single_pass_2heads_tma(
         )
         D_h1 = D_h1.to(tl.float32)
     dA_cs_h0_base = dA_cs_ptr + (b * nheads + head_0) * padded
-    dt_h0_base = dt_ptr + (b * nheads + head_0) * padded
     dA_cs_h1_base = dA_cs_ptr + (b * nheads + head_1) * padded
+    dt_h0_base = dt_ptr + (b * nheads + head_0) * padded
     dt_h1_base = dt_ptr + (b * nheads + head_1) * padded
     for step in range(chunks):
         row0 = start + step * CHUNK
@@ -111,6 +111,7 @@ def single_pass_2heads_tma(
         if HAS_SEQ_IDX:
             seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
             seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
+        dA_cs_h1 = tl.load(dA_cs_h1_base + row0 + row)  # [CHUNK]
         C = C_desc.load([tl.cast(b, tl.int32), tl.cast(group, tl.int32), tl.cast(row0, tl.int32), 0])
         C = C.reshape(CHUNK, BLOCK_N)
         B = B_desc.load([tl.cast(b, tl.int32), tl.cast(group, tl.int32), tl.cast(row0, tl.int32), 0])
@@ -125,7 +126,6 @@ def single_pass_2heads_tma(
                 mask=row_in[:, None] & p_in[None, :],
                 other=0.0,
             )
-        dA_cs_h1 = tl.load(dA_cs_h1_base + row0 + row)  # [CHUNK]
         dt_h1 = tl.load(dt_h1_base + row0 + row)  # [CHUNK]
         x_h1 = x_desc.load([tl.cast(b, tl.int32), tl.cast(head_1, tl.int32), tl.cast(row0, tl.int32), p0])
         x_h1 = x_h1.reshape(CHUNK, BLOCK_P)
@@ -143,9 +143,9 @@ def single_pass_2heads_tma(
         left_decay_h0 = decay(dA_cs_h0)
         if HAS_SEQ_IDX:
             left_decay_h0 = tl.where(seq_before == seq, left_decay_h0, 0.0)
-        # left factor: what the entering state gives to every row
-        y_h0 = tl.dot(C, state_h0.to(DOT), input_precision=PRECISION)
-        y_h0 = y_h0 * left_decay_h0[:, None]
+        left_decay_h1 = decay(dA_cs_h1)
+        if HAS_SEQ_IDX:
+            left_decay_h1 = tl.where(seq_before == seq, left_decay_h1, 0.0)
         # diagonal block: what the rows before give, inside the chunk
         CB = tl.dot(C, tl.trans(B), input_precision=PRECISION)
         scores_h0 = tl.where(
@@ -153,53 +153,53 @@ def single_pass_2heads_tma(
         )
         if HAS_SEQ_IDX:
             scores_h0 = tl.where(seq[:, None] == seq[None, :], scores_h0, 0.0)
+        # left factor: what the entering state gives to every row
+        y_h0 = tl.dot(C, state_h0.to(DOT), input_precision=PRECISION)
+        y_h0 = y_h0 * left_decay_h0[:, None]
         y_h0 = tl.dot(scores_h0.to(DOT), x_h0, acc=y_h0, input_precision=PRECISION)
         if HAS_D:
             y_h0 = y_h0 + x_h0.to(tl.float32) * D_h0[None, :]
         if HAS_Z:
             y_h0 = y_h0 * z_h0.to(tl.float32) * tl.sigmoid(z_h0.to(tl.float32))
-        y_desc.store(
-            [tl.cast(b, tl.int32), tl.cast(head_0, tl.int32), tl.cast(row0, tl.int32), p0],
-            y_h0.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
-        )
-        left_decay_h1 = decay(dA_cs_h1)
-        if HAS_SEQ_IDX:
-            left_decay_h1 = tl.where(seq_before == seq, left_decay_h1, 0.0)
-        y_h1 = tl.dot(C, state_h1.to(DOT), input_precision=PRECISION)
-        y_h1 = y_h1 * left_decay_h1[:, None]
         scores_h1 = tl.where(
             row[:, None] >= row[None, :], CB * dt_h1[None, :] * decay(dA_cs_h1[:, None] - dA_cs_h1[None, :]), 0.0
         )
         if HAS_SEQ_IDX:
             scores_h1 = tl.where(seq[:, None] == seq[None, :], scores_h1, 0.0)
+        y_h1 = tl.dot(C, state_h1.to(DOT), input_precision=PRECISION)
+        y_h1 = y_h1 * left_decay_h1[:, None]
         y_h1 = tl.dot(scores_h1.to(DOT), x_h1, acc=y_h1, input_precision=PRECISION)
         if HAS_D:
             y_h1 = y_h1 + x_h1.to(tl.float32) * D_h1[None, :]
         if HAS_Z:
             y_h1 = y_h1 * z_h1.to(tl.float32) * tl.sigmoid(z_h1.to(tl.float32))
-        y_desc.store(
-            [tl.cast(b, tl.int32), tl.cast(head_1, tl.int32), tl.cast(row0, tl.int32), p0],
-            y_h1.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
-        )
+        right_decay_h0 = dt_h0 * decay(dA_last_h0 - dA_cs_h0)
+        if HAS_SEQ_IDX:
+            right_decay_h0 = tl.where(seq_last == seq, right_decay_h0, 0.0)
+        x_weighted_h0 = x_h0.to(tl.float32) * right_decay_h0[:, None]
         # centre and right factor: the state that leaves the chunk
         centre_decay_h0 = decay(dA_last_h0)
         if HAS_SEQ_IDX:
             centre_decay_h0 = tl.where(seq_before == seq_last, centre_decay_h0, 0.0)
         state_h0 = state_h0 * centre_decay_h0
-        right_decay_h0 = dt_h0 * decay(dA_last_h0 - dA_cs_h0)
-        if HAS_SEQ_IDX:
-            right_decay_h0 = tl.where(seq_last == seq, right_decay_h0, 0.0)
-        x_weighted_h0 = x_h0.to(tl.float32) * right_decay_h0[:, None]
         state_h0 = tl.dot(tl.trans(B), x_weighted_h0.to(DOT), acc=state_h0, input_precision=PRECISION)
-        centre_decay_h1 = decay(dA_last_h1)
-        if HAS_SEQ_IDX:
-            centre_decay_h1 = tl.where(seq_before == seq_last, centre_decay_h1, 0.0)
-        state_h1 = state_h1 * centre_decay_h1
         right_decay_h1 = dt_h1 * decay(dA_last_h1 - dA_cs_h1)
         if HAS_SEQ_IDX:
             right_decay_h1 = tl.where(seq_last == seq, right_decay_h1, 0.0)
         x_weighted_h1 = x_h1.to(tl.float32) * right_decay_h1[:, None]
+        centre_decay_h1 = decay(dA_last_h1)
+        if HAS_SEQ_IDX:
+            centre_decay_h1 = tl.where(seq_before == seq_last, centre_decay_h1, 0.0)
+        state_h1 = state_h1 * centre_decay_h1
         state_h1 = tl.dot(tl.trans(B), x_weighted_h1.to(DOT), acc=state_h1, input_precision=PRECISION)
+        y_desc.store(
+            [tl.cast(b, tl.int32), tl.cast(head_0, tl.int32), tl.cast(row0, tl.int32), p0],
+            y_h0.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
+        )
+        y_desc.store(
+            [tl.cast(b, tl.int32), tl.cast(head_1, tl.int32), tl.cast(row0, tl.int32), p0],
+            y_h1.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
+        )
     if STORE_FINAL:
         state_h0_base = final_states_ptr + (b * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
         tl.store(state_h0_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])

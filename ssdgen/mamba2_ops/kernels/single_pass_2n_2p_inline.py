@@ -156,8 +156,8 @@ def single_pass_2n_2p_inline(
         D_1 = D_1.to(tl.float32)
     dt_base = dt_ptr + row_b * stride_dt_batch + head * stride_dt_nheads
     C_0_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups
-    C_1_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups + BLOCK_N_0
     B_0_base = B_ptr + row_b * stride_B_batch + group * stride_B_ngroups
+    C_1_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups + BLOCK_N_0
     B_1_base = B_ptr + row_b * stride_B_batch + group * stride_B_ngroups + BLOCK_N_0
     x_0_base = x_ptr + row_b * stride_x_batch + head * stride_x_nheads
     x_1_base = x_ptr + row_b * stride_x_batch + head * stride_x_nheads + BLOCK_P_0
@@ -175,14 +175,14 @@ def single_pass_2n_2p_inline(
             mask=row_in[:, None] & n_0_in[None, :],
             other=0.0,
         )
-        C_1 = tl.load(
-            C_1_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n_1[None, :],
-            mask=row_in[:, None] & n_1_in[None, :],
-            other=0.0,
-        )
         B_0 = tl.load(
             B_0_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_0[None, :],
             mask=row_in[:, None] & n_0_in[None, :],
+            other=0.0,
+        )
+        C_1 = tl.load(
+            C_1_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n_1[None, :],
+            mask=row_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
         B_1 = tl.load(
@@ -226,26 +226,21 @@ def single_pass_2n_2p_inline(
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        y_0 = tl.dot(C_0, state_0_0.to(DOT), input_precision=PRECISION)
-        y_0 = tl.dot(C_1, state_1_0.to(DOT), acc=y_0, input_precision=PRECISION)
-        y_0 = y_0 * left_decay[:, None]
         # diagonal block: what the rows before give, inside the chunk
         CB = tl.dot(C_0, tl.trans(B_0), input_precision=PRECISION)
         CB = tl.dot(C_1, tl.trans(B_1), acc=CB, input_precision=PRECISION)
         scores = tl.where(row[:, None] >= row[None, :], CB * dt[None, :] * decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             scores = tl.where(seq[:, None] == seq[None, :], scores, 0.0)
+        # left factor: what the entering state gives to every row
+        y_0 = tl.dot(C_0, state_0_0.to(DOT), input_precision=PRECISION)
+        y_0 = tl.dot(C_1, state_1_0.to(DOT), acc=y_0, input_precision=PRECISION)
+        y_0 = y_0 * left_decay[:, None]
         y_0 = tl.dot(scores.to(DOT), x_0, acc=y_0, input_precision=PRECISION)
         if HAS_D:
             y_0 = y_0 + x_0.to(tl.float32) * D_0[None, :]
         if HAS_Z:
             y_0 = y_0 * z_0.to(tl.float32) * tl.sigmoid(z_0.to(tl.float32))
-        tl.store(
-            y_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
-            y_0,
-            mask=row_in[:, None] & p_0_in[None, :],
-        )
         y_1 = tl.dot(C_0, state_0_1.to(DOT), input_precision=PRECISION)
         y_1 = tl.dot(C_1, state_1_1.to(DOT), acc=y_1, input_precision=PRECISION)
         y_1 = y_1 * left_decay[:, None]
@@ -254,29 +249,34 @@ def single_pass_2n_2p_inline(
             y_1 = y_1 + x_1.to(tl.float32) * D_1[None, :]
         if HAS_Z:
             y_1 = y_1 * z_1.to(tl.float32) * tl.sigmoid(z_1.to(tl.float32))
-        tl.store(
-            y_1_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
-            y_1,
-            mask=row_in[:, None] & p_1_in[None, :],
-        )
-        # centre and right factor: the state that leaves the chunk
         dA_last = tl.sum(log_decay, axis=0)
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
-        state_0_0 = state_0_0 * centre_decay
         right_decay = dt * decay(dA_last - dA_cs)
         if HAS_SEQ_IDX:
             right_decay = tl.where(seq_last == seq, right_decay, 0.0)
         x_weighted_0 = x_0.to(tl.float32) * right_decay[:, None]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0_0 = state_0_0 * centre_decay
         state_0_0 = tl.dot(tl.trans(B_0), x_weighted_0.to(DOT), acc=state_0_0, input_precision=PRECISION)
-        state_0_1 = state_0_1 * centre_decay
         x_weighted_1 = x_1.to(tl.float32) * right_decay[:, None]
+        state_0_1 = state_0_1 * centre_decay
         state_0_1 = tl.dot(tl.trans(B_0), x_weighted_1.to(DOT), acc=state_0_1, input_precision=PRECISION)
         state_1_0 = state_1_0 * centre_decay
         state_1_0 = tl.dot(tl.trans(B_1), x_weighted_0.to(DOT), acc=state_1_0, input_precision=PRECISION)
         state_1_1 = state_1_1 * centre_decay
         state_1_1 = tl.dot(tl.trans(B_1), x_weighted_1.to(DOT), acc=state_1_1, input_precision=PRECISION)
+        tl.store(
+            y_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
+            y_0,
+            mask=row_in[:, None] & p_0_in[None, :],
+        )
+        tl.store(
+            y_1_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
+            y_1,
+            mask=row_in[:, None] & p_1_in[None, :],
+        )
     if STORE_FINAL:
         state_0_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
         tl.store(

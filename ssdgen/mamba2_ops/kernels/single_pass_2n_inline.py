@@ -133,8 +133,8 @@ def single_pass_2n_inline(
         D = D.to(tl.float32)
     dt_base = dt_ptr + row_b * stride_dt_batch + head * stride_dt_nheads
     C_0_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups
-    C_1_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups + BLOCK_N_0
     B_0_base = B_ptr + row_b * stride_B_batch + group * stride_B_ngroups
+    C_1_base = C_ptr + row_b * stride_C_batch + group * stride_C_ngroups + BLOCK_N_0
     B_1_base = B_ptr + row_b * stride_B_batch + group * stride_B_ngroups + BLOCK_N_0
     x_base = x_ptr + row_b * stride_x_batch + head * stride_x_nheads + p0
     y_base = y_ptr + row_b * seqlen * nheads * HEADDIM + head * HEADDIM + p0
@@ -150,14 +150,14 @@ def single_pass_2n_inline(
             mask=row_in[:, None] & n_0_in[None, :],
             other=0.0,
         )
-        C_1 = tl.load(
-            C_1_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n_1[None, :],
-            mask=row_in[:, None] & n_1_in[None, :],
-            other=0.0,
-        )
         B_0 = tl.load(
             B_0_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_0[None, :],
             mask=row_in[:, None] & n_0_in[None, :],
+            other=0.0,
+        )
+        C_1 = tl.load(
+            C_1_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n_1[None, :],
+            mask=row_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
         B_1 = tl.load(
@@ -189,39 +189,39 @@ def single_pass_2n_inline(
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        y = tl.dot(C_0, state_0.to(DOT), input_precision=PRECISION)
-        y = tl.dot(C_1, state_1.to(DOT), acc=y, input_precision=PRECISION)
-        y = y * left_decay[:, None]
         # diagonal block: what the rows before give, inside the chunk
         CB = tl.dot(C_0, tl.trans(B_0), input_precision=PRECISION)
         CB = tl.dot(C_1, tl.trans(B_1), acc=CB, input_precision=PRECISION)
         scores = tl.where(row[:, None] >= row[None, :], CB * dt[None, :] * decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             scores = tl.where(seq[:, None] == seq[None, :], scores, 0.0)
+        # left factor: what the entering state gives to every row
+        y = tl.dot(C_0, state_0.to(DOT), input_precision=PRECISION)
+        y = tl.dot(C_1, state_1.to(DOT), acc=y, input_precision=PRECISION)
+        y = y * left_decay[:, None]
         y = tl.dot(scores.to(DOT), x, acc=y, input_precision=PRECISION)
         if HAS_D:
             y = y + x.to(tl.float32) * D[None, :]
         if HAS_Z:
             y = y * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
+        dA_last = tl.sum(log_decay, axis=0)
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted = x.to(tl.float32) * right_decay[:, None]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0 = state_0 * centre_decay
+        state_0 = tl.dot(tl.trans(B_0), x_weighted.to(DOT), acc=state_0, input_precision=PRECISION)
+        state_1 = state_1 * centre_decay
+        state_1 = tl.dot(tl.trans(B_1), x_weighted.to(DOT), acc=state_1, input_precision=PRECISION)
         tl.store(
             y_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p[None, :],
             y,
             mask=row_in[:, None] & p_in[None, :],
         )
-        # centre and right factor: the state that leaves the chunk
-        dA_last = tl.sum(log_decay, axis=0)
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
-        state_0 = state_0 * centre_decay
-        right_decay = dt * decay(dA_last - dA_cs)
-        if HAS_SEQ_IDX:
-            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
-        x_weighted = x.to(tl.float32) * right_decay[:, None]
-        state_0 = tl.dot(tl.trans(B_0), x_weighted.to(DOT), acc=state_0, input_precision=PRECISION)
-        state_1 = state_1 * centre_decay
-        state_1 = tl.dot(tl.trans(B_1), x_weighted.to(DOT), acc=state_1, input_precision=PRECISION)
     if STORE_FINAL:
         state_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
         tl.store(state_0_base + p[None, :] * DSTATE + n_0[:, None], state_0, mask=n_0_in[:, None] & p_in[None, :])

@@ -194,24 +194,19 @@ def single_pass_2p_inline(
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        y_0 = tl.dot(C, state_0.to(DOT), input_precision=PRECISION)
-        y_0 = y_0 * left_decay[:, None]
         # diagonal block: what the rows before give, inside the chunk
         CB = tl.dot(C, tl.trans(B), input_precision=PRECISION)
         scores = tl.where(row[:, None] >= row[None, :], CB * dt[None, :] * decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             scores = tl.where(seq[:, None] == seq[None, :], scores, 0.0)
+        # left factor: what the entering state gives to every row
+        y_0 = tl.dot(C, state_0.to(DOT), input_precision=PRECISION)
+        y_0 = y_0 * left_decay[:, None]
         y_0 = tl.dot(scores.to(DOT), x_0, acc=y_0, input_precision=PRECISION)
         if HAS_D:
             y_0 = y_0 + x_0.to(tl.float32) * D_0[None, :]
         if HAS_Z:
             y_0 = y_0 * z_0.to(tl.float32) * tl.sigmoid(z_0.to(tl.float32))
-        tl.store(
-            y_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
-            y_0,
-            mask=row_in[:, None] & p_0_in[None, :],
-        )
         y_1 = tl.dot(C, state_1.to(DOT), input_precision=PRECISION)
         y_1 = y_1 * left_decay[:, None]
         y_1 = tl.dot(scores.to(DOT), x_1, acc=y_1, input_precision=PRECISION)
@@ -219,25 +214,30 @@ def single_pass_2p_inline(
             y_1 = y_1 + x_1.to(tl.float32) * D_1[None, :]
         if HAS_Z:
             y_1 = y_1 * z_1.to(tl.float32) * tl.sigmoid(z_1.to(tl.float32))
+        dA_last = tl.sum(log_decay, axis=0)
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted_0 = x_0.to(tl.float32) * right_decay[:, None]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0 = state_0 * centre_decay
+        state_0 = tl.dot(tl.trans(B), x_weighted_0.to(DOT), acc=state_0, input_precision=PRECISION)
+        x_weighted_1 = x_1.to(tl.float32) * right_decay[:, None]
+        state_1 = state_1 * centre_decay
+        state_1 = tl.dot(tl.trans(B), x_weighted_1.to(DOT), acc=state_1, input_precision=PRECISION)
+        tl.store(
+            y_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
+            y_0,
+            mask=row_in[:, None] & p_0_in[None, :],
+        )
         tl.store(
             y_1_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
             y_1,
             mask=row_in[:, None] & p_1_in[None, :],
         )
-        # centre and right factor: the state that leaves the chunk
-        dA_last = tl.sum(log_decay, axis=0)
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
-        state_0 = state_0 * centre_decay
-        right_decay = dt * decay(dA_last - dA_cs)
-        if HAS_SEQ_IDX:
-            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
-        x_weighted_0 = x_0.to(tl.float32) * right_decay[:, None]
-        state_0 = tl.dot(tl.trans(B), x_weighted_0.to(DOT), acc=state_0, input_precision=PRECISION)
-        state_1 = state_1 * centre_decay
-        x_weighted_1 = x_1.to(tl.float32) * right_decay[:, None]
-        state_1 = tl.dot(tl.trans(B), x_weighted_1.to(DOT), acc=state_1, input_precision=PRECISION)
     if STORE_FINAL:
         state_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
         tl.store(state_0_base + p_0[None, :] * DSTATE + n[:, None], state_0, mask=n_in[:, None] & p_0_in[None, :])

@@ -114,33 +114,33 @@ def single_pass_tma(
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        y = tl.dot(C, state.to(DOT), input_precision=PRECISION)
-        y = y * left_decay[:, None]
         # diagonal block: what the rows before give, inside the chunk
         CB = tl.dot(C, tl.trans(B), input_precision=PRECISION)
         scores = tl.where(row[:, None] >= row[None, :], CB * dt[None, :] * decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             scores = tl.where(seq[:, None] == seq[None, :], scores, 0.0)
+        # left factor: what the entering state gives to every row
+        y = tl.dot(C, state.to(DOT), input_precision=PRECISION)
+        y = y * left_decay[:, None]
         y = tl.dot(scores.to(DOT), x, acc=y, input_precision=PRECISION)
         if HAS_D:
             y = y + x.to(tl.float32) * D[None, :]
         if HAS_Z:
             y = y * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
-        y_desc.store(
-            [tl.cast(b, tl.int32), tl.cast(head, tl.int32), tl.cast(row0, tl.int32), p0],
-            y.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
-        )
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted = x.to(tl.float32) * right_decay[:, None]
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
         state = state * centre_decay
-        right_decay = dt * decay(dA_last - dA_cs)
-        if HAS_SEQ_IDX:
-            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
-        x_weighted = x.to(tl.float32) * right_decay[:, None]
         state = tl.dot(tl.trans(B), x_weighted.to(DOT), acc=state, input_precision=PRECISION)
+        y_desc.store(
+            [tl.cast(b, tl.int32), tl.cast(head, tl.int32), tl.cast(row0, tl.int32), p0],
+            y.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
+        )
     if STORE_FINAL:
         state_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
         tl.store(state_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])

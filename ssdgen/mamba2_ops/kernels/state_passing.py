@@ -35,12 +35,41 @@ def state_passing(
         state = tl.zeros([BLOCK], dtype=tl.float32)
     total_base = total_ptr + b * nsegments * nheads + head
     summary_base = summary_ptr + b * nsegments * nheads * state_size + head * state_size + n0
-    for segment in range(nsegments):
-        total = tl.load(total_base + segment * nheads)
-        centre_decay = decay(total)
-        local_state = tl.load(summary_base + segment * nheads * state_size + n, mask=n_in, other=0.0).to(tl.float32)
-        tl.store(summary_base + segment * nheads * state_size + n, state, mask=n_in)
-        state = local_state + state * centre_decay
+    for step in range(tl.cdiv(nsegments, 4)):
+        first = tl.cast(step * 4, tl.int64)
+        total_0 = tl.load(total_base + first * nheads)
+        local_state_0 = tl.load(summary_base + first * nheads * state_size + n, mask=n_in, other=0.0).to(tl.float32)
+        total_1 = tl.load(total_base + tl.minimum(first + 1, nsegments - 1) * nheads)
+        local_state_1 = tl.load(
+            summary_base + tl.minimum(first + 1, nsegments - 1) * nheads * state_size + n, mask=n_in, other=0.0
+        )
+        local_state_1 = local_state_1.to(tl.float32)
+        total_2 = tl.load(total_base + tl.minimum(first + 2, nsegments - 1) * nheads)
+        local_state_2 = tl.load(
+            summary_base + tl.minimum(first + 2, nsegments - 1) * nheads * state_size + n, mask=n_in, other=0.0
+        )
+        local_state_2 = local_state_2.to(tl.float32)
+        total_3 = tl.load(total_base + tl.minimum(first + 3, nsegments - 1) * nheads)
+        local_state_3 = tl.load(
+            summary_base + tl.minimum(first + 3, nsegments - 1) * nheads * state_size + n, mask=n_in, other=0.0
+        )
+        local_state_3 = local_state_3.to(tl.float32)
+        if first < nsegments:
+            tl.store(summary_base + first * nheads * state_size + n, state, mask=n_in)
+            centre_decay = decay(total_0)
+            state = local_state_0 + state * centre_decay
+        if first + 1 < nsegments:
+            tl.store(summary_base + (first + 1) * nheads * state_size + n, state, mask=n_in)
+            centre_decay = decay(total_1)
+            state = local_state_1 + state * centre_decay
+        if first + 2 < nsegments:
+            tl.store(summary_base + (first + 2) * nheads * state_size + n, state, mask=n_in)
+            centre_decay = decay(total_2)
+            state = local_state_2 + state * centre_decay
+        if first + 3 < nsegments:
+            tl.store(summary_base + (first + 3) * nheads * state_size + n, state, mask=n_in)
+            centre_decay = decay(total_3)
+            state = local_state_3 + state * centre_decay
     if STORE_FINAL:
         tl.store(final_states_ptr + (b * nheads + head) * state_size + n0 + n, state, mask=n_in)
 

@@ -21,18 +21,15 @@ from ..kernels import (
     chunk_scan_2p,
     dt_cumsum,
     segment_state,
-    segment_state_2heads,
     segment_state_2heads_tma,
     segment_state_2n,
     segment_state_2n_2p,
     segment_state_2p,
-    segment_state_4heads,
     segment_state_4heads_tma,
+    segment_state_pmajor,
+    segment_state_pmajor_tma,
     segment_state_tma,
     single_pass,
-    single_pass_2heads,
-    single_pass_2heads_2rows,
-    single_pass_2heads_2rows_tma,
     single_pass_2heads_tma,
     single_pass_2n,
     single_pass_2n_2p,
@@ -40,11 +37,9 @@ from ..kernels import (
     single_pass_2n_inline,
     single_pass_2p,
     single_pass_2p_inline,
-    single_pass_2rows,
-    single_pass_2rows_tma,
-    single_pass_4heads,
-    single_pass_4heads_tma,
     single_pass_inline,
+    single_pass_pmajor,
+    single_pass_pmajor_tma,
     single_pass_tma,
     state_passing,
 )
@@ -61,36 +56,31 @@ DIMS = {
     "z": ("batch", "seqlen", "nheads", "HEADDIM"),
 }
 
-# heads per program, row tiles per chunk, tiles of dstate, tiles of headdim, step sizes prepared, tensor descriptors
+# heads per program, tiles of dstate, tiles of headdim, which of both the state's rows are, prepared, descriptors
 SINGLE_PASS = {
-    (1, 1, 1, 1, True, False): single_pass,
-    (1, 1, 2, 1, True, False): single_pass_2n,
-    (1, 1, 1, 2, True, False): single_pass_2p,
-    (1, 1, 2, 2, True, False): single_pass_2n_2p,
-    (2, 1, 1, 1, True, False): single_pass_2heads,
-    (4, 1, 1, 1, True, False): single_pass_4heads,
-    (1, 1, 1, 1, True, True): single_pass_tma,
-    (2, 1, 1, 1, True, True): single_pass_2heads_tma,
-    (4, 1, 1, 1, True, True): single_pass_4heads_tma,
-    (1, 2, 1, 1, True, False): single_pass_2rows,
-    (1, 2, 1, 1, True, True): single_pass_2rows_tma,
-    (2, 2, 1, 1, True, False): single_pass_2heads_2rows,
-    (2, 2, 1, 1, True, True): single_pass_2heads_2rows_tma,
-    (1, 1, 1, 1, False, False): single_pass_inline,
-    (1, 1, 2, 1, False, False): single_pass_2n_inline,
-    (1, 1, 1, 2, False, False): single_pass_2p_inline,
-    (1, 1, 2, 2, False, False): single_pass_2n_2p_inline,
+    (1, 1, 1, "n", True, False): single_pass,
+    (1, 2, 1, "n", True, False): single_pass_2n,
+    (1, 1, 2, "n", True, False): single_pass_2p,
+    (1, 2, 2, "n", True, False): single_pass_2n_2p,
+    (2, 1, 1, "n", True, True): single_pass_2heads_tma,
+    (1, 1, 1, "n", True, True): single_pass_tma,
+    (1, 1, 1, "p", True, False): single_pass_pmajor,
+    (1, 1, 1, "p", True, True): single_pass_pmajor_tma,
+    (1, 1, 1, "n", False, False): single_pass_inline,
+    (1, 2, 1, "n", False, False): single_pass_2n_inline,
+    (1, 1, 2, "n", False, False): single_pass_2p_inline,
+    (1, 2, 2, "n", False, False): single_pass_2n_2p_inline,
 }
 SEGMENT_STATE = {
-    (1, 1, 1, 1, True, False): segment_state,
-    (1, 1, 2, 1, True, False): segment_state_2n,
-    (1, 1, 1, 2, True, False): segment_state_2p,
-    (1, 1, 2, 2, True, False): segment_state_2n_2p,
-    (2, 1, 1, 1, True, False): segment_state_2heads,
-    (4, 1, 1, 1, True, False): segment_state_4heads,
-    (1, 1, 1, 1, True, True): segment_state_tma,
-    (2, 1, 1, 1, True, True): segment_state_2heads_tma,
-    (4, 1, 1, 1, True, True): segment_state_4heads_tma,
+    (1, 1, 1, "n", True, False): segment_state,
+    (1, 2, 1, "n", True, False): segment_state_2n,
+    (1, 1, 2, "n", True, False): segment_state_2p,
+    (1, 2, 2, "n", True, False): segment_state_2n_2p,
+    (2, 1, 1, "n", True, True): segment_state_2heads_tma,
+    (4, 1, 1, "n", True, True): segment_state_4heads_tma,
+    (1, 1, 1, "n", True, True): segment_state_tma,
+    (1, 1, 1, "p", True, False): segment_state_pmajor,
+    (1, 1, 1, "p", True, True): segment_state_pmajor_tma,
 }
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {
@@ -216,9 +206,10 @@ def _plan(
     x, B, C, cu_seqlens = tensors["x"], tensors["B"], tensors["C"], tensors["cu_seqlens"]
     batch, seqlen = x.shape[:2]
     headdim, dstate = x.shape[3], B.shape[3]
-    heads = {x.shape[2], B.shape[2], C.shape[2]}
-    nheads, ngroups = max(heads), min(heads)
-    chunk = config["chunk"]
+    nheads, ngroups = tensors["dt"].shape[2], min(x.shape[2], B.shape[2], C.shape[2])
+    # packed sequences start anywhere, so their chunks and running sums are the walk's own
+    prepared = config.get("prepared", True) and cu_seqlens is None
+    chunk = config["chunk"] if cu_seqlens is None else min(config["chunk"], 64)
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     sizes = Sizes(
         tensors,
@@ -252,8 +243,6 @@ def _plan(
     if final_states:
         sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
 
-    # packed sequences start anywhere, so their chunks and running sums are the walk's own
-    prepared = config.get("prepared", True) and cu_seqlens is None
     if prepared:
         _prepare(sizes, config)
     length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
@@ -307,22 +296,21 @@ def _walk(
     # heads of one program share B and C
     while heads > 1 and (names["nheads"] // names["ngroups"]) % heads:
         heads //= 2
-    rows = numbers.get("row_tiles", 1)
+    major = numbers.get("state_major", "n")
     described = numbers.get("descriptors", False) and _can_describe(sizes, kernel)
     tiles = (len(n_tiles), len(p_tiles))
     # shapes from the best to one that always exists
     wanted = (
-        (heads, rows, *tiles, prepared, described),
-        (heads, 1, *tiles, prepared, described),
-        (1, 1, *tiles, prepared, described),
-        (1, 1, *tiles, prepared, False),
+        (heads, *tiles, major, prepared, described),
+        (heads, *tiles, "n", prepared, described),
+        (1, *tiles, "n", prepared, described),
+        (1, *tiles, "n", prepared, False),
     )
     shape = next(shape for shape in wanted if shape in table)
     sizes.launch(
         table[shape],
         numbers,
         {**slots, "dt": "dt_ready" if prepared else "dt"},
-        ROWS=names["CHUNK"] // shape[1],
         **_blocks("BLOCK_N", n_tiles),
         **_blocks("BLOCK_P", p_tiles),
         **flags,

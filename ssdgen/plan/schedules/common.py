@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import sympy
@@ -12,6 +13,9 @@ from ..lower import Piece, Pieces, Source
 from ..scalars import integer_text
 
 OPERANDS = ("x", "B", "C")
+
+# scope of a load: a number, or one for each choice of pieces
+Level = int | Callable[[Pieces], int]
 
 # names under which values of the graph appear in the kernels: an option updates its value in place
 RENAME = {
@@ -86,7 +90,9 @@ def group(layer: Layer, name: str, pieces: Pieces) -> str:
     return pieces["h"].scalar if layer.layout.per_head(name) else "group"
 
 
-def operand_source(layer: Layer, name: str, batch: str, row: str, col: str, descriptor: bool, level=1) -> Source:
+def operand_source(
+    layer: Layer, name: str, batch: str, row: str, col: str, descriptor: bool, level: Level = 1
+) -> Source:
     """Source of x, B or C, tile axes (row, col), under the names that the graph declares."""
 
     def index(pieces: Pieces) -> tuple[Index, ...]:
@@ -118,7 +124,7 @@ def raw_sources(layer: Layer, batch: str, dt: str = "dt") -> dict[str, Source]:
 
 
 def spans(axis: str, stem: str, sizes: tuple[str, ...], first: str) -> tuple[Piece, ...]:
-    """Pieces that follow each other along an axis; one piece starts at `first`, several at the sum of the sizes before."""
+    """Pieces that follow each other along an axis; one starts at `first`, several at the sum of the sizes before."""
     pieces = []
     for order, size in enumerate(sizes):
         name = stem if len(sizes) == 1 else f"{stem}_{order}"
@@ -154,12 +160,17 @@ def group_expr(layer: Layer, head: str) -> str:
     return integer_text(mapped).replace("head ", f"{head} ", 1)
 
 
+def has_groups(layer: Layer, outputs: bool = True) -> bool:
+    """Whether an operand that a kernel reads is shared by a group of heads; without outputs it reads no C."""
+    return any(not layer.layout.per_head(name) for name in (OPERANDS if outputs else OPERANDS[:2]))
+
+
 def renamed(tensor: Tensor, **names: str) -> Tensor:
     """The tensor under another parameter name."""
     return replace(tensor, name=names.get(tensor.name, tensor.name))
 
 
-def seq_sources(batch: str, first: str, last: str, level=1, scalar_level: int = 1) -> dict[str, Source]:
+def seq_sources(batch: str, first: str, last: str, level: Level = 1, scalar_level: int = 1) -> dict[str, Source]:
     """Sequence numbers per token, and those of the token before the chunk and of its last token."""
     return {
         "seq": Source("seq_idx", lambda at: (batch, on(at["j"], "j")), dtype="int", flag="HAS_SEQ_IDX", level=level),
@@ -170,7 +181,7 @@ def seq_sources(batch: str, first: str, last: str, level=1, scalar_level: int = 
     }
 
 
-def prepared_sources(layer: Layer, batch: str, last: str, level=1) -> dict[str, Source]:
+def prepared_sources(layer: Layer, batch: str, last: str, level: Level = 1) -> dict[str, Source]:
     """Step sizes and running sums from `dt_cumsum`; the buffers are padded to whole chunks, so no mask is needed."""
 
     def index(at: Pieces) -> tuple[Index, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...spec.decompose import chunk_graph
 from ...spec.layer import Layer
-from ..ir import Arange, Kernel, Mask, Scalar, Span, Store
+from ..ir import Arange, Kernel, Mask, Scalar, Span
 from ..lower import Lowering, Piece
 from . import common
 from .walk import zero_past_end
@@ -23,7 +23,7 @@ def kernel(layer: Layer) -> Kernel:
         common.raw_sources(layer, "b", dt="dt_raw"),
         rename=common.RENAME,
         zero_past_end=zero_past_end(layer),
-        value_axes={name: tile for name in names},
+        value_axes=dict.fromkeys(names, tile),
     )
     padded = ("b", Span("h", "head", "BLOCK_H", "head0", "head_in"), Span("j", "row", "CHUNK", "row0", None))
     for name in ("dt", "dA_cs") if layer.family.decays else ("dt",):

@@ -1,6 +1,7 @@
-"""Chunk-parallel output: one program per row tile of a chunk, from the state that enters the chunk.  chunk_graph -> Kernel
+"""Chunk-parallel output: one program per row tile, from the state that enters the chunk.  chunk_graph -> Kernel
 
-The last step of the `split` schedule: y = left factor (entering state) + diagonal block, the block's columns in a loop that stops at the diagonal.
+The last step of the `split` schedule: y = left factor (entering state) + diagonal block, the block's columns in a loop
+that stops at the diagonal.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...spec.decompose import chunk_graph
+from ...spec.graph import Contract, Map
 from ...spec.layer import Layer
 from ..ir import Arange, For, Kernel, Let, Mask, Scalar, Span, Stmt, Store, Tensor, Value
 from ..lower import Lowering, Piece, Pieces, Source, merge
@@ -60,7 +62,7 @@ def kernel(layer: Layer, shape: Scan) -> Kernel:
         Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)" if shape.p_tiles == 1 else "1"),
         *([Scalar("p0", "program_id(0) % p_blocks * BLOCK_P")] if shape.p_tiles == 1 else []),
         Scalar("head", "program_id(0) // p_blocks", wide=True),
-        Scalar("group", common.group_expr(layer, "head")),
+        *([Scalar("group", common.group_expr(layer, "head"))] if common.has_groups(layer) else []),
         Scalar("row_tiles", "CHUNK // BLOCK_M"),
         Scalar("chunk", "program_id(1) // row_tiles", wide=True),
         Scalar("row_tile", "program_id(1) % row_tiles"),
@@ -111,11 +113,12 @@ def _output_tiles(lowering: Lowering) -> None:
     graph = lowering.graph
     for at in lowering.combinations(("h", "p", "i")):
         out = Value(lowering.variable("y", at), ("i", "p"))
-        y_ssm = graph["y_ssm"]
+        y_ssm, y_diag = graph["y_ssm"], graph["y_diag"]
+        assert isinstance(y_ssm, Map) and isinstance(y_diag, Contract)
         diagonal = next(term for term in y_ssm.formula.args if str(term).startswith("y_diag"))
         formula, reads, _ = lowering.formula(y_ssm.formula - diagonal, at, OUTSIDE)
         lowering.emit(OUTSIDE, Let(out, formula, reads))
-        lowering.contract(graph["y_diag"], {**at, "j": lowering.pieces["j"][0]}, out, acc=True)
+        lowering.contract(y_diag, {**at, "j": lowering.pieces["j"][0]}, out, acc=True)
         lowering.bind("y_ssm", at, out, AFTER)
         made = lowering.need("y", at)
         assert made is not None

@@ -26,7 +26,7 @@ from .functions import decay
 
 
 @triton.jit
-def single_pass_2rows(
+def single_pass_pmajor(
     x_ptr,  # [batch, seqlen, nheads, headdim]
     B_ptr,  # [batch, seqlen, ngroups, dstate]
     C_ptr,  # [batch, seqlen, ngroups, dstate]
@@ -61,7 +61,6 @@ def single_pass_2rows(
     HEADDIM: tl.constexpr,
     DSTATE: tl.constexpr,
     CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     DOT: tl.constexpr,
@@ -81,17 +80,17 @@ def single_pass_2rows(
     start = segment * segment_len
     stop = tl.minimum(start + segment_len, seqlen)
     chunks = tl.cast(tl.cdiv(stop - start, CHUNK), tl.int32)
-    row = tl.arange(0, ROWS)
+    row = tl.arange(0, CHUNK)
     n = tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
     n_in = n < DSTATE
     p_in = p < HEADDIM - p0
     if HAS_ENTERING:
         state_base = entering_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-        state = tl.load(state_base + p[None, :] * DSTATE + n[:, None], mask=n_in[:, None] & p_in[None, :], other=0.0)
+        state = tl.load(state_base + p[:, None] * DSTATE + n[None, :], mask=p_in[:, None] & n_in[None, :], other=0.0)
         state = state.to(tl.float32)
     else:
-        state = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
+        state = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
     if HAS_D:
         D = tl.load(D_ptr + head * stride_D_nheads + p0 * stride_D_headdim + p * stride_D_headdim, mask=p_in, other=0.0)
         D = D.to(tl.float32)
@@ -103,131 +102,71 @@ def single_pass_2rows(
     y_base = y_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM + p0
     for step in range(chunks):
         row0 = start + step * CHUNK
-        row_in_0 = row < stop - row0
-        row_in_1 = row < stop - (row0 + 1 * ROWS)
-        dA_cs_r0 = tl.load(dA_cs_base + row0 + row)  # [ROWS]
+        row_in = row < stop - row0
+        dA_cs = tl.load(dA_cs_base + row0 + row)  # [CHUNK]
         if HAS_SEQ_IDX:
-            seq_r0 = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in_0, other=0)  # [ROWS]
+            seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
             seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
-        C_r0 = tl.load(
+        C = tl.load(
             C_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n[None, :],
-            mask=row_in_0[:, None] & n_in[None, :],
+            mask=row_in[:, None] & n_in[None, :],
             other=0.0,
         )
-        B_r0 = tl.load(
+        B = tl.load(
             B_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n[None, :],
-            mask=row_in_0[:, None] & n_in[None, :],
+            mask=row_in[:, None] & n_in[None, :],
             other=0.0,
         )
-        dt_r0 = tl.load(dt_base + row0 + row)  # [ROWS]
-        x_r0 = tl.load(
+        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
+        x = tl.load(
             x_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p[None, :],
-            mask=row_in_0[:, None] & p_in[None, :],
-            other=0.0,
-        )
-        x_r1 = tl.load(
-            x_base + (row0 + 1 * ROWS) * stride_x_seqlen + row[:, None] * stride_x_seqlen + p[None, :],
-            mask=row_in_1[:, None] & p_in[None, :],
+            mask=row_in[:, None] & p_in[None, :],
             other=0.0,
         )
         if HAS_Z:
-            z_r0_base = z_ptr + b * stride_z_batch + head * stride_z_nheads + p0
-            z_r0 = tl.load(
-                z_r0_base + row0 * stride_z_seqlen + row[:, None] * stride_z_seqlen + p[None, :],
-                mask=row_in_0[:, None] & p_in[None, :],
-                other=0.0,
-            )
-        dA_cs_r1 = tl.load(dA_cs_base + row0 + 1 * ROWS + row)  # [ROWS]
-        if HAS_SEQ_IDX:
-            seq_r1 = tl.load(seq_idx_ptr + b * seqlen + row0 + 1 * ROWS + row, mask=row_in_1, other=0)  # [ROWS]
-        C_r1 = tl.load(
-            C_base + (row0 + 1 * ROWS) * stride_C_seqlen + row[:, None] * stride_C_seqlen + n[None, :],
-            mask=row_in_1[:, None] & n_in[None, :],
-            other=0.0,
-        )
-        B_r1 = tl.load(
-            B_base + (row0 + 1 * ROWS) * stride_B_seqlen + row[:, None] * stride_B_seqlen + n[None, :],
-            mask=row_in_1[:, None] & n_in[None, :],
-            other=0.0,
-        )
-        dt_r1 = tl.load(dt_base + row0 + 1 * ROWS + row)  # [ROWS]
-        if HAS_Z:
-            z_r1_base = z_ptr + b * stride_z_batch + head * stride_z_nheads + p0
-            z_r1 = tl.load(
-                z_r1_base + (row0 + 1 * ROWS) * stride_z_seqlen + row[:, None] * stride_z_seqlen + p[None, :],
-                mask=row_in_1[:, None] & p_in[None, :],
+            z_base = z_ptr + b * stride_z_batch + head * stride_z_nheads + p0
+            z = tl.load(
+                z_base + row0 * stride_z_seqlen + row[None, :] * stride_z_seqlen + p[:, None],
+                mask=p_in[:, None] & row_in[None, :],
                 other=0.0,
             )
         dA_last = tl.load(dA_cs_base + row0 + CHUNK - 1)
         if HAS_SEQ_IDX:
             seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
-        left_decay_r0 = decay(dA_cs_r0)
+        left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
-            left_decay_r0 = tl.where(seq_before == seq_r0, left_decay_r0, 0.0)
-        # left factor: what the entering state gives to every row
-        y_r0 = tl.dot(C_r0, state.to(DOT), input_precision=PRECISION)
-        y_r0 = y_r0 * left_decay_r0[:, None]
+            left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         # diagonal block: what the rows before give, inside the chunk
-        CB_r0_r0 = tl.dot(C_r0, tl.trans(B_r0), input_precision=PRECISION)
-        scores_r0_r0 = tl.where(
-            row[:, None] >= row[None, :], CB_r0_r0 * dt_r0[None, :] * decay(dA_cs_r0[:, None] - dA_cs_r0[None, :]), 0.0
-        )
+        CB = tl.dot(B, tl.trans(C), input_precision=PRECISION)
+        scores = tl.where(row[None, :] >= row[:, None], CB * dt[:, None] * decay(dA_cs[None, :] - dA_cs[:, None]), 0.0)
         if HAS_SEQ_IDX:
-            scores_r0_r0 = tl.where(seq_r0[:, None] == seq_r0[None, :], scores_r0_r0, 0.0)
-        y_r0 = tl.dot(scores_r0_r0.to(DOT), x_r0, acc=y_r0, input_precision=PRECISION)
+            scores = tl.where(seq[None, :] == seq[:, None], scores, 0.0)
+        # left factor: what the entering state gives to every row
+        y = tl.dot(state.to(DOT), tl.trans(C), input_precision=PRECISION)
+        y = y * left_decay[None, :]
+        y = tl.dot(tl.trans(x), scores.to(DOT), acc=y, input_precision=PRECISION)
         if HAS_D:
-            y_r0 = y_r0 + x_r0.to(tl.float32) * D[None, :]
+            y = y + tl.trans(x).to(tl.float32) * D[:, None]
         if HAS_Z:
-            y_r0 = y_r0 * z_r0.to(tl.float32) * tl.sigmoid(z_r0.to(tl.float32))
-        tl.store(
-            y_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p[None, :],
-            y_r0,
-            mask=row_in_0[:, None] & p_in[None, :],
-        )
-        left_decay_r1 = decay(dA_cs_r1)
+            y = y * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
+        right_decay = dt * decay(dA_last - dA_cs)
         if HAS_SEQ_IDX:
-            left_decay_r1 = tl.where(seq_before == seq_r1, left_decay_r1, 0.0)
-        y_r1 = tl.dot(C_r1, state.to(DOT), input_precision=PRECISION)
-        y_r1 = y_r1 * left_decay_r1[:, None]
-        CB_r1_r0 = tl.dot(C_r1, tl.trans(B_r0), input_precision=PRECISION)
-        scores_r1_r0 = CB_r1_r0 * dt_r0[None, :] * decay(dA_cs_r1[:, None] - dA_cs_r0[None, :])
-        if HAS_SEQ_IDX:
-            scores_r1_r0 = tl.where(seq_r0[None, :] == seq_r1[:, None], scores_r1_r0, 0.0)
-        y_r1 = tl.dot(scores_r1_r0.to(DOT), x_r0, acc=y_r1, input_precision=PRECISION)
-        CB_r1_r1 = tl.dot(C_r1, tl.trans(B_r1), input_precision=PRECISION)
-        scores_r1_r1 = tl.where(
-            row[:, None] >= row[None, :], CB_r1_r1 * dt_r1[None, :] * decay(dA_cs_r1[:, None] - dA_cs_r1[None, :]), 0.0
-        )
-        if HAS_SEQ_IDX:
-            scores_r1_r1 = tl.where(seq_r1[:, None] == seq_r1[None, :], scores_r1_r1, 0.0)
-        y_r1 = tl.dot(scores_r1_r1.to(DOT), x_r1, acc=y_r1, input_precision=PRECISION)
-        if HAS_D:
-            y_r1 = y_r1 + x_r1.to(tl.float32) * D[None, :]
-        if HAS_Z:
-            y_r1 = y_r1 * z_r1.to(tl.float32) * tl.sigmoid(z_r1.to(tl.float32))
-        tl.store(
-            y_base + (row0 + 1 * ROWS) * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p[None, :],
-            y_r1,
-            mask=row_in_1[:, None] & p_in[None, :],
-        )
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted = tl.trans(x).to(tl.float32) * right_decay[None, :]
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
         state = state * centre_decay
-        right_decay_r0 = dt_r0 * decay(dA_last - dA_cs_r0)
-        if HAS_SEQ_IDX:
-            right_decay_r0 = tl.where(seq_last == seq_r0, right_decay_r0, 0.0)
-        x_weighted_r0 = x_r0.to(tl.float32) * right_decay_r0[:, None]
-        state = tl.dot(tl.trans(B_r0), x_weighted_r0.to(DOT), acc=state, input_precision=PRECISION)
-        right_decay_r1 = dt_r1 * decay(dA_last - dA_cs_r1)
-        if HAS_SEQ_IDX:
-            right_decay_r1 = tl.where(seq_last == seq_r1, right_decay_r1, 0.0)
-        x_weighted_r1 = x_r1.to(tl.float32) * right_decay_r1[:, None]
-        state = tl.dot(tl.trans(B_r1), x_weighted_r1.to(DOT), acc=state, input_precision=PRECISION)
+        state = tl.dot(x_weighted.to(DOT), B, acc=state, input_precision=PRECISION)
+        tl.store(
+            y_base + row0 * nheads * HEADDIM + row[None, :] * nheads * HEADDIM + p[:, None],
+            y,
+            mask=p_in[:, None] & row_in[None, :],
+        )
     if STORE_FINAL:
         state_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])
+        tl.store(state_base + p[:, None] * DSTATE + n[None, :], state, mask=p_in[:, None] & n_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

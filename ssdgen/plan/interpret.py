@@ -1,0 +1,373 @@
+"""Run plans on the CPU, tile by tile in float64: what a plan means, and a check of its bounds.  plan.Kernel -> arrays
+
+Values are float64 throughout: rounding is no part of a plan's meaning. Axes go by name, so their order in a tile does
+not matter either.
+
+    load, store   a position outside the masks reads zero and is not written; a position inside them that the tensor
+                  does not have is an error. A descriptor goes by the tensor's own extents instead of the masks, and
+                  its block has the same extents wherever the kernel uses it.
+    memory        an element of an output belongs to the first program that touches it; another touching it is a race.
+    scope         a variable first made in a loop ends with the trip; one from before it keeps its extents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import sympy
+
+from ..spec.dims import axes_of, name_of
+from ..spec.layer import Layer
+from ..spec.numeric import function
+from . import ir, launch
+from .schedules.scan import Scan
+from .schedules.walk import Walk
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Any]
+
+
+class BrokenPlan(ValueError):
+    """A plan does what no kernel may do."""
+
+
+class OutOfBounds(BrokenPlan):
+    """A program reaches a position that a tensor does not have."""
+
+
+class Race(BrokenPlan):
+    """Two programs touch one element of an output."""
+
+
+class Undefined(BrokenPlan):
+    """Something is read that was not made or not given."""
+
+
+class Misfit(BrokenPlan):
+    """Axes or extents do not agree."""
+
+
+def run(
+    kernel: ir.Kernel,
+    tensors: Mapping[str, Array | None],
+    sizes: Mapping[str, int],
+    constants: Mapping[str, int],
+    flags: Mapping[str, bool],
+    reals: Mapping[str, float],
+) -> None:
+    """Run every program of the grid; outputs are written in place, so fill them with NaN to see what is left out.
+
+    tensors: arrays of the extents that the kernel states, None for those whose flag is off. More of anything than the
+    kernel asks for is ignored. Raises a BrokenPlan; ValueError where an array does not fit.
+    """
+    given = {"sizes": sizes, "reals": reals, "constants": constants, "flags": flags}
+    for kind, values in given.items():
+        if missing := [name for name in getattr(kernel, kind) if name not in values]:
+            raise ValueError(f"{kernel.name} needs the {kind} {', '.join(missing)}; give them")
+    names: dict[str, Any] = {**sizes, **constants, **reals, **flags}
+    memory = {tensor.name: _Memory.of(kernel, tensor, tensors.get(tensor.name), names) for tensor in kernel.tensors}
+    grid = tuple(_integer(extent, names) for extent in kernel.grid)
+    # a decay of zero and an infinite limit are meant
+    with np.errstate(all="ignore"):
+        for number, place in enumerate(np.ndindex(*grid)):
+            _Program(kernel, memory, number, {**names, "program_id": place.__getitem__}).run(kernel.body)
+
+
+def forward(
+    layer: Layer,
+    schedule: launch.Schedule,
+    inputs: Mapping[str, Any],
+    *,
+    chunk: int,
+    segment: int | None = None,
+    shape: Walk | Scan | None = None,
+    constants: Mapping[str, int] | None = None,
+) -> tuple[Array, Array]:
+    """y [batch, seqlen, nheads, headdim] and the final states [batch or sequences, nheads, headdim, dstate].
+
+    inputs: the arguments of spec.oracle by their names; every option is on where its array is given.
+    segment: tokens per segment, a multiple of `chunk`; two chunks if None.  shape: a Walk, or a Scan for "split".
+    constants: tile sizes (BLOCK_P, BLOCK_H, ...) other than the least that will do.
+    Raises ValueError for what no launcher would launch, a BrokenPlan where a plan is wrong.
+    """
+    call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
+    return call.forward(schedule, segment, shape)
+
+
+# ---- scalars: integer expressions
+
+
+@lru_cache(maxsize=4096)
+def _code(text: str) -> CodeType:
+    return compile(text, text, "eval")
+
+
+_CALLS = {
+    "__builtins__": {},
+    "cdiv": lambda extent, size: -(-extent // size),
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+}
+
+
+def _scalar(text: str, names: Mapping[str, Any]) -> Any:
+    """Value of an integer expression or condition: one number, or one per position of an arange."""
+    try:
+        return eval(_code(text), _CALLS, names)  # type: ignore[arg-type]
+    except NameError as error:
+        raise Undefined(f"{text}: {error}") from error
+
+
+def _integer(text: str, names: Mapping[str, Any]) -> int:
+    value = _scalar(text, names)
+    if np.ndim(value) or int(value) != value:
+        raise Misfit(f"{text} is {value}; it must be one integer")
+    return int(value)
+
+
+# ---- memory
+
+
+@dataclass
+class _Memory:
+    """One tensor.
+
+    owner: for an output, number of the program that touched each element first, -1 for nobody; block: extents of its
+    descriptor's block.
+    """
+
+    tensor: ir.Tensor
+    array: Array | None
+    owner: Array | None
+    block: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, kernel: ir.Kernel, tensor: ir.Tensor, array: Array | None, names: Mapping[str, Any]) -> _Memory:
+        if array is None:
+            if tensor.flag is None or names.get(tensor.flag, False):
+                raise ValueError(f"{kernel.name} needs the tensor {tensor.name}; give it or unset {tensor.flag}")
+            return cls(tensor, None, None)
+        extents = tuple(_integer(dim, names) for dim in tensor.dims)
+        if array.shape != extents:
+            stated = f"({', '.join(tensor.dims)}) = {extents}"
+            raise ValueError(f"{tensor.name} has shape {array.shape}; {kernel.name} has it as {stated}")
+        return cls(tensor, array, np.full(array.shape, -1) if tensor.out else None)
+
+    def touch(self, where: tuple[Array, ...], program: int) -> None:
+        if self.owner is None:
+            return
+        if others := {int(by) for by in np.unique(self.owner[where])} - {-1, program}:
+            raise Race(f"programs {program} and {min(others)} both touch an element of {self.tensor.name}")
+        self.owner[where] = program
+
+
+@dataclass
+class _Place:
+    """Where a tile meets a tensor.
+
+    where: positions in the tensor; slots: the same in a tile over all dimensions of the tensor; extents: of that tile,
+    one where the index is a scalar; axes: names of the other dimensions, in order.
+    """
+
+    where: tuple[Array, ...]
+    slots: tuple[Array, ...]
+    extents: tuple[int, ...]
+    axes: tuple[str, ...]
+
+    def tile(self, index: tuple[ir.Index, ...]) -> tuple[int, ...]:
+        """Extents without the dimensions where the index is a scalar."""
+        return tuple(extent for extent, at in zip(self.extents, index, strict=True) if isinstance(at, ir.Span))
+
+
+# ---- programs
+
+
+@dataclass
+class _Program:
+    kernel: ir.Kernel
+    memory: dict[str, _Memory]
+    number: int
+    scope: dict[str, Any]
+
+    def run(self, body: Sequence[ir.Stmt]) -> None:
+        for stmt in body:
+            self.step(stmt)
+
+    def step(self, stmt: ir.Stmt) -> None:
+        scope = self.scope
+        match stmt:
+            case ir.Note():
+                pass
+            case ir.Scalar(name, expr):
+                scope[name] = _scalar(expr, scope)
+            case ir.Arange(name, _, size):
+                scope[name] = np.arange(_integer(size, scope))
+            case ir.Mask(name, _, offsets, limit):
+                scope[name] = self.variable(offsets) < _integer(limit, scope)
+            case ir.Full(out, extents, value):
+                scope[out.name] = np.full([_integer(extent, scope) for extent in extents], value)
+                self.tile(out)
+            case ir.Let(out, formula):
+                scope[out.name] = self.formula(formula, out.axes)
+            case ir.Dot():
+                self.dot(stmt)
+            case ir.Cumsum(out, of, along):
+                scope[out.name] = np.cumsum(self.tile(of), axis=of.axes.index(along))
+            case ir.Sum(out, of, along):
+                scope[out.name] = np.sum(self.tile(of), axis=of.axes.index(along))
+            case ir.Load():
+                self.load(stmt)
+            case ir.Store():
+                self.store(stmt)
+            case ir.When(condition, body, otherwise):
+                self.run(body if _scalar(condition, scope) else otherwise)
+            case ir.For():
+                self.loop(stmt)
+            case _:
+                raise TypeError(f"no meaning for the statement {type(stmt).__name__}")
+
+    def loop(self, stmt: ir.For) -> None:
+        carried = {name: np.shape(value) for name, value in self.scope.items()}
+        for trip in range(_integer(stmt.trips, self.scope)):
+            self.scope[stmt.var] = trip
+            self.run(stmt.body)
+            for name, shape in carried.items():
+                if np.shape(self.scope[name]) != shape:
+                    raise Misfit(f"{name} enters the loop as {shape} and leaves it as {np.shape(self.scope[name])}")
+            self.scope = {name: value for name, value in self.scope.items() if name in carried}
+
+    # ---- values
+
+    def variable(self, name: str) -> Any:
+        if name not in self.scope:
+            raise Undefined(f"{self.kernel.name} reads {name} before it is made")
+        return self.scope[name]
+
+    def tile(self, value: ir.Value) -> Array:
+        return self.over(value.name, value.axes)
+
+    def over(self, name: str, axes: tuple[str, ...]) -> Array:
+        """A variable as a tile over `axes`."""
+        array = np.asarray(self.variable(name))
+        if array.ndim != len(axes):
+            raise Misfit(f"{name} is read over ({', '.join(axes)}); it has extents {array.shape}")
+        return array
+
+    def formula(self, formula: sympy.Expr, axes: tuple[str, ...]) -> Array:
+        """The formula over a grid of `axes`; what it reads is broadcast along the axes that it lacks."""
+        terms, scalars, compute = _compiled(formula)
+        extents: dict[str, int] = {}
+        values: list[Any] = []
+        for name, read in terms:
+            array = self.over(name, read)
+            for axis, extent in zip(read, array.shape, strict=True):
+                if axis not in axes or extents.setdefault(axis, extent) != extent:
+                    raise Misfit(f"{name} has {extent} along {axis} in {formula}; the result is over {axes}, {extents}")
+            order = [read.index(axis) for axis in axes if axis in read]
+            values.append(np.transpose(array, order).reshape([extents[a] if a in read else 1 for a in axes]))
+        if absent := [axis for axis in axes if axis not in extents]:
+            raise Misfit(f"{formula} has nothing along {', '.join(absent)}")
+        computed = compute(*values, *(self.over(name, ()) for name in scalars))
+        return np.array(np.broadcast_to(computed, [extents[axis] for axis in axes]), dtype=np.float64)
+
+    def dot(self, stmt: ir.Dot) -> None:
+        out, left, right = stmt.out, stmt.left, stmt.right
+        if sorted(out.axes) != sorted({*left.axes, *right.axes} - {stmt.over}):
+            raise Misfit(f"{out.name} is over {out.axes}; {left.axes} times {right.axes} over {stmt.over} is not")
+        tiles = (self.tile(left), self.tile(right))
+        extents = [
+            dict(zip(value.axes, tile.shape, strict=True)) for value, tile in zip((left, right), tiles, strict=True)
+        ]
+        if extents[0].get(stmt.over) != extents[1].get(stmt.over):
+            raise Misfit(f"{left.name} has {extents[0]}, {right.name} {extents[1]}; they disagree along {stmt.over}")
+        product = np.einsum(f"{''.join(left.axes)},{''.join(right.axes)}->{''.join(out.axes)}", *tiles)
+        if stmt.acc and self.tile(out).shape != product.shape:
+            raise Misfit(f"{out.name} is {self.tile(out).shape}; {product.shape} is added to it")
+        self.scope[out.name] = self.tile(out) + product if stmt.acc else product
+
+    # ---- memory
+
+    def place(self, tensor: str, index: tuple[ir.Index, ...], descriptor: bool) -> tuple[_Memory, Array, _Place]:
+        memory = self.memory[tensor]
+        if memory.array is None:
+            raise Undefined(f"{self.kernel.name} touches {tensor}, which is not there without {memory.tensor.flag}")
+        positions, kept, there = [], [], []
+        for at, extent in zip(index, memory.array.shape, strict=True):
+            along, keep = self.span(tensor, at) if isinstance(at, ir.Span) else self.single(at)
+            inside = (along >= 0) & (along < extent)
+            positions.append(along)
+            there.append(inside)
+            kept.append(inside if descriptor else keep)
+        # a mask without a position leaves nothing to reach, whatever the other dimensions say
+        if all(keep.any() for keep in kept):
+            for dim, along, keep, inside in zip(memory.tensor.dims, positions, kept, there, strict=True):
+                if (keep & ~inside).any():
+                    raise OutOfBounds(
+                        f"{self.kernel.name}, program {self.number}: {tensor} has no {dim} {along[keep & ~inside][0]}, "
+                        f"its shape is {memory.array.shape}; mask it"
+                    )
+        slots = [np.flatnonzero(keep & inside) for keep, inside in zip(kept, there, strict=True)]
+        where = np.ix_(*(along[slot] for along, slot in zip(positions, slots, strict=True)))
+        axes = tuple(at.axis for at in index if isinstance(at, ir.Span))
+        extents = tuple(len(along) for along in positions)
+        if descriptor:
+            memory.block = memory.block or extents
+            if memory.block != extents:
+                raise Misfit(f"the descriptor of {tensor} has a block of {memory.block}; here it is one of {extents}")
+        memory.touch(where, self.number)
+        return memory, memory.array, _Place(where, np.ix_(*slots), extents, axes)
+
+    def span(self, tensor: str, at: ir.Span) -> tuple[Array, Array]:
+        """Positions of a span and which of them its mask keeps."""
+        offsets, size = self.over(at.offsets, (at.axis,)), _integer(at.size, self.scope)
+        keep = self.over(at.mask, (at.axis,)) if at.mask else np.full(size, True)
+        if len(offsets) != size or len(keep) != size:
+            raise Misfit(f"{tensor}: {size} positions of {at}, with {len(offsets)} offsets and a mask of {len(keep)}")
+        return _integer(at.origin, self.scope) + offsets, keep
+
+    def single(self, at: str) -> tuple[Array, Array]:
+        return np.array([_integer(at, self.scope)]), np.array([True])
+
+    def load(self, stmt: ir.Load) -> None:
+        memory, array, place = self.place(stmt.tensor, stmt.index, stmt.descriptor)
+        if sorted(place.axes) != sorted(stmt.out.axes):
+            raise Misfit(f"{stmt.out.name} is over {stmt.out.axes}; its place in {stmt.tensor} is over {place.axes}")
+        whole = np.zeros(place.extents, np.int64 if memory.tensor.dtype in ("int", "index") else np.float64)
+        whole[place.slots] = array[place.where]
+        tile = whole.reshape(place.tile(stmt.index))
+        tile = np.transpose(tile, [place.axes.index(axis) for axis in stmt.out.axes])
+        self.scope[stmt.out.name] = tile if stmt.out.axes else tile[()]
+
+    def store(self, stmt: ir.Store) -> None:
+        memory, array, place = self.place(stmt.tensor, stmt.index, stmt.descriptor)
+        if not memory.tensor.out:
+            raise BrokenPlan(f"{self.kernel.name} stores to {stmt.tensor}, which is no output")
+        tile = self.tile(stmt.value)
+        if sorted(place.axes) != sorted(stmt.value.axes):
+            raise Misfit(
+                f"{stmt.value.name} is over {stmt.value.axes}; its place in {stmt.tensor} is over {place.axes}"
+            )
+        tile = np.transpose(tile, [stmt.value.axes.index(axis) for axis in place.axes])
+        if tile.shape != (wanted := place.tile(stmt.index)):
+            raise Misfit(f"{stmt.value.name} is {tile.shape}; its place in {stmt.tensor} is {wanted}")
+        array[place.where] = tile.reshape(place.extents)[place.slots]
+
+
+@lru_cache(maxsize=4096)
+def _compiled(formula: sympy.Expr) -> tuple[tuple[tuple[str, tuple[str, ...]], ...], tuple[str, ...], Any]:
+    """Names and axes of the tiles that a formula reads, names of its scalars, and its function of both, in order."""
+    terms = sorted(formula.atoms(sympy.Indexed), key=str)
+    scalars = sorted(formula.xreplace(dict.fromkeys(terms, sympy.Integer(1))).free_symbols, key=str)
+    names = tuple((name_of(term), axes_of(term)) for term in terms)
+    # the same formula over the variables of another piece or kernel is the same function
+    places = sympy.symbols(f"v0:{len(terms) + len(scalars)}", real=True)
+    general: Any = formula.xreplace(dict(zip((*terms, *scalars), places, strict=True)))
+    return names, tuple(map(str, scalars)), function(places, general)
+
+
+__all__ = ["BrokenPlan", "Misfit", "OutOfBounds", "Race", "Undefined", "forward", "run"]

@@ -1,0 +1,159 @@
+"""Emitted kernels: formatted as ruff would, valid Python, and the same bytes every time."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssdgen.emit import fingerprint
+from ssdgen.pack import templates
+from ssdgen.plan import catalogue, ir
+from ssdgen.spec.layer import Layer
+from ssdgen.spec.layouts import MULTI_HEAD
+from ssdgen.spec.masks import CONSTANT, NONE
+from tests.emit import sources
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = {
+    "ssd": Layer(),
+    "constant": Layer(family=CONSTANT),
+    "none": Layer(family=NONE),
+    "multi-head": Layer(layout=MULTI_HEAD),
+}
+EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+
+
+@EACH
+def test_every_kernel_of_the_catalogue_is_emitted(layer: Layer) -> None:
+    assert sorted(sources.kernels(layer)) == sorted(kernel.name for kernel in catalogue.kernels(layer))
+
+
+@EACH
+def test_ruff_has_nothing_to_format(layer: Layer, tmp_path: Path) -> None:
+    """Every Python file of the package, launchers included, as it stands."""
+    texts = {path: text for path, text in sources.package(layer).items() if path.endswith(".py")}
+    for path, text in texts.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length=120", "--diff", str(tmp_path)]
+    done = subprocess.run(ruff, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-500:]
+
+
+@EACH
+def test_ruff_has_nothing_to_say(layer: Layer, tmp_path: Path) -> None:
+    """Nothing unused, nothing undefined, no line too long, imports in order: as the project's own rules have it."""
+    for name, text in sources.package(layer).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    ruff = [sys.executable, "-m", "ruff", "check", f"--config={ROOT / 'pyproject.toml'}", "--no-cache", str(tmp_path)]
+    done = subprocess.run([*ruff, "--output-format=concise"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-500:]
+
+
+@EACH
+def test_one_kernel_a_file_with_all_its_names(layer: Layer) -> None:
+    """The file's name is the kernel's; every name in it is a parameter, a variable, an import or a built-in."""
+    for name, text in sources.kernels(layer).items():
+        module = ast.parse(text)
+        functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+        kernel = functions[0]
+        assert kernel.name == name and ast.unparse(kernel.decorator_list[0]) == "triton.jit"
+        assert ast.get_docstring(module), f"{name} says nothing of itself"
+        known = {argument.arg for argument in kernel.args.args} | {"range", "float", "tl", "triton"}
+        known |= {alias.name for node in module.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        read = {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        made = {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert not read - known - made, name
+        # a parameter that nothing reads is a parameter too many, options of other variants aside
+        unused = {argument.arg for argument in kernel.args.args} - read
+        assert not {u for u in unused if not u.startswith(("stride_", "HAS_"))}, (name, unused)
+
+
+@EACH
+def test_offsets_are_64_bit(layer: Layer) -> None:
+    """Strides are passed as int64, and every program index that meets one is widened first."""
+    for name, text in sources.kernels(layer).items():
+        kernel = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+        for argument in kernel.args.args:
+            if argument.arg.startswith("stride_"):
+                assert argument.annotation is not None and ast.unparse(argument.annotation) == "tl.int64", name
+        for line in text.splitlines():
+            found = re.match(r"\s+(b|head|head_0|segment|chunk) = (.*)", line)
+            if found and "program_id" in found[2]:
+                assert found[2].startswith("tl.cast(") and found[2].endswith("tl.int64)"), (name, line)
+
+
+def test_no_place_date_or_machine_is_named() -> None:
+    for path, text in sources.package().items():
+        assert not re.search(r"/home/|/tmp/|/root/|\b20[2-9]\d-\d\d-\d\d\b", text), path
+
+
+SAME_BYTES = """
+import hashlib, sys
+sys.path.insert(0, {root!r})
+from ssdgen.emit import package
+from ssdgen.pack import templates
+from ssdgen.spec.layer import Layer
+from ssdgen.spec.layouts import LAYOUTS
+from ssdgen.spec.masks import FAMILIES
+templates.load()
+for layer in (Layer(), Layer(FAMILIES["constant"], LAYOUTS["multi-head"])):
+    texts = package.package(layer, runtime=templates.runtime_sources())
+    for path, text in texts.items():
+        print(path, hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_same_bytes_in_any_process() -> None:
+    """Nothing depends on the order of a set or a dict of hashes, nor on what ran before."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAME_BYTES.format(root=str(ROOT))],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2", "77")
+    ]
+    printed = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert len(printed[0].splitlines()) > 60
+    assert printed[0] == printed[1] == printed[2]
+
+
+def test_fingerprints_are_of_the_meaning() -> None:
+    """Comments, docstrings and line breaks change nothing; a number, a name or a shared function does."""
+    text = sources.kernels()["single_pass"]
+    same = text.replace('"""One program', '"""A program').replace(
+        "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
+    )
+    assert same != text
+    functions = sources.package()["kernels/functions.py"]
+
+    def of(source: str, shared: str = functions) -> str:
+        return fingerprint.of_kernels({"single_pass": source}, shared)["single_pass"]
+
+    assert of(same) == of(text)
+    assert len({of(text), of(text.replace("0.0", "1.0")), of(text, functions.replace("1.0", "2.0"))}) == 3
+
+
+def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:
+    templates.load()
+    found = fingerprint.of_package()
+    assert found == fingerprint.of_kernels(sources.kernels(), sources.package()["kernels/functions.py"])
+    assert len(set(found.values())) == len(found)
+
+
+def test_a_descriptor_kernel_moves_its_operands_by_descriptor_only() -> None:
+    for kernel in catalogue.kernels(Layer()):
+        moved = [
+            s for s in ir.walk(kernel.body) if isinstance(s, (ir.Load, ir.Store)) and s.tensor in ("x", "B", "C", "y")
+        ]
+        assert {s.descriptor for s in moved} <= {kernel.name.endswith("_tma")}, kernel.name

@@ -1,0 +1,74 @@
+"""Emitted kernels as they were last looked at: one file each, for one kernel of every kind.
+
+After a change that was meant run `make golden` and read the diff.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssdgen.emit import kernel as emission
+from ssdgen.pack import templates
+from ssdgen.plan.ir import Kernel
+from ssdgen.plan.schedules import passing, prepare, scan, walk
+from ssdgen.plan.schedules.scan import Scan
+from ssdgen.plan.schedules.walk import Walk
+from ssdgen.spec.decompose import chunk_graph
+from ssdgen.spec.layer import Layer
+from ssdgen.spec.layouts import MULTI_HEAD
+from ssdgen.spec.masks import CONSTANT, NONE
+
+FOLDER = Path(__file__).resolve().parent
+SSD = {
+    "dt_cumsum": prepare.kernel,
+    "segment_state": lambda layer: walk.kernel(layer, Walk(outputs=False)),
+    "state_passing": passing.kernel,
+    "single_pass": lambda layer: walk.kernel(layer, Walk()),
+    "chunk_scan": lambda layer: scan.kernel(layer, Scan()),
+}
+SHAPES = {
+    shape.name: lambda layer, shape=shape: walk.kernel(layer, shape)
+    for shape in (
+        Walk(descriptors=True),
+        Walk(heads=2),
+        Walk(prepared=False),
+        Walk(n_tiles=2, p_tiles=2),
+        Walk(state_major="p"),
+    )
+}
+KINDS = {
+    **{("ssd", name): (Layer(), make) for name, make in {**SSD, **SHAPES}.items()},
+    **{("constant", name): (Layer(family=CONSTANT), SSD[name]) for name in ("dt_cumsum", "single_pass", "chunk_scan")},
+    **{("none", name): (Layer(family=NONE), SSD[name]) for name in ("dt_cumsum", "segment_state", "single_pass")},
+    ("multi_head", "single_pass"): (Layer(layout=MULTI_HEAD), SSD["single_pass"]),
+}
+
+
+def emitted(layer: Layer, kernel: Kernel) -> str:
+    templates.load()
+    return emission.module(kernel, chunk_graph(layer))
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS, ids=[f"{kind}-{name}" for kind, name in KINDS])
+def test_kernel(kind: str, name: str, update_golden: bool) -> None:
+    layer, make = KINDS[kind, name]
+    text = emitted(layer, make(layer))
+    path = FOLDER / kind / f"{name}.py.golden"
+    if update_golden:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.is_file(), f"no golden file {path.name}; run `make golden`"
+    assert text.splitlines() == path.read_text().splitlines()
+    assert text == path.read_text()
+
+
+def test_no_golden_file_is_left_over(update_golden: bool) -> None:
+    wanted = {FOLDER / kind / f"{name}.py.golden" for kind, name in KINDS}
+    there = set(FOLDER.glob("*/*.golden"))
+    if update_golden:
+        for path in there - wanted:
+            path.unlink()
+    else:
+        assert there == wanted
