@@ -6,6 +6,8 @@ Anything that has no rule here is an error: a formula is never printed in a way 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import sympy
 
@@ -46,7 +48,7 @@ class FormulaPrinter:
                 return rule(expr)
         raise UnprintableFormula(f"no rule prints {type(expr).__name__} in {expr}; add one to emit/formula.py")
 
-    def _rules(self):
+    def _rules(self) -> tuple[tuple[Any, Callable[[Any], str]], ...]:
         return (
             (sympy.Indexed, self._entry),
             (sympy.Symbol, str),
@@ -84,9 +86,8 @@ class FormulaPrinter:
 
     def _sum(self, expr: sympy.Add) -> str:
         # positive terms first: dA_last - dA_cs
-        terms = sorted(
-            expr.as_ordered_terms(), key=lambda t: (t.could_extract_minus_sign(), not isinstance(t, sympy.Indexed))
-        )
+        ordered: Any = expr.as_ordered_terms()
+        terms = sorted(ordered, key=lambda t: (t.could_extract_minus_sign(), not isinstance(t, sympy.Indexed)))
         text = self.print(terms[0])
         for term in terms[1:]:
             negative = term.could_extract_minus_sign()
@@ -123,9 +124,10 @@ class FormulaPrinter:
         return repr(float(expr))
 
     def _where(self, expr: sympy.Piecewise) -> str:
-        if len(expr.args) != 2 or expr.args[1][1] != sympy.true:
+        branches: Any = expr.args
+        if len(branches) != 2 or branches[1][1] != sympy.true:
             raise UnprintableFormula(f"no rule prints {expr}; a choice has one condition and one other value")
-        (then, condition), (otherwise, _) = expr.args
+        (then, condition), (otherwise, _) = branches
         return f"tl.where({self.print(condition)}, {self.print(then)}, {self.print(otherwise)})"
 
     def _relation(self, expr: sympy.core.relational.Relational) -> str:

@@ -29,7 +29,6 @@ from .schedules.scan import Scan
 from .schedules.walk import Walk
 
 Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Any]
 
 
 class BrokenPlan(ValueError):

@@ -7,7 +7,7 @@ and nothing inside a loop that need not be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class Lowering:
     sources: dict[str, Source]
     rename: dict[str, str] = field(default_factory=dict)
     zero_past_end: frozenset[str] = frozenset()
-    value_axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])

@@ -15,8 +15,10 @@ from triton.runtime.errors import OutOfResources
 
 import ssdgen.mamba2_ops as ops
 from ssdgen.mamba2_ops import kernels, select
+from ssdgen.mamba2_ops.defaults import default_config
 from ssdgen.mamba2_ops.errors import SsdWarning
 from ssdgen.mamba2_ops.launchers import forward as launcher
+from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import space
 from tests.parity import configs, settings
 from tests.parity.cases import ALONE, DTYPES, PACKED, TOGETHER, Case, arguments, compare, draw
@@ -95,7 +97,8 @@ def test_sizes_of_a_model(schedule: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_where_a_search_starts(dtype: str) -> None:
     case = replace(MODEL, dtype=dtype)
-    configs.verify(space.default(configs.problem(case), H200), case, "cuda")
+    start = default_config(CallProblem(**configs.problem(case).to_json()), H200.sms)
+    configs.verify(start, case, "cuda")
 
 
 @pytest.mark.interpreter

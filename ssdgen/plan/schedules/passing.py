@@ -28,8 +28,8 @@ def kernel(layer: Layer) -> Kernel:
         body.append(When(f"{_number(k)} < nsegments", _step(layer, k, span)))
     return Kernel(
         "state_passing",
-        "One program carries a block of the state across all segments; each summary is replaced by the state that enters "
-        "its segment.",
+        "One program carries a block of the state across all segments; each summary is replaced by the state that "
+        "enters its segment.",
         ("state_out",),
         _tensors(),
         ("batch", "nheads", "nsegments", "state_size"),
@@ -71,7 +71,7 @@ def _loads(k: int, span: Span) -> tuple[Stmt, ...]:
 def _step(layer: Layer, k: int, span: Span) -> tuple[Stmt, ...]:
     """Summary number k becomes the state that enters its segment, and the state moves on."""
     at = {"h": Piece("", scalar="head"), "p": Piece(""), "n": Piece("", span)}
-    axes = dict.fromkeys(("state", "state_out", "local_state"), ("h", "n"))
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(("state", "state_out", "local_state"), ("h", "n"))
     lowering = Lowering(
         chunk_graph(layer),
         {axis: (piece,) for axis, piece in at.items()},

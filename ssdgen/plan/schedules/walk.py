@@ -91,7 +91,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         "p": common.spans("p", "p", p_sizes, "p0"),
     }
     state_axes = ("h", "n", "p") if shape.state_major == "n" else ("h", "p", "n")
-    value_axes = dict.fromkeys(("state", "state_out", "local_state"), state_axes)
+    value_axes: dict[str, tuple[str, ...]] = dict.fromkeys(("state", "state_out", "local_state"), state_axes)
     if shape.state_major == "p":
         value_axes |= _headdim_first(layer)
     lowering = Lowering(
@@ -106,9 +106,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
 
     prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
     prologue += [Scalar("chunks", "cdiv(stop - start, CHUNK)", narrow=True), Arange("row", "i", rows)]
-    prologue += [Arange(piece.span.offsets, axis, piece.span.size) for axis in ("n", "p") for piece in pieces[axis]]
+    prologue += [Arange(p.span.offsets, axis, p.span.size) for axis in ("n", "p") for p in pieces[axis] if p.span]
     for axis, limit in (("n", "DSTATE"), ("p", "HEADDIM")):
-        prologue += [common.mask(p.span, limit) for p in pieces[axis]]
+        prologue += [common.mask(p.span, limit) for p in pieces[axis] if p.span]
     prologue += _entering(lowering, shape, state_axes)
     for h in heads if not shape.outputs else ():
         total = Value(lowering.variable("total", {"h": h}), ())
@@ -217,7 +217,7 @@ def _entering(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> l
         state = Value(lowering.variable("state", at), state_axes[1:])
         index = ("b", "segment", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
         loads.append(Load(state, "entering", index))
-        zeros.append(Full(state, tuple(at[axis].span.size for axis in state_axes[1:])))
+        zeros.append(Full(state, tuple(span.size for axis in state_axes[1:] if (span := at[axis].span))))
         lowering.bind("state", at, state, 1)
     return [When("HAS_ENTERING", tuple(loads), tuple(zeros))] if shape.outputs else zeros
 
@@ -229,8 +229,9 @@ def _headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:
     through shared memory, and the scores, which must, are half as large as the state.
     """
     per_head = ("h",) if layer.layout.per_head("B") or layer.layout.per_head("C") else ()
-    found = dict.fromkeys(("y_state", "y_diag", "y_ssm", "y_skip", "y", "z"), ("h", "p", "i"))
-    found |= dict.fromkeys(("scores", "scores_whole"), ("h", "j", "i"))
+    names = ("y_state", "y_diag", "y_ssm", "y_skip", "y", "z")
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("h", "p", "i"))
+    found.update(dict.fromkeys(("scores", "scores_whole"), ("h", "j", "i")))
     return found | {"CB": (*per_head, "j", "i"), "x_weighted": ("h", "p", "j")}
 
 
