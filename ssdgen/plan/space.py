@@ -47,7 +47,7 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
             Axis("prepared", (True, False), "False saves a launch: step sizes and running sums in the walk itself")
         )
     if schedule == "segments":
-        lengths = tuple(length for length in (128, 256, 512, 1024, 2048, 4096) if length < problem.seqlen)
+        lengths = tuple(length for length in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if length < problem.seqlen)
         found.append(
             Axis(
                 "segment",
@@ -63,14 +63,10 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
             Axis("state_passing.num_warps", (2, 4, 8), "enough loads in flight; more warps only wait"),
         ]
     found += _scan_axes(problem) if schedule == "split" else _walk_axes("single_pass", problem, gpu)
-    if schedule == "single_pass" or problem.nheads > 1:
-        found.append(
-            Axis(
-                "dt_cumsum.block_h",
-                (1, 2, 4, 8, 16, 32),
-                "heads side by side in memory; a warp loads up to 64 of them at once",
-            )
-        )
+    found += [
+        Axis("dt_cumsum.block_h", (1, 2, 4, 8, 16, 32), "heads side by side in memory: few make many programs"),
+        Axis("dt_cumsum.num_warps", (1, 4), "a running sum along the chunk crosses warps"),
+    ]
     return tuple(found)
 
 
@@ -137,7 +133,7 @@ def minimal(schedule: str, problem: Problem) -> Config:
         found["segment"] = 256
     for kernel in ("single_pass", "segment_state", "chunk_scan"):
         if kernel in found["kernels"]:
-            found["kernels"][kernel] = {"block_p": 16, "num_warps": 4, "num_stages": 1}
+            found["kernels"][kernel] = {"block_p": 16, "num_warps": 2, "num_stages": 1}
     if schedule == "split":
         found["kernels"]["chunk_scan"] |= {"block_m": 16, "block_k": 16}
     return found
@@ -216,7 +212,6 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
             "4 warps are one matrix unit's group; 8 halve the registers of each thread",
         ),
         Axis(f"{kernel}.num_stages", (1, 2, 3, 4), "chunks in flight; each costs the shared memory of its tiles"),
-        Axis(f"{kernel}.maxnreg", _caps(gpu), "a cap lets more programs share a multiprocessor, and spills beyond it"),
     ]
     if problem.headdim >= 32:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
@@ -252,10 +247,6 @@ def _has_descriptors(gpu: Gpu) -> bool:
     return gpu.backend == "cuda" and isinstance(gpu.capability, int) and gpu.capability >= 90
 
 
-def _caps(gpu: Gpu) -> tuple[int, ...]:
-    return (0, 128, 168) if gpu.backend == "cuda" else (0,)
-
-
 # ---- what fits
 
 
@@ -283,6 +274,8 @@ def _walk_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: 
         return f"{heads} heads of a program go with tensor descriptors"
     if described and not _has_descriptors(gpu):
         return f"{gpu.name} has no tensor descriptors; they came with sm90"
+    if outputs and gpu.arch == "sm90" and min(p_tiles) < 64 and warps >= 4 and numbers.get("num_stages", 1) == 1:
+        return "Triton reads outside shared memory with one stage, 4 warps and a tile of headdim under 64 on sm90"
     n, p = sum(n_tiles), sum(p_tiles)
     accumulators = heads * n * p + (chunk * p + 2 * chunk * chunk if outputs else chunk * p)
     if accumulators > ACCUMULATORS * warps * gpu.warp_size:

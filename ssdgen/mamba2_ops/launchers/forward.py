@@ -94,7 +94,7 @@ CHUNK_SCAN = {
 MINIMAL = {
     "schedule": "single_pass",
     "chunk": 16,
-    "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 4, "num_stages": 1}},
+    "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 2, "num_stages": 1}},
     "prepared": True,
 }
 
@@ -307,6 +307,8 @@ def _walk(
         (1, *tiles, "n", prepared, False),
     )
     shape = next(shape for shape in wanted if shape in table)
+    if kernel == "single_pass" and min(p_tiles) < 64:
+        numbers = _narrow(numbers, sizes.tensors["x"])
     sizes.launch(
         table[shape],
         numbers,
@@ -332,6 +334,16 @@ def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
         **_blocks("BLOCK_N", n_tiles),
         **_blocks("BLOCK_P", p_tiles),
     )
+
+
+def _narrow(numbers: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """The numbers for a tile narrower than 64, on Hopper without its warpgroup instructions if nothing is pipelined.
+
+    Triton 3.6 and 3.7 then read outside shared memory now and then (triton-lang/triton issues 10486 and 11366).
+    """
+    if not x.is_cuda or torch.version.hip or numbers.get("num_stages", 1) > 1 or numbers.get("num_warps", 4) < 4:
+        return numbers
+    return {**numbers, "num_warps": 2} if torch.cuda.get_device_capability(x.device)[0] == 9 else numbers
 
 
 def _can_describe(sizes: Sizes, kernel: str) -> bool:
