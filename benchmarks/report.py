@@ -9,6 +9,11 @@ import torch
 
 from benchmarks.workload import Shape
 from ssdgen.plan.problem import Problem
+from ssdgen.spec import roofline
+from ssdgen.spec.layer import Layer
+
+# tokens per chunk for the least FLOPs: they grow with it, and a smaller one leaves the tensor cores idle
+CHUNK = 64
 
 COLUMNS = ("b,L,H,P,N,G", "floor", "ssdgen", "share", "mamba_ssm", "GPU x", "eager", "host", "peer", "eager x", "error")
 
@@ -32,6 +37,16 @@ def environment() -> dict[str, str]:
 def slug(gpu: str) -> str:
     """File name for a GPU: "NVIDIA H200" gives "nvidia_h200"."""
     return re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
+
+
+def floor(shape: Shape, ceilings: dict[str, float]) -> dict[str, float | str]:
+    """The least time of the call that is measured, y alone, from the description: floor_us, and what it is bound by.
+
+    ceilings: copy_tbs and bf16_tflops, as timing measures them.
+    """
+    layer = Layer(skip="head", dt_bias=True, dt_softplus=True)
+    least = roofline.floor(layer, *shape.sizes, Problem(*shape.sizes).element_bytes, CHUNK, **ceilings)
+    return {"floor_us": least.us, "bound_by": least.binds}
 
 
 def _row(row: dict) -> tuple[str, ...]:

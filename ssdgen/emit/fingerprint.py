@@ -15,12 +15,15 @@ LENGTH = 16
 
 
 def of_source(source: str) -> str:
-    """Fingerprint of a Python source: of its syntax tree without docstrings."""
+    """Fingerprint of a Python source: of its statements without comments, docstrings and layout.
+
+    The tree's own dump is no use: it has other fields in every version of Python.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
 
 
 def of_kernels(modules: dict[str, str], functions: str) -> dict[str, str]:

@@ -45,13 +45,15 @@ def _small(problem: Problem) -> bool:
 
 def _tile(problem: Problem) -> dict[str, Any]:
     """Numbers of a kernel with matrix products.  block_p: at least what a tensor core needs, at most 64."""
-    small = _small(problem)
+    stages = 2 if _small(problem) else 1
+    block = min(64, max(16, _next_power_of_two(problem.headdim)))
     return {
         "heads": 1,
-        "block_p": min(64 if small else 32, max(16, _next_power_of_two(problem.headdim))),
+        "block_p": block,
         "descriptors": False,
-        "num_warps": 4,
-        "num_stages": 2 if small else 1,
+        # one stage and a narrow tile: without the warpgroup instructions, see the launchers
+        "num_warps": 4 if stages > 1 or block == 64 else 2,
+        "num_stages": stages,
         "maxnreg": 0,
     }
 

@@ -49,9 +49,9 @@ def test_without_a_peer_the_table_still_prints() -> None:
 
 
 def test_the_floor_is_the_description_s() -> None:
-    """8 x 2048 tokens of the 2.7B shape: 86 us by bytes on an H200, 61 by FLOPs at a chunk of 64."""
+    """8 x 2048 tokens of the 2.7B shape, y alone: 81 us by bytes on an H200, 61 by FLOPs at a chunk of 64."""
     row = compared(2.1e-3)
-    assert row["floor_us"] == pytest.approx(86, abs=2)
+    assert row["floor_us"] == pytest.approx(81, abs=1)
     assert row["bound_by"] == "bytes"
 
 

@@ -1,0 +1,72 @@
+"""The records that ship in tuned/: they parse, belong to these kernels, and cover what the project claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssdgen import gpus
+from ssdgen.emit import fingerprint
+from ssdgen.pack import schema, templates
+from ssdgen.plan import space
+from ssdgen.plan.problem import Problem
+
+TUNED = Path(__file__).resolve().parents[2] / "tuned"
+FOLDERS = sorted(path.parent for path in TUNED.glob("*/gpu.json"))
+
+# (batch, seqlen, nheads, headdim, dstate, ngroups), bf16
+CLAIMED = {
+    (8, 2048, 80, 64, 128, 1),
+    (1, 2048, 80, 64, 128, 1),
+    (1, 16384, 80, 64, 128, 1),
+    (1, 131072, 80, 64, 128, 1),
+    (8, 2048, 24, 64, 128, 1),
+    (4, 4096, 128, 64, 128, 8),
+    (4, 4096, 64, 64, 64, 1),
+    (4, 4096, 32, 128, 256, 2),
+}
+
+
+def records(folder: Path) -> list[dict]:
+    return json.loads((folder / "ssd_forward.json").read_text())["records"]
+
+
+def test_the_h200_has_measured_records_of_every_claimed_shape() -> None:
+    measured = [record for record in records(TUNED / "sm90_h200") if record["provenance"] == "measured"]
+    sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
+    found = {tuple(record["problem"][size] for size in sizes) for record in measured}
+    assert found >= CLAIMED
+    assert all(record["error"] <= record["error_limit"] for record in measured)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_files_have_the_form_of_the_schema(folder: Path) -> None:
+    identity, records_form = schema.SCHEMA["anyOf"]
+    for path in folder.glob("*.json"):
+        assert (
+            schema.problem_with(json.loads(path.read_text()), schema.SCHEMA["anyOf"][path.name != "gpu.json"]) is None
+        )
+
+
+def test_the_schema_is_its_own_dump() -> None:
+    assert (TUNED / "schema.json").read_text() == schema.document()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_records_belong_to_these_kernels_and_this_space(folder: Path) -> None:
+    """After a change of the kernels: tune again on that GPU."""
+    templates.load()
+    current = fingerprint.of_package()
+    for record in records(folder):
+        stale = [name for name, mark in record["fingerprint"].items() if current.get(name) != mark]
+        assert not stale, f"{record['problem']}: {stale} have changed since they were measured"
+        assert record["space"] == space.fingerprint()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_records_are_legal(folder: Path) -> None:
+    gpu = gpus.find(json.loads((folder / "gpu.json").read_text())["gpu"])
+    for record in records(folder):
+        assert space.legal(record["config"], Problem(**record["problem"]), gpu) is None
