@@ -136,6 +136,16 @@ def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...]):
     return TensorDescriptor(tensor, [shape[axis] for axis in order], [strides[axis] for axis in order], list(block))
 
 
+def redescribe(described: Any, tensor: Tensor | None) -> Any:
+    """The same descriptor for a tensor of the same sizes, strides and alignment, which are not checked again.
+
+    Triton's own constructor checks them, and costs more than everything else in front of a launch.
+    """
+    found = object.__new__(type(described))
+    found.__dict__ = {**described.__dict__, "base": tensor}
+    return found
+
+
 def can_describe(tensor: Tensor) -> bool:
     """Whether the copy engine takes this tensor: 16-byte aligned, every stride but the last a multiple of 16 bytes."""
     strides = tensor.stride()
@@ -167,8 +177,10 @@ class _Step:
         position = {name: at for at, name in enumerate(launch.args)}
         plain = [(position[name], slot) for name, slot in launch.slots.items() if name not in launch.blocks]
         self.tensors = plain
-        self.descriptors = [(position[name], launch.slots[name], block) for name, block in launch.blocks.items()]
         # the tensors of the first call must not live as long as the recipe does
+        self.descriptors = [
+            (position[name], launch.slots[name], redescribe(launch.args[name], None)) for name in launch.blocks
+        ]
         for at, _ in plain:
             self.args[at] = None
         for at, _, _ in self.descriptors:
@@ -178,8 +190,8 @@ class _Step:
         args = self.args.copy()
         for at, slot in self.tensors:
             args[at] = tensors[slot]
-        for at, slot, block in self.descriptors:
-            args[at] = descriptor(tensors[slot], *block)
+        for at, slot, described in self.descriptors:
+            args[at] = redescribe(described, tensors[slot])
         self.run(*args)
 
 

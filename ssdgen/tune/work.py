@@ -13,7 +13,7 @@ from ..plan.problem import Problem
 from ..plan.tiles import SMALLEST, cut, next_power_of_two
 from .compile import Launch
 
-KERNELS = ("dt_cumsum", "single_pass", "segment_state", "chunk_state", "state_passing", "chunk_scan")
+KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan")
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def kernel_of(function_name: str) -> str:
 def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     """Count the work of one launch."""
     kernel = kernel_of(launch.kernel.__name__)
-    # the state of a chunk is that of a segment of one chunk, and may be the same kernel
-    named = "chunk_state" if config["schedule"] == "split" and kernel == "segment_state" else kernel
-    numbers = config["kernels"].get(named, config["kernels"].get(kernel, {}))
+    numbers = config["kernels"].get(kernel, {})
     ctas = prod(launch.grid)
     memory = float(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(launch)))
     chunk = config["chunk"]
@@ -68,7 +66,7 @@ def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     trips = ctas * steps
     score, outer = chunk * chunk, chunk * n_tile * p_tile
     loaded = chunk * (heads * p_tile + n_tile) * problem.element_bytes
-    if kernel in ("segment_state", "chunk_state"):
+    if kernel == "segment_state":
         flops, exps, chain = 2.0 * heads * outer, float(heads * chunk), 1
     else:
         # C B^T is made once for the heads of a CTA; the scores are applied, the old state read and, in a walk, renewed

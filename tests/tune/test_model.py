@@ -86,7 +86,7 @@ def test_work_of_segments_and_small_kernels() -> None:
     assert work.of_launch(launch("segment_state", 80, 4, 8), config, PROBLEM).steps == 8
     assert work.of_launch(launch("state_passing", 80, 4, 8), config, PROBLEM).steps == 4
     assert work.of_launch(launch("dt_cumsum", 80, 4, 8), config, PROBLEM).flops == 0
-    split = {"schedule": "split", "chunk": 256, "kernels": {"chunk_state": {"heads": 2}}}
+    split = {"schedule": "split", "chunk": 256, "kernels": {"segment_state": {"heads": 2}}}
     assert work.of_launch(launch("segment_state", 40, 8, 8), split, PROBLEM).steps == 1
     assert work.of_launch(launch("state_passing", 80, 4, 8), split, PROBLEM).steps == 8
     with pytest.raises(ValueError, match="known: dt_cumsum"):
