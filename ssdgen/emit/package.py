@@ -9,6 +9,8 @@ import ast
 import json
 from collections.abc import Mapping
 
+import sympy
+
 from ..plan import catalogue, space
 from ..plan.ir import Kernel
 from ..plan.schedules import prepare
@@ -110,8 +112,16 @@ def _settings(layer: Layer, chunk: int | None) -> str:
         about="Mamba-2's" if plain else f"the {layer.family.name} family in the {layer.layout.name} layout",
         chunk=chunk,
         layout=layer.layout,
-        log_decay=ast.unparse(ast.parse(str(layer.family.log_decay))),
+        log_decay=_torch(layer.family.log_decay),
     )
+
+
+def _torch(expr: sympy.Expr) -> str:
+    """A formula as an expression on tensors; only operators mean the same to sympy and to torch."""
+    if functions := expr.atoms(sympy.Function):
+        names = ", ".join(sorted(str(function.func) for function in functions))
+        raise ValueError(f"the PyTorch path has no form for {names} in {expr}; add one to emit/package.py")
+    return ast.unparse(ast.parse(str(expr)))
 
 
 def _literal(value: dict) -> str:

@@ -139,6 +139,42 @@ def minimal(schedule: str, problem: Problem) -> Config:
     return found
 
 
+def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
+    """Legal configs that are often near the best, for a search to try before it guesses.
+
+    One program per head walks in tiles of 64; where that leaves multiprocessors idle, segments give each two programs.
+    """
+    per_head = problem.batch * problem.nheads
+    length = max(256, next_power_of_two(problem.seqlen * per_head // (2 * gpu.sms)))
+    found = []
+    for chunk in (64, 32):
+        for stages in (3, 2, 4):
+            walk = {"state_major": "p", "block_p": 64, "descriptors": True, "num_warps": 4, "num_stages": stages}
+            wanted: dict[str, Value] = {
+                "chunk": chunk,
+                "segment": length,
+                "dt_cumsum.block_h": 8,
+                "dt_cumsum.num_warps": 4,
+            }
+            wanted |= {f"single_pass.{axis}": value for axis, value in walk.items()}
+            wanted |= {f"segment_state.{axis}": value for axis, value in walk.items()} | {
+                "segment_state.state_major": "n"
+            }
+            wanted |= {"state_passing.block": 512, "state_passing.num_warps": 4}
+            schedules = ("single_pass", "segments") if per_head < 4 * gpu.sms else ("single_pass",)
+            found += [_nearest(schedule, problem, gpu, wanted) for schedule in schedules]
+    return tuple(config for config in found if legal(config, problem, gpu) is None)
+
+
+def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]) -> Config:
+    """The config with the wanted values where an axis has them, and an axis's first value elsewhere."""
+    chosen = {}
+    for axis in axes(schedule, problem, gpu):
+        value = wanted.get(axis.name)
+        chosen[axis.name] = value if value in axis.values else axis.values[0]
+    return config(schedule, chosen)
+
+
 def smallest() -> Config:
     """The config that a launcher falls back to: what fits 48 KB at every size that the kernels take."""
     return minimal("single_pass", Problem(1, 1, 1, SMALLEST, 2 * LARGEST, dtype="float32"))

@@ -50,9 +50,9 @@ def run(
 ) -> Outcome:
     """Search for the fastest config of `problem`.
 
-    The default comes first, then the minimal config of each schedule and those of `warm`, then what the sampler (TPE,
-    seeded) suggests.  Illegal suggestions are never judged.  A deadline or Ctrl-C ends the search and keeps what was
-    found; past a deadline the given configs are still judged until one passes.
+    The default comes first, then the minimal config of each schedule, those of `warm` and the starts of the space, then
+    what the sampler (TPE, seeded) suggests.  Illegal suggestions are never judged.  A deadline or Ctrl-C ends the
+    search and keeps what was found; past a deadline the given configs are still judged until one passes.
     storage, name: where trials are kept; a study of that name goes on where it stopped.
     Errors: TuneError from the bench.
     """
@@ -61,6 +61,7 @@ def run(
     given = [default, *(space.minimal(schedule, problem) for schedule in space.SCHEDULES)]
     # a config from an older space may not even have the axes that legality is decided by
     given += [config for config in warm if choices.parameters(config) is not None]
+    given += space.starts(problem, gpu)
     trials = Trials(choices, lambda config: space.legal(config, problem, gpu), given, seed, storage, name)
     search = _Search(trials, bench, limits, listener, key_of(default), len(given))
     stopped = False

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import sympy
 
 from ssdgen.emit import fingerprint
 from ssdgen.pack import tree
 from ssdgen.plan import space
 from ssdgen.spec.layer import Layer
-from ssdgen.spec.masks import CONSTANT
+from ssdgen.spec.masks import CONSTANT, DT, A, MaskFamily
 from tests.emit import sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,12 @@ def test_the_chunk_is_that_of_the_default() -> None:
     before, after = sources.package(), sources.package(chunk=16)
     assert set(before) == set(after)
     assert [path for path in before if before[path] != after[path]], "chunk=16 changes nothing"
+
+
+def test_a_formula_without_a_form_in_torch_is_refused() -> None:
+    family = MaskFamily("tanh", -DT * sympy.tanh(A), "no form for tanh")
+    with pytest.raises(ValueError, match="tanh"):
+        sources.package(Layer(family=family))
 
 
 # a package in a process that has torch and triton, and nothing of what it was made with

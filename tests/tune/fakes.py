@@ -56,6 +56,9 @@ class FakeSpace:
     def default(self, problem: Problem, gpu: gpus.Gpu) -> Config:
         return self.make("walk", 64, 4, 4)
 
+    def starts(self, problem: Problem, gpu: gpus.Gpu) -> tuple[Config, ...]:
+        return ()
+
     def fingerprint(self) -> str:
         return "5face"
 

@@ -50,6 +50,13 @@ def test_begins_with_the_default_the_minimal_ones_and_the_warm_start() -> None:
     assert len(bench.runs) == 5
 
 
+def test_the_starts_of_the_space_follow_the_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, start = FakeBench(), SPACE.make("cut", 128, 4)
+    monkeypatch.setattr(SPACE, "starts", lambda problem, gpu: (start,))
+    search(bench, Limits(trials=5), warm=[BEST])
+    assert bench.runs[3:5] == [BEST, start]
+
+
 def test_the_same_seed_gives_the_same_trials() -> None:
     first, second = FakeBench(), FakeBench()
     search(first, Limits(trials=20, ahead=3))

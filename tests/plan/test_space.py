@@ -1,0 +1,125 @@
+"""The search space: axes with reasons, configs there and back, and what is legal."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssdgen import gpus
+from ssdgen.plan import space
+from ssdgen.plan.problem import Problem
+
+PROBLEMS = [
+    Problem(8, 2048, 80, 64, 128),
+    Problem(1, 131072, 80, 64, 128),
+    Problem(4, 4096, 32, 128, 256, 2),
+    Problem(1, 7, 3, 8, 2, 3),
+    Problem(2, 300, 6, 80, 96, 2, "float32"),
+]
+GPUS = [gpus.find(name) for name in ("h200", "a100", "rtx3090", "mi300x")]
+
+
+@pytest.mark.parametrize("schedule", space.SCHEDULES)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_axes_have_values_and_reasons(schedule: str, problem: Problem, gpu: gpus.Gpu) -> None:
+    found = space.axes(schedule, problem, gpu)
+    assert len({axis.name for axis in found}) == len(found)
+    for axis in found:
+        assert axis.values and len(set(axis.values)) == len(axis.values)
+        assert len(axis.why) > 20
+
+
+@pytest.mark.parametrize("schedule", space.SCHEDULES)
+def test_a_config_and_its_axes_are_the_same_thing(schedule: str) -> None:
+    chosen = {axis.name: axis.values[-1] for axis in space.axes(schedule, PROBLEMS[0], GPUS[0])}
+    config = space.config(schedule, chosen)
+    assert config["schedule"] == schedule
+    flat = space.flatten(config)
+    # without prepared step sizes their kernel is not launched, and has no numbers
+    kept = {name: value for name, value in chosen.items() if flat.get("prepared", True) or "dt_cumsum" not in name}
+    assert flat == {"schedule": schedule, **kept}
+
+
+@pytest.mark.parametrize("schedule", space.SCHEDULES)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_the_minimal_config_is_legal_but_for_its_segment(schedule: str, problem: Problem, gpu: gpus.Gpu) -> None:
+    reason = space.legal(space.minimal(schedule, problem), problem, gpu)
+    assert reason is None or "one segment" in reason
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_starts_are_legal_and_in_the_space(problem: Problem, gpu: gpus.Gpu) -> None:
+    for config in space.starts(problem, gpu):
+        assert space.legal(config, problem, gpu) is None
+        flat = space.flatten(config)
+        for axis in space.axes(config["schedule"], problem, gpu):
+            assert flat[axis.name] in axis.values
+
+
+def test_starts_fill_a_gpu_that_one_row_leaves_idle() -> None:
+    few = {config["schedule"] for config in space.starts(Problem(1, 16384, 80, 64, 128), GPUS[0])}
+    many = {config["schedule"] for config in space.starts(Problem(8, 2048, 80, 64, 128), GPUS[0])}
+    assert few == {"single_pass", "segments"} and many == {"single_pass"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "reason"),
+    [
+        ({"chunk": 48}, "power of two"),
+        ({"single_pass.heads": 3}, "not of one group"),
+        ({"single_pass.heads": 2}, "tensor descriptors"),
+        ({"prepared": False, "single_pass.descriptors": True}, "step sizes inside"),
+        ({"single_pass.state_major": "p", "single_pass.block_p": 32}, "64 rows"),
+        ({"single_pass.block_p": 32, "single_pass.num_stages": 1}, "outside shared memory"),
+        ({"chunk": 128, "single_pass.num_warps": 2}, "accumulators"),
+        ({"chunk": 128, "single_pass.num_stages": 4, "single_pass.num_warps": 8}, "shared memory"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_not_legal_says_why(axes: dict, reason: str) -> None:
+    problem, gpu = PROBLEMS[0], GPUS[0]
+    base = {"chunk": 64, "prepared": True, "single_pass.heads": 1, "single_pass.block_p": 64}
+    base |= {"single_pass.num_warps": 4, "single_pass.num_stages": 2, "single_pass.descriptors": False}
+    assert space.legal(space.config("single_pass", base), problem, gpu) is None
+    assert reason in (space.legal(space.config("single_pass", {**base, **axes}), problem, gpu) or "")
+
+
+def test_descriptors_came_with_sm90() -> None:
+    described = {"chunk": 64, "prepared": True, "single_pass.descriptors": True, "single_pass.num_stages": 2}
+    config = space.config("single_pass", described)
+    assert space.legal(config, PROBLEMS[0], gpus.find("h200")) is None
+    assert "sm90" in (space.legal(config, PROBLEMS[0], gpus.find("a100")) or "")
+    for axis in space.axes("single_pass", PROBLEMS[0], gpus.find("a100")):
+        assert "descriptors" not in axis.name or axis.values == (False,)
+
+
+def test_segments_are_whole_chunks_of_a_part_of_the_sequence() -> None:
+    base = {"chunk": 64, "segment": 256, "state_dtype": "float32"}
+    problem, gpu = PROBLEMS[0], GPUS[0]
+    assert space.legal(space.config("segments", base), problem, gpu) is None
+    assert "multiple" in (space.legal(space.config("segments", {**base, "segment": 96}), problem, gpu) or "")
+    assert "one segment" in (space.legal(space.config("segments", {**base, "segment": 2048}), problem, gpu) or "")
+
+
+def test_too_many_states_are_refused() -> None:
+    config = space.minimal("single_pass", Problem(1, 64, 1, 16, 512))
+    assert "512" in (space.legal(config, Problem(1, 64, 1, 16, 513), GPUS[0]) or "")
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    for call in (
+        lambda: space.axes("quadratic", PROBLEMS[0], GPUS[0]),
+        lambda: space.config("quadratic", {}),
+        lambda: space.minimal("quadratic", PROBLEMS[0]),
+    ):
+        with pytest.raises(ValueError, match="quadratic.*single_pass, segments, split"):
+            call()
+
+
+def test_the_fingerprint_follows_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = space.fingerprint()
+    assert before == space.fingerprint()
+    monkeypatch.setattr(space, "ACCUMULATORS", 1)
+    assert space.fingerprint() != before
