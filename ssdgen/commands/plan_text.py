@@ -59,6 +59,8 @@ def _line(stmt: ir.Stmt) -> str:
         case ir.Dot():
             sign = "+=" if stmt.acc else "="
             return f"contract {_value(stmt.out)} {sign} {_value(stmt.left)} . {_value(stmt.right)} over {stmt.over}"
+        case ir.Rest():
+            return f"rest     {_value(stmt.out)} = what rounding {_value(stmt.of)} leaves out"
         case ir.Cumsum():
             return f"scan     {_value(stmt.out)} = running sum of {_value(stmt.of)} along {stmt.along}"
         case ir.Sum():

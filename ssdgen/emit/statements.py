@@ -183,6 +183,8 @@ class StatementPrinter:
                 return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks).print(formula)}"
             case ir.Dot(out, left, right, over, acc):
                 return self._dot(out, left, right, over, acc)
+            case ir.Rest(out, of):
+                return self.idiom.rest(out.name, of.name)
             case ir.Cumsum(out, of, along):
                 return f"{out.name} = tl.cumsum({of.name}, axis={of.axes.index(along)})"
             case ir.Sum(out, of, along):

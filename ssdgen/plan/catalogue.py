@@ -46,6 +46,8 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
 
 def every_shape() -> Iterator[Walk | Scan]:
     """All shapes that can be asked for by name, those that do not ship too."""
-    options = product((True, False), (1, 2, 4), (1, 2), (1, 2), (1, 2), (True, False), (False, True), ("n", "p"))
+    options = product(
+        (True, False), (1, 2, 4), (1, 2), (1, 2), (1, 2), (True, False), (False, True), ("n", "p"), (False, True)
+    )
     yield from (Walk(*chosen) for chosen in options)
     yield from scans()

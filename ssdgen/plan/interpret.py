@@ -215,6 +215,9 @@ class _Program:
                 scope[out.name] = self.formula(formula, out.axes)
             case ir.Dot():
                 self.dot(stmt)
+            case ir.Rest(out, of):
+                # operands are float64 here: nothing is rounded
+                scope[out.name] = self.tile(of) - self.tile(of)
             case ir.Cumsum(out, of, along):
                 scope[out.name] = np.cumsum(self.tile(of), axis=of.axes.index(along))
             case ir.Sum(out, of, along):

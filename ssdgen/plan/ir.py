@@ -148,6 +148,14 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """out = what rounding `of` to the operands' dtype leaves out: the second term of an operand in two terms."""
+
+    out: Value
+    of: Value
+
+
+@dataclass(frozen=True)
 class Cumsum:
     """out = inclusive running sum of `of` along one axis."""
 
@@ -193,7 +201,7 @@ class For:
     body: tuple[Stmt, ...]
 
 
-Stmt = Note | Scalar | Arange | Mask | Load | Full | Let | Dot | Cumsum | Sum | Store | When | For
+Stmt = Note | Scalar | Arange | Mask | Load | Full | Let | Dot | Rest | Cumsum | Sum | Store | When | For
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Call:
 
     def _segments(self, shape: Walk, segment: int) -> None:
         steps = self._steps(shape.prepared)
-        entering = self._entering(replace(shape, outputs=False), steps, segment)
+        entering = self._entering(replace(shape, outputs=False, two_terms=False), steps, segment)
         # the state that enters is always there now, and the last one is stored already
         tensors = {**steps, "entering": entering, "final_states": None}
         self._walk(replace(shape, outputs=True), tensors, HAS_ENTERING=True, STORE_FINAL=False)

@@ -16,7 +16,7 @@ import sympy
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
 from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node
 from .ir import Cumsum as CumsumStmt
-from .ir import Dot, Full, Index, Let, Load, Note, Span, Stmt, Store, Sum, Value, When
+from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Sum, Value, When
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Lowering:
 
     scopes: statement lists, outermost first; rename: variable of a graph value, where it is not its own name;
     notes: comment before the statements of a value;
+    two_terms: operands whose rounding to the operands' dtype is made good by a second product;
     zero_past_end: values that must be zero at positions past the end;
     constant_level: where a value that is one number is made.
     """
@@ -66,6 +67,7 @@ class Lowering:
     sources: dict[str, Source]
     rename: dict[str, str] = field(default_factory=dict)
     zero_past_end: frozenset[str] = frozenset()
+    two_terms: frozenset[str] = frozenset()
     value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
     notes: dict[str, str] = field(default_factory=dict)
@@ -187,6 +189,10 @@ class Lowering:
             level = max(level, left[1], right[1])
             self.emit(level, Dot(out, left[0], right[0], node.over, acc))
             acc = True
+            if name_of(node.left) in self.two_terms:
+                self.emit(level, Dot(out, self._rest(left[0], level), right[0], node.over, acc))
+            if name_of(node.right) in self.two_terms:
+                self.emit(level, Dot(out, left[0], self._rest(right[0], level), node.over, acc))
         return (out, level) if level >= 0 else None
 
     def _map(self, node: Map, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
@@ -261,6 +267,12 @@ class Lowering:
                 if axes_of(term) == self.graph[name].axes and not at_hand:
                     return term
         return None
+
+    def _rest(self, value: Value, level: int) -> Value:
+        """The second term of an operand."""
+        rest = replace(value, name=f"{value.name}_rest")
+        self.emit(level, Rest(rest, value))
+        return rest
 
     def formula(self, formula: sympy.Expr, pieces: Pieces, level: int) -> tuple[sympy.Expr, tuple[Value, ...], int]:
         """The formula over variables, what it reads, and the level where all of that stands."""

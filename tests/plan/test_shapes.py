@@ -34,6 +34,8 @@ SHAPES = [
         Walk(heads=heads, n_tiles=n, p_tiles=p, prepared=False, state_major=major)
         for heads, n, p, major in product((1, 2), (1, 2), (1, 2), "np")
     ),
+    *(Walk(two_terms=True, state_major=major, row_tiles=rows) for major, rows in product("np", (1, 2))),
+    Walk(two_terms=True, heads=2, n_tiles=2, p_tiles=2),
     Walk(heads=4),
     Walk(heads=4, descriptors=True),
     Walk(heads=4, prepared=False),

@@ -25,6 +25,7 @@ class Walk:
     row_tiles: sub-tiles of the chunk, so that those above the diagonal are left out.
     prepared: step sizes and running sums come from `dt_cumsum`; descriptors: operands move by tensor descriptors.
     state_major: which of n and p the state's rows are; p transposes the outputs and the scores with it.
+    two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
     """
 
     outputs: bool = True
@@ -35,6 +36,7 @@ class Walk:
     prepared: bool = True
     descriptors: bool = False
     state_major: str = "n"
+    two_terms: bool = False
 
     @property
     def name(self) -> str:
@@ -45,6 +47,7 @@ class Walk:
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
         parts += ["pmajor"] if self.state_major == "p" else []
+        parts += ["2terms"] if self.two_terms else []
         parts += [] if self.prepared else ["inline"]
         parts += ["tma"] if self.descriptors else []
         return "_".join(parts)
@@ -60,6 +63,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         raise ValueError("running sums inside the kernel need one row tile per chunk; prepare them, or use row_tiles=1")
     if shape.descriptors and (shape.n_tiles > 1 or shape.p_tiles > 1 or not shape.prepared):
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
+    if shape.two_terms and not shape.outputs:
+        raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
     graph = chunk_graph(layer)
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
@@ -102,6 +107,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         notes=dict(common.NOTES),
         zero_past_end=zero_past_end(layer),
         value_axes=value_axes,
+        two_terms=frozenset({"scores"} if shape.two_terms else ()),
     )
 
     prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
