@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 WIDTH = 120
-PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def _matching(text: str, close: int) -> int:

@@ -98,8 +98,7 @@ def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
         scans=scans,
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         minimal=_literal(space.smallest()),
-        smallest=SMALLEST,
-        largest=LARGEST,
+        most_states=2 * LARGEST,
     )
 
 

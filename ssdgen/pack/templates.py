@@ -39,9 +39,9 @@ def read() -> dict[str, str]:
 
 @cache
 def runtime_sources() -> dict[str, str]:
-    """{file name: text} of ssdgen/runtime, which goes into every generated package unchanged."""
-    folder = _PACKAGE / "runtime"
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}
+    """{file name: text} of what goes into every generated package unchanged: ssdgen/runtime, and the rule for tiles."""
+    paths = [*sorted((_PACKAGE / "runtime").glob("*.py")), _PACKAGE / "plan" / "tiles.py"]
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 def load() -> None:

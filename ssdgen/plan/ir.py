@@ -7,7 +7,7 @@ parameters, which print as they stand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import sympy
 
@@ -221,7 +221,6 @@ class Kernel:
     flags: tuple[str, ...]
     grid: tuple[str, ...]
     body: tuple[Stmt, ...]
-    variant: tuple[tuple[str, str], ...] = field(default=())
 
     def tensor(self, name: str) -> Tensor:
         return next(tensor for tensor in self.tensors if tensor.name == name)

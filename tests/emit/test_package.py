@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ import sympy
 from ssdgen.emit import fingerprint
 from ssdgen.pack import tree
 from ssdgen.plan import space
+from ssdgen.plan.problem import Problem
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.masks import CONSTANT, DT, A, MaskFamily
+from ssdgen.tune import inputs
 from tests.emit import sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +64,19 @@ def test_sizes_leave_kernels_out() -> None:
         sources.package(headdim=0)
     with pytest.raises(ValueError, match="10000"):
         sources.package(dstate=10000)
+
+
+@pytest.mark.parametrize("schedule", space.SCHEDULES)
+def test_sizes_that_were_left_out_are_named(schedule: str, tmp_path: Path) -> None:
+    package = sources.imported(sources.package(headdim=64, dstate=128), tmp_path, f"fixed_{schedule}")
+    launcher = importlib.import_module(f"{package.__name__}.launchers.forward")
+    config = space.minimal(schedule, Problem(1, 1024, 2, 64, 96))
+    given = inputs.random(Problem(1, 1024, 2, 64, 96), "meta", 0)
+    options = dict.fromkeys(("z", "initial_states", "seq_idx", "cu_seqlens", "state_dtype"))
+    with pytest.raises(package.OptionError, match="headdim 64 and dstate 96"):
+        launcher.launches(
+            config, *given.operands(), **given.options(), **options, dt_limit=(0.0, 1.0), final_states=False
+        )
 
 
 def test_the_chunk_is_that_of_the_default() -> None:

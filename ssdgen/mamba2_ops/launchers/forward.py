@@ -44,6 +44,7 @@ from ..kernels import (
     state_passing,
 )
 from ..launching import Plan, Recipes, Sizes, can_describe, key_of
+from ..tiles import LARGEST, SMALLEST, cut, next_power_of_two
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
@@ -98,7 +99,6 @@ MINIMAL = {
     "prepared": True,
 }
 
-SMALLEST, LARGEST = 16, 256  # a tile's least extent for the tensor cores, and the most in registers
 TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 _recipes = Recipes()
@@ -206,6 +206,10 @@ def _plan(
     x, B, C, cu_seqlens = tensors["x"], tensors["B"], tensors["C"], tensors["cu_seqlens"]
     batch, seqlen = x.shape[:2]
     headdim, dstate = x.shape[3], B.shape[3]
+    if dstate > 2 * LARGEST:
+        raise OptionError(
+            f"dstate is {dstate}; the kernels keep at most {2 * LARGEST} states: call it in float64 or on CPU"
+        )
     nheads, ngroups = tensors["dt"].shape[2], min(x.shape[2], B.shape[2], C.shape[2])
     # packed sequences start anywhere, so their chunks and running sums are the walk's own
     prepared = config.get("prepared", True) and cu_seqlens is None
@@ -267,7 +271,7 @@ def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.allocate("dt_ready", shape, torch.float32)
     sizes.allocate("dA_cs", shape, torch.float32)
     block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
-    sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_next_power_of_two(block))
+    sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
 
 
 def _enter_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype) -> None:
@@ -280,7 +284,7 @@ def _enter_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: to
     sizes.allocate("total", (names["batch"], segments, names["nheads"]), torch.float32)
     _walk(sizes, config, "segment_state", True, {})
     numbers = config["kernels"].get("state_passing", {})
-    block = min(numbers.get("block", 512), _next_power_of_two(names["state_size"]))
+    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
     sizes.launch(state_passing, numbers, BLOCK=block)
 
 
@@ -290,7 +294,7 @@ def _walk(
     """A walk over chunks: the single pass, or the segments' states."""
     names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
     numbers = config["kernels"].get(kernel, {})
-    n_tiles = _cut(names["DSTATE"])
+    n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
     heads = numbers.get("heads", 1)
     # heads of one program share B and C
@@ -306,11 +310,13 @@ def _walk(
         (1, *tiles, "n", prepared, described),
         (1, *tiles, "n", prepared, False),
     )
-    shape = next(shape for shape in wanted if shape in table)
+    module = next((table[shape] for shape in wanted if shape in table), None)
+    if module is None:
+        raise OptionError(_left_out(names))
     if kernel == "single_pass" and min(p_tiles) < 64:
         numbers = _narrow(numbers, sizes.tensors["x"])
     sizes.launch(
-        table[shape],
+        module,
         numbers,
         {**slots, "dt": "dt_ready" if prepared else "dt"},
         **_blocks("BLOCK_N", n_tiles),
@@ -322,11 +328,14 @@ def _walk(
 def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
     """The output of every chunk from the state that enters it."""
     names, numbers = sizes.names, config["kernels"].get("chunk_scan", {})
-    n_tiles = _cut(names["DSTATE"])
+    n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
+    tiles = (len(n_tiles), len(p_tiles))
+    if tiles not in CHUNK_SCAN:
+        raise OptionError(_left_out(names))
     rows, columns = (min(names["CHUNK"], numbers.get(block, 64)) for block in ("block_m", "block_k"))
     sizes.launch(
-        CHUNK_SCAN[len(n_tiles), len(p_tiles)],
+        CHUNK_SCAN[tiles],
         numbers,
         {"entering": "summary", "dt": "dt_ready"},
         BLOCK_M=rows,
@@ -334,6 +343,12 @@ def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
         **_blocks("BLOCK_N", n_tiles),
         **_blocks("BLOCK_P", p_tiles),
     )
+
+
+def _left_out(names: dict[str, Any]) -> str:
+    """What to say where the kernels for some sizes were left out of the package."""
+    sizes = f"headdim {names['HEADDIM']} and dstate {names['DSTATE']}"
+    return f"this package has no kernel for {sizes}: emit it for them, or for all sizes"
 
 
 def _narrow(numbers: dict[str, Any], x: Tensor) -> dict[str, Any]:
@@ -364,26 +379,8 @@ def _p_tiles(headdim: int, numbers: dict[str, Any]) -> tuple[int, ...]:
     block = numbers.get("block_p") or headdim
     if block < headdim or headdim > 2 * LARGEST:
         return (max(SMALLEST, min(block, LARGEST)),)
-    return _cut(headdim)
-
-
-def _cut(extent: int) -> tuple[int, ...]:
-    """One power of two that covers `extent`, or two when that pads less: 96 = 64 + 32."""
-    if extent > 2 * LARGEST:
-        raise OptionError(
-            f"dstate is {extent}; the kernels keep at most {2 * LARGEST} states: call it in float64 or on CPU"
-        )
-    whole = max(SMALLEST, _next_power_of_two(extent))
-    if whole <= LARGEST and whole in (extent, SMALLEST):
-        return (whole,)
-    first = whole // 2
-    second = max(SMALLEST, _next_power_of_two(extent - first))
-    return (first, second) if first + second < whole or whole > LARGEST else (whole,)
+    return cut(headdim)
 
 
 def _blocks(name: str, tiles: tuple[int, ...]) -> dict[str, int]:
     return {name: tiles[0]} if len(tiles) == 1 else {f"{name}_{k}": tile for k, tile in enumerate(tiles)}
-
-
-def _next_power_of_two(extent: int) -> int:
-    return 1 << max(0, extent - 1).bit_length()

@@ -133,10 +133,6 @@ def spans(axis: str, stem: str, sizes: tuple[str, ...], first: str) -> tuple[Pie
     return tuple(pieces)
 
 
-def either(flag: str, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...]) -> When:
-    return When(flag, then, otherwise)
-
-
 def loads_first(body: list[Stmt]) -> tuple[Stmt, ...]:
     """Scalars and loads before arithmetic, each group in its own order, so that a reader sees what a trip needs."""
 

@@ -149,7 +149,6 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         _flags(shape, varlen),
         (_programs(shape.heads, p_sizes), "nsegments", "sequences" if varlen else "batch"),
         (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
-        variant=tuple((key, str(getattr(shape, key))) for key in ("heads", "n_tiles", "p_tiles", "row_tiles")),
     )
 
 

@@ -1,0 +1,25 @@
+"""How an extent is cut into tiles that the tensor core takes.  -> lower, launchers, space"""
+
+from __future__ import annotations
+
+SMALLEST = 16  # the least extent of a matrix operand that every supported tensor core takes
+LARGEST = 256  # the widest tile of a dimension that is kept in registers
+
+
+def next_power_of_two(extent: int) -> int:
+    return 1 << max(0, extent - 1).bit_length()
+
+
+def cut(extent: int, largest: int = LARGEST) -> tuple[int, ...]:
+    """Tile sizes that cover `extent`: one power of two, or two when that pads less (96 = 64 + 32, 80 = 64 + 16).
+
+    Every tile is at least 16 wide; a tile that overhangs is masked.  Raises ValueError beyond two tiles of `largest`.
+    """
+    if extent > 2 * largest:
+        raise ValueError(f"extent {extent} is larger than two tiles of {largest}; split it over programs instead")
+    whole = max(SMALLEST, next_power_of_two(extent))
+    if whole <= largest and whole in (extent, SMALLEST):
+        return (whole,)
+    first = whole // 2
+    second = max(SMALLEST, next_power_of_two(extent - first))
+    return (first, second) if first + second < whole or whole > largest else (whole,)
