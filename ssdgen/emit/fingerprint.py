@@ -26,10 +26,13 @@ def of_source(source: str) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
 
 
-def of_kernels(modules: dict[str, str], functions: str) -> dict[str, str]:
-    """{kernel: fingerprint} of kernel modules by name; the shared functions count as part of each."""
-    shared = of_source(functions)
-    return {name: of_source(f"{source}\n{shared!r}\n") for name, source in modules.items()}
+def of_kernels(modules: dict[str, str], functions: str, warpgroup_functions: str) -> dict[str, str]:
+    """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each."""
+    shared, specialised = of_source(functions), of_source(warpgroup_functions)
+    return {
+        name: of_source(f"{source}\n{(specialised if '.warpgroup_functions' in source else shared)!r}\n")
+        for name, source in modules.items()
+    }
 
 
 def of_package(layer: Layer | None = None) -> dict[str, str]:
@@ -37,4 +40,4 @@ def of_package(layer: Layer | None = None) -> dict[str, str]:
     layer = layer or Layer()
     graph = chunk_graph(layer)
     modules = {kernel.name: kernels.module(kernel, graph) for kernel in catalogue.kernels(layer)}
-    return of_kernels(modules, render("kernels/functions.py.jinja"))
+    return of_kernels(modules, render("kernels/functions.py.jinja"), render("kernels/warpgroup_functions.py.jinja"))

@@ -37,6 +37,8 @@ def broadcast(name: str, axes: tuple[str, ...], over: tuple[str, ...]) -> str:
 class FormulaPrinter:
     """Prints one formula over the axes of its result.  operands: values still in the operands' dtype, read as fp32."""
 
+    language, sigmoid = "tl", "tl.sigmoid"
+
     def __init__(
         self, over: tuple[str, ...], operands: frozenset[str] = frozenset(), masks: frozenset[str] = frozenset()
     ):
@@ -62,17 +64,22 @@ class FormulaPrinter:
             (sympy.Max, lambda e: self._call("maximum", e.args)),
             (sympy.Piecewise, self._where),
             (softplus, lambda e: self._call("softplus", e.args)),
-            (sigmoid, lambda e: self._call("tl.sigmoid", e.args)),
+            (sigmoid, lambda e: self._call(self.sigmoid, e.args)),
             (sympy.log, self._log),
             (tuple(RELATIONS), self._relation),
         )
 
     def _entry(self, expr: sympy.Indexed) -> str:
         name = name_of(expr)
-        text = broadcast(name, axes_of(expr), self.over)
+        text = self.variable(name, axes_of(expr))
         if name in self.operands:
-            return text.replace(name, f"{name}.to(tl.float32)", 1) if "[" in text else f"{text}.to(tl.float32)"
+            cast = f".to({self.language}.float32)"
+            return text.replace("[", f"{cast}[", 1) if "[" in text else f"{text}{cast}"
         return text
+
+    def variable(self, name: str, axes: tuple[str, ...]) -> str:
+        """A tile that is read over `axes`, as it takes part in the expression."""
+        return broadcast(name, axes, self.over)
 
     def _number(self, expr: sympy.Number) -> str:
         if expr is sympy.oo or expr is -sympy.oo:
@@ -115,7 +122,7 @@ class FormulaPrinter:
             rest = exponent.func(*[arg for arg in exponent.args if arg != 0])
             return f"decay({self.print(rest)})"
         if base == 2:
-            return f"tl.exp2({self.print(exponent)})"
+            return f"{self.language}.exp2({self.print(exponent)})"
         raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x")
 
     def _log(self, expr: sympy.log) -> str:
@@ -128,7 +135,7 @@ class FormulaPrinter:
         if len(branches) != 2 or branches[1][1] != sympy.true:
             raise UnprintableFormula(f"no rule prints {expr}; a choice has one condition and one other value")
         (then, condition), (otherwise, _) = branches
-        return f"tl.where({self.print(condition)}, {self.print(then)}, {self.print(otherwise)})"
+        return f"{self.language}.where({self.print(condition)}, {self.print(then)}, {self.print(otherwise)})"
 
     def _relation(self, expr: sympy.core.relational.Relational) -> str:
         left, right = expr.args

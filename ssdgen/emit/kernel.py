@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from typing import Any
 
 import sympy
 
@@ -12,8 +13,14 @@ from ..spec.graph import Contract, Cumsum, Graph, Last, Map
 from .environment import render
 from .layout import WIDTH
 from .statements import StatementPrinter, block_sizes, descriptor_order
+from .tiles import layout
+from .warps import ConsumerPrinter, depends
+from .warps import loader as loader_lines
 
-FUNCTIONS = ("decay", "maximum", "minimum", "softplus")
+FUNCTIONS = ("decay", "maximum", "minimum", "sigmoid", "softplus")
+HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
+# of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
+REGISTERS, LOADER_REGISTERS = {1: 240, 2: 240, 3: 160}, 24
 
 
 def body(kernel: ir.Kernel) -> str:
@@ -26,24 +33,28 @@ def parameters(kernel: ir.Kernel, source: str) -> list[tuple[str, str]]:
 
     Sizes that `source` never reads are left out.
     """
-    described = {
-        s.tensor: descriptor_order(s.index)
-        for s in ir.walk(kernel.body)
-        if isinstance(s, (ir.Load, ir.Store)) and s.descriptor
-    }
+    language = "gl" if kernel.consumers else "tl"
+    accesses = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, (ir.Load, ir.Store))]
+    described = {stmt.tensor: descriptor_order(stmt.index) for stmt in accesses if stmt.descriptor}
+    pointed = {stmt.tensor for stmt in accesses if not stmt.descriptor}
     found: list[tuple[str, str]] = []
     for tensor in kernel.tensors:
-        kind = "desc" if tensor.name in described else "ptr"
-        dims = [tensor.dims[axis] for axis in described.get(tensor.name, range(len(tensor.dims)))]
-        shape = f"[{', '.join(dim.lower() for dim in dims)}]"
-        found.append((f"{tensor.name}_{kind}", shape + (f", if {tensor.flag}" if tensor.flag else "")))
+        flag = f", if {tensor.flag}" if tensor.flag else ""
+        orders = {
+            "desc": described.get(tensor.name),
+            "ptr": range(len(tensor.dims)) if tensor.name in pointed else None,
+        }
+        for kind, order in orders.items():
+            if order is not None:
+                dims = ", ".join(tensor.dims[axis].lower() for axis in order)
+                found.append((f"{tensor.name}_{kind}", f"[{dims}]{flag}"))
     for tensor in kernel.tensors:
-        if tensor.name not in described:
-            found += [(f"{name}: tl.int64", "") for name in tensor.stride_parameters()]
+        if tensor.name in pointed:
+            found += [(f"{name}: {language}.int64", "") for name in tensor.stride_parameters()]
     used = set(re.findall(r"\w+", source))
     found += [(name, "") for name in (*kernel.sizes, *kernel.reals) if name in used]
-    dots = ("DOT", "PRECISION") if "tl.dot(" in source else ()
-    found += [(f"{name}: tl.constexpr", "") for name in (*kernel.constants, *dots, *kernel.flags)]
+    dots = ("DOT", "PRECISION") if "tl.dot(" in source else ("STAGES", "DOT") if kernel.consumers else ()
+    found += [(f"{name}: {language}.constexpr", "") for name in (*kernel.constants, *dots, *kernel.flags)]
     return found
 
 
@@ -65,21 +76,77 @@ def equation(graph: Graph, name: str) -> str:
 
 def module(kernel: ir.Kernel, graph: Graph) -> str:
     """The kernel's module: docstring with its equations, imports, the kernel."""
+    if kernel.consumers:
+        return _warpgroups(kernel, graph)
     source = body(kernel)
-    used = [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)]
-    available = frozenset(_materialised(kernel))
-    nodes = [n for n in graph.closure(kernel.equations, available) if not hasattr(n, "what")]
     return render(
         "kernels/kernel.py.jinja",
-        about="\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
-        equations="\n".join(equation(graph, node.name) for node in nodes),
-        functions=used,
-        name=kernel.name,
         parameters=parameters(kernel, source),
         body=source,
-        grid=grid(kernel),
-        blocks=blocks(kernel),
-        block_names=[name for name in kernel.constants if any(name in shape for *_, shape in blocks(kernel))],
+        **_common(kernel, graph, source),
+    )
+
+
+def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
+    """What the templates of kernels share."""
+    available = frozenset(_materialised(kernel))
+    nodes = [n for n in graph.closure(kernel.equations, available) if not hasattr(n, "what")]
+    return {
+        "about": "\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
+        "equations": "\n".join(equation(graph, node.name) for node in nodes),
+        "functions": [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
+        "name": kernel.name,
+        "grid": grid(kernel),
+        "blocks": blocks(kernel),
+        "block_names": [name for name in kernel.constants if any(name in shape for *_, shape in blocks(kernel))],
+    }
+
+
+def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
+    """The module of a kernel that is specialised by warps: its two roles, and the program that starts them."""
+    printer, loader = ConsumerPrinter(kernel), "\n".join(loader_lines(kernel))
+    statements = "\n".join(printer.lines(kernel.body, 4))
+    scratch = [(name, ", ".join(extents)) for name, extents in printer.scratch.items()]
+    lead = [
+        f"    {layout(columns)}: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
+        for columns in printer.used
+    ]
+    lead += [f"    {name} = {name}s.index(consumer)" for name, _ in scratch]
+    stores = any(isinstance(stmt, ir.Store) and stmt.descriptor for stmt in ir.walk(kernel.body))
+    consumer = "\n".join([*lead, statements, *(["    tma.store_wait(0)"] if stores else [])])
+    moved = []
+    for load in printer.moved:
+        count = "STAGES" if not depends(kernel, load, "consumer") else f"STAGES * {kernel.consumers}"
+        desc = f"{load.tensor}_desc"
+        moved.append(
+            (f"{load.out.name}_tiles", f"{desc}.dtype", f"{count}, {', '.join(block_sizes(load.index))}", desc)
+        )
+    given = parameters(kernel, f"{consumer}\n{loader}")
+    shared = [*(name for name, *_ in moved), *(f"{name}s" for name, _ in scratch), "full", "empty"]
+    named = [*(parameter for parameter, _ in given if "constexpr" not in parameter), *shared]
+    named += ["consumer: gl.constexpr", *(parameter for parameter, _ in given if "constexpr" in parameter)]
+
+    def used_in(source: str, *without: str) -> list[str]:
+        words = set(re.findall(r"\w+", source)) - {*without}
+        return [parameter for parameter in named if parameter.partition(":")[0] in words]
+
+    roles = {"consumer": used_in(consumer), "loader": used_in(loader, "consumer")}
+    names = {f"{role}_arguments": [name.partition(":")[0] for name in found] for role, found in roles.items()}
+    source = f"{consumer}\n{loader}"
+    return render(
+        "kernels/warpgroups.py.jinja",
+        parameters=given,
+        body=consumer,
+        loader=loader,
+        **{f"{role}_parameters": found for role, found in roles.items()},
+        **names,
+        moved=[(name, dtype, shape, f"{desc}.layout") for name, dtype, shape, desc in moved],
+        scratch=[(f"{name}s", kernel.consumers, extents) for name, extents in scratch],
+        consumers=kernel.consumers,
+        worker_warps=[4] * (kernel.consumers - 1) + [1],
+        worker_registers=[REGISTERS[kernel.consumers]] * (kernel.consumers - 1) + [LOADER_REGISTERS],
+        hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],
+        **_common(kernel, graph, source),
     )
 
 

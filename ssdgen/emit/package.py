@@ -21,6 +21,8 @@ from . import fingerprint
 from . import kernel as kernels
 from .environment import render
 
+FUNCTIONS = ("functions", "warpgroup_functions")  # modules that kernels import
+
 
 def package(
     layer: Layer | None = None,
@@ -39,7 +41,7 @@ def package(
     graph = chunk_graph(layer)
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
     modules = {kernel.name: kernels.module(kernel, graph) for kernel in chosen}
-    functions = render("kernels/functions.py.jinja")
+    functions, warpgroup_functions = (render(f"kernels/{name}.py.jinja") for name in FUNCTIONS)
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {
@@ -47,9 +49,10 @@ def package(
         "__init__.py": render("pack/__init__.py.jinja", layer=layer),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
         "kernels/functions.py": functions,
+        "kernels/warpgroup_functions.py": warpgroup_functions,
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
         "launchers/forward.py": _launchers(layer, chosen),
-        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions)),
+        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions, warpgroup_functions)),
     }
     return dict(sorted(texts.items()))
 
@@ -82,10 +85,21 @@ def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
                     shape.name,
                 )
                 for shape in catalogue.walks(outputs)
-                if shape.name in names
+                if shape.name in names and not shape.consumers
             ],
         )
         for table, outputs in (("SINGLE_PASS", True), ("SEGMENT_STATE", False))
+    ]
+    consumers = [
+        (
+            table,
+            [
+                (f"({shape.consumers}, {shape.n_tiles})", shape.name)
+                for shape in catalogue.walks(outputs)
+                if shape.name in names and shape.consumers
+            ],
+        )
+        for table, outputs in (("SINGLE_PASS_CONSUMERS", True), ("SEGMENT_STATE_CONSUMERS", False))
     ]
     scans = [(f"({s.n_tiles}, {s.p_tiles})", s.name) for s in catalogue.scans() if s.name in names]
     strided = {tensor.name: tensor.dims for kernel in chosen for tensor in kernel.tensors if tensor.stride_parameters()}
@@ -95,6 +109,7 @@ def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
         modules=sorted(names),
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         walks=walks,
+        consumers=consumers,
         scans=scans,
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         minimal=_literal(space.smallest()),

@@ -13,10 +13,10 @@ from .layout import WIDTH, fit
 SCALAR_CALLS = ("program_id", "cdiv", "minimum", "maximum")
 
 
-def scalar(expr: str) -> str:
-    """An integer expression of the plan in Triton's names."""
+def scalar(expr: str, language: str = "tl") -> str:
+    """An integer expression of the plan in Triton's names, or in Gluon's."""
     for call in SCALAR_CALLS:
-        expr = re.sub(rf"\b{call}\(", f"tl.{call}(", expr)
+        expr = re.sub(rf"\b{call}\(", f"{language}.{call}(", expr)
     return expr
 
 
@@ -57,6 +57,8 @@ def block_sizes(index: tuple[ir.Index, ...]) -> list[str]:
 class StatementPrinter:
     """Prints the statements of one kernel."""
 
+    language = "tl"
+
     def __init__(self, kernel: ir.Kernel):
         self.kernel = kernel
         self.idiom = macros("macros/statements.jinja")
@@ -66,6 +68,9 @@ class StatementPrinter:
             s.out.name for s in ir.walk(kernel.body) if isinstance(s, ir.Load) and s.out.dtype == "operand"
         }
         self.masks = frozenset(s.name for s in ir.walk(kernel.body) if isinstance(s, ir.Mask))
+
+    def scalar(self, expr: str) -> str:
+        return scalar(expr, self.language)
 
     def lines(self, body: tuple[ir.Stmt, ...], indent: int) -> list[str]:
         found: list[str] = []
@@ -80,7 +85,7 @@ class StatementPrinter:
             return lines + ([f"{pad}else:", *self.lines(stmt.otherwise, indent + 4)] if stmt.otherwise else [])
         if isinstance(stmt, ir.For):
             before = self._hoist(stmt, indent)
-            trips = scalar(stmt.trips)
+            trips = self.scalar(stmt.trips)
             lines = [*before, f"{pad}for {stmt.var} in range({trips}):", *self.lines(stmt.body, indent + 4)]
             self.bases, self._inner = {}, set()
             return lines
@@ -145,9 +150,9 @@ class StatementPrinter:
             for axis in lead[1:]:
                 nested = f"({nested} * {tensor.dims[axis]} + {index[axis]})"
             last = lead[-1] == len(tensor.dims) - 1
-            terms.append(scalar(nested[1:-1]) if last else _product(scalar(nested), tensor.stride(lead[-1])))
+            terms.append(self.scalar(nested[1:-1]) if last else _product(self.scalar(nested), tensor.stride(lead[-1])))
             fixed = fixed[len(lead) :]
-        terms += [_product(scalar(origin), tensor.stride(axis)) for axis, origin in fixed]
+        terms += [_product(self.scalar(origin), tensor.stride(axis)) for axis, origin in fixed]
         return " + ".join(terms)
 
     def _pointer(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], over: tuple[str, ...]) -> str:
@@ -157,25 +162,29 @@ class StatementPrinter:
         for axis, at in enumerate(index):
             origin = at.origin if isinstance(at, ir.Span) else at
             if origin != "0" and _names(origin) & inner:
-                terms.append(_product(scalar(origin), tensor.stride(axis)))
+                terms.append(_product(self.scalar(origin), tensor.stride(axis)))
         for axis, at in enumerate(index):
             if isinstance(at, ir.Span):
-                terms.append(_product(broadcast(at.offsets, (at.axis,), over), tensor.stride(axis)))
+                terms.append(_product(self._spread(at.offsets, at.axis, over), tensor.stride(axis)))
         return " + ".join(terms)
 
     def _mask(self, index: tuple[ir.Index, ...], over: tuple[str, ...]) -> str:
         masks = [(at.mask, at.axis) for at in index if isinstance(at, ir.Span) and at.mask]
         ordered = sorted(masks, key=lambda mask: over.index(mask[1]))
-        return " & ".join(broadcast(name, (axis,), over) for name, axis in ordered)
+        return " & ".join(self._spread(name, axis, over) for name, axis in ordered)
+
+    def _spread(self, name: str, axis: str, over: tuple[str, ...]) -> str:
+        """A vector along one axis as it takes part in an expression over several."""
+        return broadcast(name, (axis,), over)
 
     def _statement(self, stmt: ir.Stmt) -> str:
         match stmt:
             case ir.Scalar(name, expr, wide, narrow):
-                return self.idiom.scalar(name, scalar(expr), "int64" if wide else "int32" if narrow else "")
+                return self.idiom.scalar(name, self.scalar(expr), "int64" if wide else "int32" if narrow else "")
             case ir.Arange(name, _, size):
                 return self.idiom.arange(name, size)
             case ir.Mask(name, _, offsets, limit):
-                return f"{name} = {offsets} < {scalar(limit)}"
+                return f"{name} = {offsets} < {self.scalar(limit)}"
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value)
             case ir.Let(out, formula, reads):
@@ -199,7 +208,8 @@ class StatementPrinter:
         shape = ", ".join(at.size for axis in out.axes for at in index if isinstance(at, ir.Span) and at.axis == axis)
         if descriptor:
             return self.idiom.load_descriptor(out.name, tensor.name, self._corner(index), shape)
-        cast = {"any": "tl.float32", "state": "tl.float32", "index": "tl.int64"}.get(tensor.dtype, "")
+        casts = {"any": "float32", "state": "float32", "index": "int64"}
+        cast = f"{self.language}.{casts[tensor.dtype]}" if tensor.dtype in casts else ""
         zero = "0" if tensor.dtype == "int" else "0.0"
         return self.idiom.load(
             out.name, self._pointer(tensor, index, out.axes), self._mask(index, out.axes), zero, cast, shape
@@ -217,7 +227,10 @@ class StatementPrinter:
         """Where a descriptor's block starts; coordinates are 32-bit."""
         ordered = [index[axis] for axis in descriptor_order(index)]
         origins = [at.origin if isinstance(at, ir.Span) else at for at in ordered]
-        return ", ".join(o if o in ("0", "p0") or o.isupper() else f"tl.cast({scalar(o)}, tl.int32)" for o in origins)
+        return ", ".join(
+            o if o in ("0", "p0") or o.isupper() else f"{self.language}.cast({self.scalar(o)}, {self.language}.int32)"
+            for o in origins
+        )
 
     def _dot(self, out: ir.Value, left: ir.Value, right: ir.Value, over: str, acc: bool) -> str:
         rows, cols = (left, right) if out.axes[0] in left.axes else (right, left)

@@ -16,6 +16,7 @@ from .schedules import passing, prepare, scan, walk
 from .schedules.scan import Scan
 from .schedules.walk import Walk
 
+CONSUMERS = (1, 2)  # of a program that is specialised by warps: with three their registers spill
 TILES = ((1, 1), (2, 1), (1, 2), (2, 2))  # tiles of dstate and headdim
 
 
@@ -27,6 +28,10 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
     shapes += [Walk(outputs, state_major="p", descriptors=described) for described in (False, True)]
     if outputs:
         shapes += [Walk(n_tiles=n, p_tiles=p, prepared=False) for n, p in TILES]
+    shapes += [
+        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=outputs, consumers=consumers)
+        for tiles, consumers in product((1, 2), CONSUMERS)
+    ]
     return tuple(shapes)
 
 
@@ -50,4 +55,8 @@ def every_shape() -> Iterator[Walk | Scan]:
         (True, False), (1, 2, 4), (1, 2), (1, 2), (1, 2), (True, False), (False, True), ("n", "p"), (False, True)
     )
     yield from (Walk(*chosen) for chosen in options)
+    yield from (
+        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
+        for outputs, tiles, terms, consumers in product((True, False), (1, 2), (False, True), (1, 2, 3))
+    )
     yield from scans()

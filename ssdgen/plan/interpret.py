@@ -7,6 +7,7 @@ not matter either.
                   does not have is an error. A descriptor goes by the tensor's own extents instead of the masks, and
                   its block has the same extents wherever the kernel uses it.
     memory        an element of an output belongs to the first program that touches it; another touching it is a race.
+                  The consumers of one program count as programs.
     scope         a variable first made in a loop ends with the trip; one from before it keeps its extents.
 """
 
@@ -73,8 +74,9 @@ def run(
     grid = tuple(_integer(extent, names) for extent in kernel.grid)
     # a decay of zero and an infinite limit are meant
     with np.errstate(all="ignore"):
-        for number, place in enumerate(np.ndindex(*grid)):
-            _Program(kernel, memory, number, {**names, "program_id": place.__getitem__}).run(kernel.body)
+        for number, (*place, consumer) in enumerate(np.ndindex(*grid, max(1, kernel.consumers))):
+            scope = {**names, "program_id": place.__getitem__, "consumer": consumer}
+            _Program(kernel, memory, number, scope).run(kernel.body)
 
 
 def forward(
@@ -85,17 +87,19 @@ def forward(
     chunk: int,
     segment: int | None = None,
     shape: Walk | Scan | None = None,
+    joined: bool = False,
     constants: Mapping[str, int] | None = None,
 ) -> tuple[Array, Array]:
     """y [batch, seqlen, nheads, headdim] and the final states [batch or sequences, nheads, headdim, dstate].
 
     inputs: the arguments of spec.oracle by their names; every option is on where its array is given.
     segment: tokens per segment, a multiple of `chunk`; two chunks if None.  shape: a Walk, or a Scan for "split".
+    joined: the walks of "segments" go through the summaries before theirs themselves.
     constants: tile sizes (BLOCK_P, BLOCK_H, ...) other than the least that will do.
     Raises ValueError for what no launcher would launch, a BrokenPlan where a plan is wrong.
     """
     call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
-    return call.forward(schedule, segment, shape)
+    return call.forward(schedule, segment, shape, joined)
 
 
 # ---- scalars: integer expressions

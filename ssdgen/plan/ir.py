@@ -209,6 +209,8 @@ class Kernel:
     """One kernel.
 
     grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers.
+    consumers: 0 where all warps of a program do the same. Otherwise the body is what one of so many groups of warps
+    does, which knows its number as `consumer`; loads by descriptor inside a loop are made ahead, for all of them.
     """
 
     name: str
@@ -221,6 +223,7 @@ class Kernel:
     flags: tuple[str, ...]
     grid: tuple[str, ...]
     body: tuple[Stmt, ...]
+    consumers: int = 0
 
     def tensor(self, name: str) -> Tensor:
         return next(tensor for tensor in self.tensors if tensor.name == name)

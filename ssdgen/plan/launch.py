@@ -48,6 +48,7 @@ class Call:
         shared = [inputs[name].shape[2] for name in ("x", "B", "C") if not layer.layout.per_head(name)]
         flags = {f"HAS_{name.upper()}": tensors[name] is not None for name in OPTIONS}
         flags |= {"DT_SOFTPLUS": layer.dt_softplus, "HAS_ENTERING": flags["HAS_INITIAL_STATES"], "STORE_FINAL": True}
+        flags["HAS_SUMMARIES"] = False
         sizes = {
             "batch": batch,
             "seqlen": seqlen,
@@ -57,6 +58,8 @@ class Call:
             "sequences": len(inputs["cu_seqlens"]) - 1 if flags["HAS_CU_SEQLENS"] else batch,
             "state_size": headdim * dstate,
             "nsegments": 1,
+            "nentering": 1,
+            "nsummaries": 0,
             "segment_len": seqlen,
         }
         half = max(1, chunk // 2)
@@ -69,13 +72,18 @@ class Call:
         tensors["final_states"] = empty(sizes["sequences"], nheads, headdim, dstate)
         return cls(layer, tensors, sizes, least | constants, flags, {"dt_min": low, "dt_max": high}, run, empty)
 
-    def forward(self, schedule: Schedule, segment: int | None, shape: Walk | Scan | None) -> tuple[Any, Any]:
-        """y and the final states.  Raises ValueError for what no launcher would launch."""
+    def forward(
+        self, schedule: Schedule, segment: int | None, shape: Walk | Scan | None, joined: bool = False
+    ) -> tuple[Any, Any]:
+        """y and the final states.  Raises ValueError for what no launcher would launch.
+
+        joined: the walks of `segments` go through the summaries before theirs themselves, without `state_passing`.
+        """
         match schedule, shape:
             case "single_pass", Walk() | None:
                 self._single_pass(shape or Walk())
             case "segments", Walk() | None:
-                self._segments(shape or Walk(), 2 * self.constants["CHUNK"] if segment is None else segment)
+                self._segments(shape or Walk(), 2 * self.constants["CHUNK"] if segment is None else segment, joined)
             case "split", Scan() | None:
                 self._split(shape or Scan())
             case _:
@@ -85,13 +93,24 @@ class Call:
     # ---- schedules
 
     def _single_pass(self, shape: Walk) -> None:
-        initial = self.tensors["initial_states"]
-        entering = None if initial is None else initial[:, None]
-        self._walk(replace(shape, outputs=True), {**self._steps(shape.prepared), "entering": entering})
+        self._walk(replace(shape, outputs=True), {**self._steps(shape.prepared), "entering": self._initial()})
 
-    def _segments(self, shape: Walk, segment: int) -> None:
+    def _segments(self, shape: Walk, segment: int, joined: bool) -> None:
         steps = self._steps(shape.prepared)
-        entering = self._entering(replace(shape, outputs=False, two_terms=False), steps, segment)
+        states = replace(shape, outputs=False, two_terms=False)
+        if joined:
+            if not shape.consumers:
+                raise ValueError(f"{shape.name} takes the states that enter from state_passing; give it consumers")
+            self._segment(segment)
+            whole = self.sizes["nsegments"]
+            # nobody needs the summary of the last segment
+            self.sizes |= {"nsegments": whole - 1, "nsummaries": whole - 1}
+            summaries = self._summaries(states, steps)
+            self.sizes["nsegments"] = whole
+            tensors = {**steps, **summaries, "entering": self._initial()}
+            self._walk(replace(shape, outputs=True), tensors, HAS_SUMMARIES=True)
+            return
+        entering = self._entering(states, steps, segment)
         # the state that enters is always there now, and the last one is stored already
         tensors = {**steps, "entering": entering, "final_states": None}
         self._walk(replace(shape, outputs=True), tensors, HAS_ENTERING=True, STORE_FINAL=False)
@@ -119,16 +138,33 @@ class Call:
 
     def _entering(self, shape: Walk, steps: Arrays, segment: int) -> Any:
         """The state that enters each segment; the final states are stored on the way."""
+        self._segment(segment)
+        self.sizes["nentering"] = self.sizes["nsegments"]
+        found = self._summaries(shape, steps)
+        states = {name: self.tensors[name] for name in ("initial_states", "final_states")}
+        states["summary"] = found["summary"]
+        flat = {name: state if state is None else _flat(state) for name, state in states.items()}
+        self._launch(passing.kernel(self.layer), {**flat, "total": found["total"]})
+        return found["summary"]
+
+    def _initial(self) -> Any:
+        """The initial states as the states that enter the only segment."""
+        initial = self.tensors["initial_states"]
+        return None if initial is None else initial[:, None]
+
+    def _segment(self, segment: int) -> None:
         if segment < 1 or segment % self.constants["CHUNK"]:
             raise ValueError(f"the segment is {segment}; it must be a multiple of the chunk, {self.constants['CHUNK']}")
         self.sizes |= {"nsegments": -(-self.sizes["seqlen"] // segment), "segment_len": segment}
-        summary = self._buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE")
-        total = self._buffer("batch", "nsegments", "nheads")
-        self._walk(shape, {**steps, "summary": summary, "total": total})
-        states = {"summary": summary, **{name: self.tensors[name] for name in ("initial_states", "final_states")}}
-        flat = {name: state if state is None else _flat(state) for name, state in states.items()}
-        self._launch(passing.kernel(self.layer), {**flat, "total": total})
-        return summary
+
+    def _summaries(self, shape: Walk, steps: Arrays) -> dict[str, Any]:
+        """What each segment adds to the state and how much of an entering one survives it."""
+        found = {
+            "summary": self._buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE"),
+            "total": self._buffer("batch", "nsegments", "nheads"),
+        }
+        self._walk(shape, {**steps, **found})
+        return found
 
     def _walk(self, shape: Walk, tensors: Arrays, **flags: bool) -> None:
         per_head = all(self.layer.layout.per_head(name) for name in ("x", "B", "C"))
@@ -138,6 +174,9 @@ class Call:
         if self.constants["CHUNK"] % shape.row_tiles:
             raise ValueError(f"{shape.row_tiles} row tiles do not divide the chunk, {self.constants['CHUNK']}")
         rows = {"ROWS": self.constants["CHUNK"] // shape.row_tiles}
+        if shape.consumers and shape.n_tiles > 1:
+            block = -(-self.constants["DSTATE"] // shape.n_tiles)
+            rows["BLOCK_N"] = max(tiles.SMALLEST, tiles.next_power_of_two(block))
         self._launch(walk.kernel(self.layer, shape), tensors, rows, **flags)
 
     def _launch(self, kernel: Any, tensors: Arrays, constants: Mapping[str, int] | None = None, **flags: bool) -> None:

@@ -59,7 +59,8 @@ class Lowering:
     notes: comment before the statements of a value;
     two_terms: operands whose rounding to the operands' dtype is made good by a second product;
     zero_past_end: values that must be zero at positions past the end;
-    constant_level: where a value that is one number is made.
+    constant_level: where a value that is one number is made;
+    operands_first: whether the operands of a product are made before the accumulator that it adds to.
     """
 
     graph: Graph
@@ -70,6 +71,7 @@ class Lowering:
     two_terms: frozenset[str] = frozenset()
     value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
+    operands_first: bool = True
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
     made: dict[tuple[str, tuple[str, ...]], tuple[Value, int]] = field(default_factory=dict)
@@ -187,12 +189,14 @@ class Lowering:
             if left is None or right is None:
                 continue
             level = max(level, left[1], right[1])
-            self.emit(level, Dot(out, left[0], right[0], node.over, acc))
-            acc = True
+            pairs = [(left[0], right[0])]
             if name_of(node.left) in self.two_terms:
-                self.emit(level, Dot(out, self._rest(left[0], level), right[0], node.over, acc))
+                pairs.append((self._rest(left[0], level), right[0]))
             if name_of(node.right) in self.two_terms:
-                self.emit(level, Dot(out, left[0], self._rest(right[0], level), node.over, acc))
+                pairs.append((left[0], self._rest(right[0], level)))
+            for one, other in pairs:
+                self.emit(level, Dot(out, one, other, node.over, acc))
+                acc = True
         return (out, level) if level >= 0 else None
 
     def _map(self, node: Map, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
@@ -233,7 +237,7 @@ class Lowering:
             node = self.graph[name_of(contraction)]
             assert isinstance(node, Contract)
             # the operands before the accumulator: a tile of scores and its accumulator are then never live together
-            for piece in self.pieces[node.over]:
+            for piece in self.pieces[node.over] if self.operands_first else ():
                 self.read(node.left, {**pieces, node.over: piece})
             formula_rest, reads, level = self.formula(formula - contraction, pieces, 0)
             self.emit(level, Let(out, formula_rest, reads))

@@ -5,6 +5,8 @@ from __future__ import annotations
 SMALLEST = 16  # the least extent of a matrix operand that every supported tensor core takes
 LARGEST = 256  # the widest tile of a dimension that is kept in registers
 
+CONSUMER_ROWS = 64  # rows that a group of four warps multiplies: a chunk, and a tile of headdim
+
 
 def next_power_of_two(extent: int) -> int:
     return 1 << max(0, extent - 1).bit_length()
@@ -23,3 +25,9 @@ def cut(extent: int, largest: int = LARGEST) -> tuple[int, ...]:
     first = whole // 2
     second = max(SMALLEST, next_power_of_two(extent - first))
     return (first, second) if first + second < whole or whole > largest else (whole,)
+
+
+def consumer_tiles(dstate: int) -> tuple[int, int]:
+    """(extent, number) of the equal tiles of dstate that a consumer keeps in registers: two above 128."""
+    count = 1 if dstate <= LARGEST // 2 else 2
+    return max(SMALLEST, next_power_of_two(-(-dstate // count))), count

@@ -12,7 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
+
+TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 Buffer = tuple[tuple[int, ...], torch.dtype]
 Block = tuple[tuple[int, ...], tuple[int, ...]]
@@ -86,7 +89,8 @@ class Sizes:
         names: integers and constants beside those of the plan, or instead of them.
         """
         kernel = getattr(module, module.__name__.rpartition(".")[2])
-        names = {**self.names, **names}
+        numbers = {"num_warps": 4, "num_stages": 1, "maxnreg": 0, **numbers}
+        names = {**self.names, "STAGES": numbers["num_stages"], **names}
         slots = slots or {}
         blocks = module.blocks(**names) if hasattr(module, "blocks") else {}
         args: dict[str, Any] = {}
@@ -101,12 +105,11 @@ class Sizes:
                     used[name] = slot
                 if kind == "desc":
                     described[name] = blocks[parameter]
-                    args[name] = descriptor(tensor, *blocks[parameter])
+                    args[name] = descriptor(tensor, *blocks[parameter], gluon=kernel.is_gluon())
             elif name.startswith("stride_"):
                 args[name] = self._stride(name, slots)
             else:
                 args[name] = names[name]
-        numbers = {"num_warps": 4, "num_stages": 1, "maxnreg": 0, **numbers}
         options = (numbers["num_warps"], numbers["num_stages"], numbers["maxnreg"])
         self.launches.append(Launch(kernel, module.grid(**names), args, *options, slots=used, blocks=described))
 
@@ -125,15 +128,22 @@ class Sizes:
         return Plan(self.launches, self.tensors, self.buffers)
 
 
-def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...]):
+def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...], gluon: bool = False):
     """A tensor descriptor with the dimensions in another order.
 
-    Positions outside the tensor read 0, and writes there are dropped.  block: in that order.
+    Positions outside the tensor read 0, and writes there are dropped.  block: in that order; gluon: for a kernel in
+    Gluon, which also asks how the block lies in shared memory.
     """
-    from triton.tools.tensor_descriptor import TensorDescriptor
+    shape, strides = ([sizes[axis] for axis in order] for sizes in (tensor.shape, tensor.stride()))
+    if not gluon:
+        from triton.tools.tensor_descriptor import TensorDescriptor
 
-    shape, strides = tensor.shape, tensor.stride()
-    return TensorDescriptor(tensor, [shape[axis] for axis in order], [strides[axis] for axis in order], list(block))
+        return TensorDescriptor(tensor, shape, strides, list(block))
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout.get_default_for(list(block), TRITON_DTYPES[tensor.dtype])
+    return TensorDescriptor(tensor, shape, strides, list(block), layout)
 
 
 def redescribe(described: Any, tensor: Tensor | None) -> Any:

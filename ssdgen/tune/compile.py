@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from ..gpus import Gpu
@@ -83,4 +84,5 @@ def _source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any
         args["PRECISION"] = "ieee"  # as the launchers choose it there
     bound, specialization, extra = bind(**args, **given)
     options, signature, constants, attributes = launch.kernel._pack_args(backend, given, bound, specialization, extra)
-    return ASTSource(launch.kernel, signature, constants, attributes), options.__dict__
+    source = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    return source(launch.kernel, signature, constants, attributes), options.__dict__

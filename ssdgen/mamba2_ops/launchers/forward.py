@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from ..errors import OptionError
@@ -21,8 +20,12 @@ from ..kernels import (
     chunk_scan_2p,
     dt_cumsum,
     segment_state,
+    segment_state_1consumer,
+    segment_state_2consumers,
     segment_state_2heads_tma,
     segment_state_2n,
+    segment_state_2n_1consumer,
+    segment_state_2n_2consumers,
     segment_state_2n_2p,
     segment_state_2p,
     segment_state_4heads_tma,
@@ -34,17 +37,21 @@ from ..kernels import (
     single_pass_2n,
     single_pass_2n_2p,
     single_pass_2n_2p_inline,
+    single_pass_2n_2terms_1consumer,
+    single_pass_2n_2terms_2consumers,
     single_pass_2n_inline,
     single_pass_2p,
     single_pass_2p_inline,
+    single_pass_2terms_1consumer,
+    single_pass_2terms_2consumers,
     single_pass_inline,
     single_pass_pmajor,
     single_pass_pmajor_tma,
     single_pass_tma,
     state_passing,
 )
-from ..launching import Plan, Recipes, Sizes, can_describe, key_of
-from ..tiles import LARGEST, SMALLEST, cut, next_power_of_two
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
@@ -83,6 +90,19 @@ SEGMENT_STATE = {
     (1, 1, 1, "p", True, False): segment_state_pmajor,
     (1, 1, 1, "p", True, True): segment_state_pmajor_tma,
 }
+# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+SINGLE_PASS_CONSUMERS = {
+    (1, 1): single_pass_2terms_1consumer,
+    (2, 1): single_pass_2terms_2consumers,
+    (1, 2): single_pass_2n_2terms_1consumer,
+    (2, 2): single_pass_2n_2terms_2consumers,
+}
+SEGMENT_STATE_CONSUMERS = {
+    (1, 1): segment_state_1consumer,
+    (2, 1): segment_state_2consumers,
+    (1, 2): segment_state_2n_1consumer,
+    (2, 2): segment_state_2n_2consumers,
+}
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {
     (1, 1): chunk_scan,
@@ -98,8 +118,6 @@ MINIMAL = {
     "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 2, "num_stages": 1}},
     "prepared": True,
 }
-
-TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 _recipes = Recipes()
 
@@ -228,6 +246,8 @@ def _plan(
         dt_min=float(dt_limit[0]),
         dt_max=float(dt_limit[1]),
         nsegments=1,
+        nentering=1,
+        nsummaries=0,
         segment_len=seqlen,
         HEADDIM=headdim,
         DSTATE=dstate,
@@ -242,6 +262,7 @@ def _plan(
         DT_SOFTPLUS=dt_softplus,
         HAS_ENTERING=tensors["initial_states"] is not None,
         STORE_FINAL=final_states,
+        HAS_SUMMARIES=False,
     )
     sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
     if final_states:
@@ -254,7 +275,12 @@ def _plan(
         _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"})
     else:
         dtype = getattr(torch, config.get("state_dtype", "float32"))
-        _enter_segments(sizes, config, length, dtype)
+        joined = config.get("joined", False) and _consumers(sizes, config, "single_pass") > 0
+        _sum_segments(sizes, config, length, dtype, joined)
+        if joined:
+            _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"}, HAS_SUMMARIES=True)
+            return sizes.plan()
+        _pass_states(sizes, config)
         if config["schedule"] == "split":
             _scan(sizes, config)
         else:
@@ -274,15 +300,23 @@ def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
 
 
-def _enter_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype) -> None:
-    """The state that enters each segment of `length` tokens, in `summary`, and the final states."""
+def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype, joined: bool) -> None:
+    """What each segment of `length` tokens adds to the state, in `summary`; if joined, all but the last."""
     names = sizes.names
     segments = -(-names["seqlen"] // length)
-    names.update(nsegments=segments, segment_len=length)
+    summaries = segments - 1 if joined else segments
+    names.update(nsegments=summaries, nsummaries=summaries, segment_len=length)
     states = (names["nheads"], names["HEADDIM"], names["DSTATE"])
-    sizes.allocate("summary", (names["batch"], segments, *states), dtype)
-    sizes.allocate("total", (names["batch"], segments, names["nheads"]), torch.float32)
+    sizes.allocate("summary", (names["batch"], summaries, *states), dtype)
+    sizes.allocate("total", (names["batch"], summaries, names["nheads"]), torch.float32)
     _walk(sizes, config, "segment_state", True, {})
+    names.update(nsegments=segments)
+
+
+def _pass_states(sizes: Sizes, config: dict[str, Any]) -> None:
+    """The state that enters each segment, in place of its summary, and the final states."""
+    names = sizes.names
+    names.update(nentering=names["nsegments"])
     numbers = config["kernels"].get("state_passing", {})
     block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
     sizes.launch(state_passing, numbers, BLOCK=block)
@@ -294,6 +328,16 @@ def _walk(
     """A walk over chunks: the single pass, or the segments' states."""
     names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
     numbers = config["kernels"].get(kernel, {})
+    if consumers := _consumers(sizes, config, kernel):
+        block, tiles = consumer_tiles(names["DSTATE"])
+        table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
+        numbers = {"num_stages": numbers.get("num_stages", 2)}
+        slots = {**slots, "dt": "dt_ready"}
+        sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
+        return
+    if numbers.get("consumers"):
+        # what fits anywhere, where warps cannot be specialised
+        numbers = {"num_stages": 1}
     n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
     heads = numbers.get("heads", 1)
@@ -323,6 +367,24 @@ def _walk(
         **_blocks("BLOCK_P", p_tiles),
         **flags,
     )
+
+
+def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
+    """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
+    names, x = sizes.names, sizes.tensors["x"]
+    wanted = config["kernels"].get(kernel, {}).get("consumers", 0)
+    possible = (
+        wanted
+        and x.element_size() == 2
+        and names["CHUNK"] == CONSUMER_ROWS
+        and names["HEADDIM"] >= CONSUMER_ROWS
+        and names["DSTATE"] <= LARGEST
+        and not names["HAS_CU_SEQLENS"]
+        and config.get("prepared", True)
+        and _can_describe(sizes, kernel)
+        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
+    )
+    return wanted if possible else 0
 
 
 def _scan(sizes: Sizes, config: dict[str, Any]) -> None:

@@ -177,7 +177,9 @@ def seq_sources(batch: str, first: str, last: str, level: Level = 1, scalar_leve
     }
 
 
-def prepared_sources(layer: Layer, batch: str, last: str, level: Level = 1) -> dict[str, Source]:
+def prepared_sources(
+    layer: Layer, batch: str, last: str, level: Level = 1, descriptor: bool = False
+) -> dict[str, Source]:
     """Step sizes and running sums from `dt_cumsum`; the buffers are padded to whole chunks, so no mask is needed."""
 
     def index(at: Pieces) -> tuple[Index, ...]:
@@ -185,9 +187,9 @@ def prepared_sources(layer: Layer, batch: str, last: str, level: Level = 1) -> d
         assert isinstance(span, Span)
         return batch, at["h"].scalar, replace(span, mask=None)
 
-    found = {"dt": Source("dt", index, level=level)}
+    found = {"dt": Source("dt", index, level=level, descriptor=descriptor)}
     if layer.family.decays:
-        found["dA_cs"] = Source("dA_cs", index, level=level)
+        found["dA_cs"] = Source("dA_cs", index, level=level, descriptor=descriptor)
         found["dA_last"] = Source("dA_cs", lambda at: (batch, at["h"].scalar, last))
     return found
 

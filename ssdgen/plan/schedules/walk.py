@@ -6,13 +6,13 @@ decay) of each segment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
-from ...spec.decompose import chunk_graph
+from ...spec.decompose import chunk_graph, decay
 from ...spec.layer import Layer
-from ..ir import Arange, For, Full, Kernel, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..ir import Arange, For, Full, Kernel, Let, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, Piece, Source, merge
 from . import common
 
@@ -26,6 +26,8 @@ class Walk:
     prepared: step sizes and running sums come from `dt_cumsum`; descriptors: operands move by tensor descriptors.
     state_major: which of n and p the state's rows are; p transposes the outputs and the scores with it.
     two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
+    consumers: 0, or groups of warps of a program that is specialised by warps: one warp moves tiles, and each group
+    walks for one head or one tile of headdim; all are of one group of heads and share B and C.
     """
 
     outputs: bool = True
@@ -37,6 +39,7 @@ class Walk:
     descriptors: bool = False
     state_major: str = "n"
     two_terms: bool = False
+    consumers: int = 0
 
     @property
     def name(self) -> str:
@@ -46,10 +49,11 @@ class Walk:
         parts += [f"{self.row_tiles}rows"] if self.row_tiles > 1 else []
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
-        parts += ["pmajor"] if self.state_major == "p" else []
+        parts += ["pmajor"] if self.state_major == "p" and not self.consumers else []
         parts += ["2terms"] if self.two_terms else []
         parts += [] if self.prepared else ["inline"]
-        parts += ["tma"] if self.descriptors else []
+        parts += ["tma"] if self.descriptors and not self.consumers else []
+        parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
         return "_".join(parts)
 
 
@@ -61,7 +65,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     """The walk as a kernel of `layer` in the given shape.  Raises ValueError for shapes that cannot be."""
     if not shape.prepared and shape.row_tiles > 1:
         raise ValueError("running sums inside the kernel need one row tile per chunk; prepare them, or use row_tiles=1")
-    if shape.descriptors and (shape.n_tiles > 1 or shape.p_tiles > 1 or not shape.prepared):
+    if shape.consumers:
+        _check_consumers(shape)
+    elif shape.descriptors and (shape.n_tiles > 1 or shape.p_tiles > 1 or not shape.prepared):
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
@@ -88,6 +94,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         for k in range(shape.row_tiles)
     )
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
+    if shape.consumers:
+        n_sizes = ("BLOCK_N",) * shape.n_tiles  # one descriptor moves all tiles
     pieces = {
         "h": heads,
         "i": row_pieces,
@@ -108,6 +116,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         zero_past_end=zero_past_end(layer),
         value_axes=value_axes,
         two_terms=frozenset({"scores"} if shape.two_terms else ()),
+        operands_first=not shape.consumers,
     )
 
     prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
@@ -116,6 +125,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     for axis, limit in (("n", "DSTATE"), ("p", "HEADDIM")):
         prologue += [common.mask(p.span, limit) for p in pieces[axis] if p.span]
     prologue += _entering(lowering, shape, state_axes)
+    if shape.outputs and shape.consumers:
+        prologue.append(When("HAS_SUMMARIES", (For("earlier", "segment", _joined(layer, lowering, state_axes)),)))
     for h in heads if not shape.outputs else ():
         total = Value(lowering.variable("total", {"h": h}), ())
         prologue.append(Full(total, ()))
@@ -124,10 +135,14 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     # the decays first: the order of the loads decides how many registers the compiler spills (9% of the time on sm90)
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
-    for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
-        lowering.need("y", at)
+    # with consumers the products of the state run while what follows y's own products is worked out
+    for name in (("y_ssm",) if shape.consumers else ("y",)) if shape.outputs else ():
+        for at in lowering.combinations(("h", "i", "p")):
+            lowering.need(name, at)
     for at in lowering.combinations(state_axes):
         lowering.need("state_out", at)
+    for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
+        lowering.need("y", at)
     if shape.outputs:
         _store_outputs(lowering, shape, batch)  # last, so that the state's products do not wait for it
     if not shape.outputs:
@@ -143,17 +158,40 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         _about(shape),
         _equations(shape),
         _tensors(layer, shape, varlen),
-        ("batch", "seqlen", "nheads", "ngroups", "nsegments", "segment_len") + (("padded",) if shape.prepared else ()),
+        _sizes(shape),
         () if shape.prepared else ("dt_min", "dt_max"),
-        ("HEADDIM", "DSTATE", "CHUNK", *((rows,) if rows != "CHUNK" else ()), *n_sizes, *p_sizes),
+        ("HEADDIM", "DSTATE", "CHUNK", *((rows,) if rows != "CHUNK" else ()), *dict.fromkeys(n_sizes), *p_sizes),
         _flags(shape, varlen),
-        (_programs(shape.heads, p_sizes), "nsegments", "sequences" if varlen else "batch"),
+        (_programs(layer, shape, p_sizes), "nsegments", "sequences" if varlen else "batch"),
         (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
+        shape.consumers,
     )
 
 
-def _programs(heads: int, p_sizes: tuple[str, ...]) -> str:
+def _check_consumers(shape: Walk) -> None:
+    """Raises ValueError for what does not go with warps that are specialised."""
+    plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
+    if replace(shape, consumers=0) != plain:
+        raise ValueError(
+            "consumers go with one head each, one tile of headdim, prepared step sizes, tensor descriptors and "
+            f"states by rows of headdim, not with {shape}"
+        )
+
+
+def _sizes(shape: Walk) -> tuple[str, ...]:
+    sizes = ("batch", "seqlen", "nheads", "ngroups", "nsegments", "segment_len")
+    sizes += ("nentering", "nsummaries") if shape.outputs and shape.consumers else ()
+    return (*sizes, "padded") if shape.prepared else sizes
+
+
+def _programs(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> str:
     """Programs for the heads and, where one tile does not cover it, for headdim."""
+    if shape.consumers:
+        blocks = "nheads * cdiv(HEADDIM, BLOCK_P)"
+        if not common.has_groups(layer, shape.outputs):
+            return f"cdiv({blocks}, {shape.consumers})"
+        return f"ngroups * cdiv(nheads // ngroups * cdiv(HEADDIM, BLOCK_P), {shape.consumers})"
+    heads = shape.heads
     programs = "nheads" if heads == 1 else f"nheads // {heads}"
     return f"{programs} * cdiv(HEADDIM, BLOCK_P)" if len(p_sizes) == 1 else programs
 
@@ -172,13 +210,15 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
     sources |= common.option_sources(batch, level=1)
     sources |= common.seq_sources(batch, first="row0", last="minimum(row0 + CHUNK, stop) - 1")
     if shape.prepared:
-        sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1")
+        sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=shape.consumers > 0)
     else:
         sources |= common.raw_sources(layer, batch)
     return sources
 
 
 def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
+    if shape.consumers:
+        return _shared_indices(layer, shape)
     one_p = len(p_sizes) == 1
     program = "program_id(0)"
     stmts: list[Stmt] = []
@@ -194,6 +234,30 @@ def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
         stmts += [Scalar("group", common.group_expr(layer, "head" if shape.heads == 1 else "head_0"))]
     stmts += [Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
     return stmts
+
+
+def _shared_indices(layer: Layer, shape: Walk) -> list[Stmt]:
+    """Which head and which tile of headdim a consumer walks for; those of one program are of one group of heads."""
+    stmts: list[Stmt] = [Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)")]
+    if common.has_groups(layer, shape.outputs):
+        stmts += [
+            Scalar("walks", "nheads // ngroups * p_blocks"),
+            Scalar("programs", f"cdiv(walks, {shape.consumers})"),
+            Scalar("group", "program_id(0) // programs", wide=True),
+            Scalar("walk", f"program_id(0) % programs * {shape.consumers} + consumer"),
+            # a walk too many goes along with the last one and stores nothing
+            Scalar("at", "minimum(walk, walks - 1)"),
+            Scalar("head", "group * (nheads // ngroups) + at // p_blocks"),
+        ]
+    else:
+        stmts += [
+            Scalar("walks", "nheads * p_blocks"),
+            Scalar("walk", f"program_id(0) * {shape.consumers} + consumer"),
+            Scalar("at", "minimum(walk, walks - 1)"),
+            Scalar("head", "at // p_blocks", wide=True),
+        ]
+    stmts += [Scalar("p0", "at % p_blocks * BLOCK_P")]
+    return [*stmts, Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
 
 
 def _bounds(varlen: bool) -> list[Stmt]:
@@ -220,11 +284,31 @@ def _entering(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> l
     zeros: list[Stmt] = []
     for at in lowering.combinations(state_axes):
         state = Value(lowering.variable("state", at), state_axes[1:])
-        index = ("b", "segment", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        segment = "minimum(segment, nentering - 1)" if shape.consumers else "segment"
+        index = ("b", segment, at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
         loads.append(Load(state, "entering", index))
         zeros.append(Full(state, tuple(span.size for axis in state_axes[1:] if (span := at[axis].span))))
         lowering.bind("state", at, state, 1)
     return [When("HAS_ENTERING", tuple(loads), tuple(zeros))] if shape.outputs else zeros
+
+
+def _joined(layer: Layer, outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:
+    """The state moves on by the summary of an earlier segment."""
+    lowering = Lowering(outer.graph, outer.pieces, {}, rename=common.RENAME, value_axes=outer.value_axes)
+    (head,) = outer.pieces["h"]
+    total, centre = Value("total", ()), Value("centre_decay", ())
+    lowering.emit(1, Load(total, "total", ("b", "earlier", head.scalar)))
+    # boundaries are in the total already: minus infinity
+    lowering.emit(1, Let(centre, decay(sympy.Symbol(total.name, real=True)), (total,)))
+    lowering.bind("centre_decay", {"h": head}, centre, 1)
+    for at in lowering.combinations(state_axes):
+        local = Value(lowering.variable("local_state", at), state_axes[1:])
+        index = ("b", "earlier", head.scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        lowering.emit(1, Load(local, "summary", index))
+        lowering.bind("local_state", at, local, 1)
+        lowering.bind("state", at, Value(lowering.variable("state", at), state_axes[1:]), 1)
+        lowering.need("state_out", at)
+    return tuple(lowering.scopes[1])
 
 
 def _headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:
@@ -245,7 +329,7 @@ def _store_outputs(lowering: Lowering, shape: Walk, batch: str) -> None:
         made = lowering.need("y", at)
         assert made is not None
         index = (batch, common.on(at["i"], "i"), at["h"].scalar, common.on(at["p"], "p"))
-        lowering.emit(1, Store("y", index, made[0], shape.descriptors))
+        lowering.emit(1, Store("y", index, made[0], shape.descriptors), "walk < walks" if shape.consumers else None)
 
 
 def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
@@ -256,12 +340,16 @@ def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> li
         index = (*where, at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
         stores.append(Store("final_states" if shape.outputs else "summary", index, state))
     if shape.outputs:
+        if shape.consumers:
+            stores = [When("(walk < walks) & (segment == nsegments - 1)", tuple(stores))]
         return [When("STORE_FINAL", tuple(stores))]
     totals = tuple(
         Store("total", ("b", "segment", h.scalar), Value(lowering.variable("total", {"h": h}), ()))
         for h in lowering.pieces["h"]
     )
     # programs that share out headdim all have the total: one of them stores it
+    if shape.consumers:
+        return [When("walk < walks", (*stores, When("p0 == 0", totals)))]
     return [*stores, When("p0 == 0", totals)] if len(lowering.pieces["p"]) == 1 else [*stores, *totals]
 
 
@@ -277,7 +365,11 @@ def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
         found.append(Tensor("cu_seqlens", ("sequences + 1",), "index", flag="HAS_CU_SEQLENS"))
     if shape.outputs:
         found += [common.skip_tensor(), common.gate_tensor()]
-        found.append(Tensor("entering", (rows, "nsegments", *state), "state", flag="HAS_ENTERING"))
+        entering = "nentering" if shape.consumers else "nsegments"
+        found.append(Tensor("entering", (rows, entering, *state), "state", flag="HAS_ENTERING"))
+        if shape.consumers:
+            found.append(Tensor("summary", (rows, "nsummaries", *state), "state", flag="HAS_SUMMARIES"))
+            found.append(Tensor("total", (rows, "nsummaries", "nheads"), "float32", flag="HAS_SUMMARIES"))
         found.append(Tensor("y", ("batch", "seqlen", "nheads", "HEADDIM"), "operand", out=True))
         found.append(Tensor("final_states", (rows, *state), "state", flag="STORE_FINAL", out=True))
     else:
@@ -290,6 +382,7 @@ def _flags(shape: Walk, varlen: bool) -> tuple[str, ...]:
     flags = ["HAS_SEQ_IDX"]
     flags += [] if shape.prepared else ["HAS_DT_BIAS", "DT_SOFTPLUS"]
     flags += ["HAS_D", "HAS_Z", "HAS_ENTERING", "STORE_FINAL"] if shape.outputs else []
+    flags += ["HAS_SUMMARIES"] if shape.outputs and shape.consumers else []
     flags += ["HAS_CU_SEQLENS"] if varlen else []
     return tuple(flags)
 
@@ -298,7 +391,9 @@ def _about(shape: Walk) -> str:
     run = "all chunks of a sequence" if shape.outputs else "the chunks of a segment"
     end = "y, and the final state" if shape.outputs else "the state a segment leaves behind and its total decay"
     heads = f"{shape.heads} heads" if shape.heads > 1 else "one head"
-    return f"One program walks {run} for {heads}, the state in registers; it writes {end}."
+    who = "Each of {shape.consumers} groups of warps" if shape.consumers > 1 else "One program"
+    text = f"{who.format(shape=shape)} walks {run} for {heads}, the state in registers; it writes {end}."
+    return text + (" Another warp moves the tiles that they read, stages ahead." if shape.consumers else "")
 
 
 def _equations(shape: Walk) -> tuple[str, ...]:

@@ -1,0 +1,442 @@
+"""A kernel specialised by warps as Gluon source: what one consumer does, and what the loading warp does.  -> text
+
+Products are asynchronous. One is issued where its statement stands and waited for where its result is first read, so
+the order of a plan's statements is what runs at the same time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import sympy
+
+from ..plan import ir
+from ..spec.dims import axes_of, name_of
+from .environment import macros
+from .formula import FormulaPrinter, broadcast
+from .layout import fit
+from .statements import StatementPrinter, block_sizes
+from .tiles import Along, Tiles, entries, layout
+
+ELEMENT_BITS = 16  # of the operands: a warpgroup multiplies bf16 and fp16
+
+
+@dataclass
+class Product:
+    """A product under way.  result: its variable; kept: variables with operands that it reads from registers."""
+
+    result: str
+    kept: list[str] = field(default_factory=list)
+
+
+class ConsumerPrinter(StatementPrinter):
+    """Prints the statements of one consumer.
+
+    moved: loads that the loading warp makes, in order; scratch: (variable, extents) of the tiles in shared memory that
+    a consumer has for itself.
+    """
+
+    language = "gl"
+
+    def __init__(self, kernel: ir.Kernel):
+        super().__init__(kernel)
+        self.idiom = macros("macros/warpgroups.jinja")
+        self.tiles = Tiles.of(kernel)
+        self.moved = moved_loads(kernel)
+        self.tile_axes = {stmt.out.name: stmt.out.axes for stmt in self.moved}
+        self.scratch: dict[str, tuple[str, ...]] = {}
+        self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
+        self.pending: list[Product] = []
+        self.along: Along | None = None
+        self.columns = ""
+        self.used: dict[str, None] = {}
+
+    # ---- structure
+
+    def lines(self, body: tuple[ir.Stmt, ...], indent: int) -> list[str]:
+        """Products that follow each other are issued together, once all of their operands are in shared memory."""
+        found: list[str] = []
+        for is_dot, group in groupby(body, lambda stmt: isinstance(stmt, ir.Dot)):
+            stmts = list(group)
+            if is_dot:
+                found += self._products([stmt for stmt in stmts if isinstance(stmt, ir.Dot)], indent)
+            else:
+                found += [line for stmt in stmts for line in self._block(stmt, indent)]
+        return found
+
+    def _block(self, stmt: ir.Stmt, indent: int) -> list[str]:
+        if isinstance(stmt, ir.For) and any(load in self.moved for load in ir.walk(stmt.body)):
+            return self._stages(stmt, indent)
+        lines = [*self._waits(stmt, indent), *self._arriving(stmt, indent)]
+        self._forget(stmt)
+        matrix = stmt.out if isinstance(stmt, ir.Load) else stmt.value if isinstance(stmt, ir.Store) else None
+        if matrix is not None and len(matrix.axes) == 2 and stmt not in self.moved:
+            self.columns = self._use(self.tiles.columns(matrix), self.tiles.columns(matrix))
+        if isinstance(stmt, ir.Arange):
+            return [*lines, *self._each(stmt.name, indent, lambda along: self._arange(stmt, along))]
+        if isinstance(stmt, ir.Mask):
+            return [*lines, *self._each(stmt.name, indent, lambda along: self._limit(stmt, along))]
+        if isinstance(stmt, ir.Let) and len(stmt.out.axes) == 1:
+            return [*lines, *self._each(stmt.out.name, indent, lambda along: self._vector(stmt, along))]
+        if isinstance(stmt, ir.Load) and len(stmt.out.axes) == 1:
+            return [*lines, *self._vectors(stmt, indent)]
+        if isinstance(stmt, ir.Load) and stmt.descriptor:
+            return lines
+        if isinstance(stmt, ir.Store) and stmt.descriptor:
+            return [*lines, *self._copy_out(stmt, indent)]
+        if isinstance(stmt, ir.Let):
+            lines += self._registers(stmt, indent)
+        if isinstance(stmt, ir.When):
+            inner = [let for let in ir.walk((*stmt.body, *stmt.otherwise)) if isinstance(let, ir.Let)]
+            lines += [line for let in inner for line in self._registers(let, indent)]
+        return [*lines, *super()._block(stmt, indent)]
+
+    def _stages(self, loop: ir.For, indent: int) -> list[str]:
+        """The loop over stages: plain loads, the tiles of the stage, the rest; then the stage is given back."""
+        pad, inner = " " * indent, " " * (indent + 4)
+        before = self._hoist(loop, indent)
+        loads = [stmt for stmt in loop.body if _is_plain_load(stmt)]
+        lines = [
+            *before,
+            f"{pad}for {loop.var} in range({self.scalar(loop.trips)}):",
+            *self.lines(tuple(loads), indent + 4),
+        ]
+        lines += [
+            f"{inner}stage = {loop.var} % STAGES",
+            f"{inner}slot = stage * {self.kernel.consumers} + consumer",
+            f"{inner}mbarrier.wait(full.index(stage), {loop.var} // STAGES & 1)",
+        ]
+        for load in self.moved:
+            lines += self._arrived(load, indent + 4)
+        lines += self.lines(tuple(stmt for stmt in loop.body if stmt not in loads), indent + 4)
+        lines += self._wait(len(self.pending), indent + 4)
+        self.bases, self._inner = {}, set()
+        self.in_registers.clear()
+        return [*lines, f"{inner}mbarrier.arrive(empty.index(stage))"]
+
+    def _each(self, name: str, indent: int, text) -> list[str]:
+        """A statement for every layout that a vector is needed in."""
+        return [line for along in self.tiles.variants(name) for line in fit(text(along), indent)]
+
+    # ---- vectors
+
+    def _arange(self, stmt: ir.Arange, along: Along) -> str:
+        return self.idiom.arange(self.tiles.variant(stmt.name, along), stmt.size, self._use(along.columns, along.text))
+
+    def _limit(self, stmt: ir.Mask, along: Along) -> str:
+        offsets = self.tiles.variant(stmt.offsets, along)
+        return f"{self.tiles.variant(stmt.name, along)} = {offsets} < {self.scalar(stmt.limit)}"
+
+    def _vector(self, stmt: ir.Let, along: Along) -> str:
+        self.along = along
+        text = f"{self.tiles.variant(stmt.out.name, along)} = {self._formula(stmt)}"
+        self.along = None
+        return text
+
+    def _vectors(self, stmt: ir.Load, indent: int) -> list[str]:
+        """A vector from memory, in every layout that it is needed in."""
+        lines: list[str] = []
+        for along in self.tiles.variants(stmt.out.name) if not stmt.descriptor else ():
+            self.along = along
+            name = self.tiles.variant(stmt.out.name, along)
+            lines += self._based(
+                ir.Load(ir.Value(name, stmt.out.axes, stmt.out.dtype), stmt.tensor, stmt.index), indent
+            )
+            self.along = None
+        return lines
+
+    def _spread(self, name: str, axis: str, over: tuple[str, ...]) -> str:
+        """A vector as it takes part in an expression over `over`, in the layout that it needs there."""
+        along = self.along or Along("rows" if over.index(axis) == 0 else "cols", self.columns)
+        return broadcast(self.tiles.variant(name, along), (axis,), over)
+
+    # ---- matrices
+
+    def _use(self, columns: str, text: str) -> str:
+        self.used[columns] = None
+        return text
+
+    def _layout(self, value: ir.Value) -> str:
+        columns = self.tiles.columns(value)
+        return self._use(columns, layout(columns))
+
+    def _formula(self, stmt: ir.Let) -> str:
+        operands = frozenset(read.name for read in stmt.reads if read.name in self.operands)
+        self.columns = self.tiles.columns(stmt.out) if len(stmt.out.axes) == 2 else ""
+        return _Formula(self, stmt.out.axes, operands, self.masks).print(stmt.formula)
+
+    def _statement(self, stmt: ir.Stmt) -> str:
+        match stmt:
+            case ir.Let(out):
+                return f"{out.name} = {self._formula(stmt)}"
+            case ir.Full(out, sizes, value):
+                return self.idiom.full(out.name, ", ".join(sizes), value, self._layout(out) if sizes else "")
+        return super()._statement(stmt)
+
+    def _arrived(self, load: ir.Load, indent: int) -> list[str]:
+        """The tile of this stage: vectors go to registers at once, matrices where they are needed there."""
+        name, sizes = load.out.name, self.tiles.extents[load.out.name]
+        slot = "slot" if depends(self.kernel, load, "consumer") else "stage"
+        return fit(self.idiom.tile(f"{name}_tile", f"{name}_tiles", slot, ", ".join(sizes)), indent)
+
+    def _arriving(self, stmt: ir.Stmt, indent: int) -> list[str]:
+        """Load the vectors of the stage that a statement reads and none before it did: registers are dear."""
+        lines: list[str] = []
+        for let in ir.walk((stmt,)):
+            for read in entries(let.formula) if isinstance(let, ir.Let) else ():
+                if read.name not in self.tile_axes or len(read.axes) != 1:
+                    continue
+                along = (self.tiles.place(let.out, read.axes[0]),)
+                for layout_of in along if len(let.out.axes) == 2 else self.tiles.variants(let.out.name):
+                    variant = self.tiles.variant(read.name, layout_of)
+                    if (variant, ()) not in self.in_registers:
+                        self.in_registers.add((variant, ()))
+                        source = self._use(layout_of.columns, layout_of.text)
+                        lines += fit(self.idiom.from_tile(variant, f"{read.name}_tile", source), indent)
+        return lines
+
+    def _registers(self, stmt: ir.Let, indent: int) -> list[str]:
+        """Load the tiles that a formula reads element by element, in the order of its axes."""
+        lines: list[str] = []
+        for term in sorted(stmt.formula.atoms(sympy.Indexed), key=str):
+            name, axes = name_of(term), axes_of(term)
+            if name not in self.tile_axes or len(axes) != 2:
+                continue
+            turned = axes != stmt.out.axes
+            key = (name, ("turned",) if turned else ())
+            if key not in self.in_registers:
+                self.in_registers.add(key)
+                lines += self._from_tile(name, turned, indent)
+        return lines
+
+    def _from_tile(self, name: str, turned: bool, indent: int) -> list[str]:
+        columns = self.tiles.extents[name][0 if turned else 1]
+        tile = f"{name}_tile.permute((1, 0))" if turned else f"{name}_tile"
+        text = self.idiom.from_tile(_turned(name) if turned else name, tile, self._use(columns, layout(columns)))
+        return fit(text, indent)
+
+    # ---- products
+
+    def _products(self, stmts: list[ir.Dot], indent: int) -> list[str]:
+        """The operands that go through shared memory, then the products."""
+        lines = [line for stmt in stmts for line in self._waits(stmt, indent)]
+        put = dict.fromkeys(value for stmt in stmts if (value := _sides(stmt)[1]).name not in self.tile_axes)
+        for value in put:
+            self.scratch[f"{value.name}_tile"] = self.tiles.extents[value.name]
+            lines += fit(self.idiom.to_tile(f"{value.name}_tile", f"{value.name}.to(DOT)"), indent)
+        lines += [f"{' ' * indent}fence_async_shared()"] if put else []
+        return lines + [line for stmt in stmts for line in self._issue(stmt, indent)]
+
+    def _issue(self, stmt: ir.Dot, indent: int) -> list[str]:
+        out = stmt.out
+        rows, cols = _sides(stmt)
+        lines, left, kept = self._left(rows, stmt, indent)
+        turned = cols.axes[0] != stmt.over
+        right = f"{cols.name}_tile.permute((1, 0))" if turned else f"{cols.name}_tile"
+        zeros = f"gl.zeros([{', '.join(self.tiles.extents[out.name])}], gl.float32, {self._layout(out)})"
+        lines += fit(self.idiom.dot(out.name, left, right, "" if stmt.acc else zeros), indent)
+        self.pending.append(Product(out.name, kept))
+        self._forget(stmt)
+        return lines
+
+    def _left(self, value: ir.Value, stmt: ir.Dot, indent: int) -> tuple[list[str], str, list[str]]:
+        """The left operand: a tile in shared memory, or registers if it is there anyhow."""
+        turned = value.axes[-1] != stmt.over
+        if value.name in self.tile_axes and not self._read_later(value, turned):
+            return [], f"{value.name}_tile.permute((1, 0))" if turned else f"{value.name}_tile", []
+        # two operands for one result need not be in registers at once
+        others = [at for at, product in enumerate(self.pending) if product.result == stmt.out.name and product.kept]
+        kept = {f"{value.name}_left"}
+        lines = self._wait(others[-1] + 1, indent) if others and kept.isdisjoint(self.pending[others[-1]].kept) else []
+        if value.name in self.tile_axes:
+            name, source = f"{value.name}_left", _turned(value.name) if turned else value.name
+            key = (value.name, ("turned",) if turned else ())
+            if key not in self.in_registers:
+                self.in_registers.add(key)
+                lines += self._from_tile(value.name, turned, indent)
+        elif turned:
+            raise ValueError(f"{self.kernel.name}: {value.name} is a left operand and has {stmt.over} along its rows")
+        else:
+            name, source = f"{value.name}_left", f"{value.name}.to(DOT)"
+        made = (name, (self._layout(stmt.out),))
+        if made not in self.in_registers:
+            self.in_registers.add(made)
+            lines += fit(f"{name} = {self.idiom.left(source, self._layout(stmt.out))}", indent)
+        return lines, name, [name]
+
+    def _forget(self, stmt: ir.Stmt) -> None:
+        """A value that is made anew is no longer ready as a left operand."""
+        made = {f"{s.out.name}_left" for s in ir.walk((stmt,)) if isinstance(s, (ir.Let, ir.Load, ir.Full, ir.Dot))}
+        self.in_registers = {known for known in self.in_registers if known[0] not in made}
+
+    def _read_later(self, value: ir.Value, turned: bool) -> bool:
+        """Whether some formula reads a tile element by element in the same order."""
+        for let in ir.walk(self.kernel.body):
+            if isinstance(let, ir.Let) and len(let.out.axes) == 2:
+                for term in let.formula.atoms(sympy.Indexed):
+                    if name_of(term) == value.name and (axes_of(term) != let.out.axes) == turned:
+                        return True
+        return False
+
+    def _waits(self, stmt: ir.Stmt, indent: int) -> list[str]:
+        """Wait for what a statement reads or writes and is not finished."""
+        touched = _touched(stmt)
+        last = max((at for at, product in enumerate(self.pending) if product.result in touched), default=-1)
+        if isinstance(stmt, ir.Dot):
+            # adding to the result of a product under way needs no wait; reading it as an operand does
+            operands = {stmt.left.name, stmt.right.name}
+            last = max((at for at, product in enumerate(self.pending) if product.result in operands), default=-1)
+        return self._wait(last + 1, indent)
+
+    def _wait(self, count: int, indent: int) -> list[str]:
+        """Wait for the first `count` products under way."""
+        if not count:
+            return []
+        done, self.pending = self.pending[:count], self.pending[count:]
+        # a result that a later product adds to is still under way
+        busy = {product.result for product in self.pending}
+        results = [product.result for product in done if product.result not in busy]
+        values = dict.fromkeys([*results, *(name for product in done for name in product.kept)])
+        return fit(self.idiom.wait(", ".join(values), len(self.pending)), indent)
+
+    # ---- out
+
+    def _copy_out(self, stmt: ir.Store, indent: int) -> list[str]:
+        pad, tile = " " * indent, f"{stmt.tensor}_tile"
+        spans = tuple(at.axis for at in stmt.index if isinstance(at, ir.Span))
+        turned = stmt.value.axes != spans
+        extents = self.tiles.extents[stmt.value.name]
+        self.scratch[tile] = extents[::-1] if turned else extents
+        view = f"{tile}.permute((1, 0))" if turned else tile
+        corner = self._corner(stmt.index)
+        return [
+            f"{pad}tma.store_wait(0)",
+            *fit(self.idiom.to_tile(view, f"{stmt.value.name}.to(DOT)"), indent),
+            f"{pad}fence_async_shared()",
+            *fit(self.idiom.copy_out(stmt.tensor, corner, tile, ", ".join(block_sizes(stmt.index))), indent),
+        ]
+
+
+class _Formula(FormulaPrinter):
+    """Formulas over a consumer's tiles."""
+
+    language, sigmoid = "gl", "sigmoid"
+
+    def __init__(
+        self, printer: ConsumerPrinter, over: tuple[str, ...], operands: frozenset[str], masks: frozenset[str]
+    ):
+        super().__init__(over, operands, masks)
+        self.printer = printer
+
+    def variable(self, name: str, axes: tuple[str, ...]) -> str:
+        if len(axes) == 1:
+            return self.printer._spread(name, axes[0], self.over)
+        if len(axes) == 2 and axes != self.over:
+            if name not in self.printer.tile_axes:
+                raise ValueError(f"{name} has axes {axes} and is read over {self.over}: only loaded tiles are turned")
+            return _turned(name)
+        return name
+
+
+def _sides(stmt: ir.Dot) -> tuple[ir.Value, ir.Value]:
+    """The operand with the rows of the result, and the one with its columns."""
+    return (stmt.left, stmt.right) if stmt.out.axes[0] in stmt.left.axes else (stmt.right, stmt.left)
+
+
+def _turned(name: str) -> str:
+    return f"{name}_turned"
+
+
+def _is_plain_load(stmt: ir.Stmt) -> bool:
+    """Scalars, masks and loads that the loading warp does not make: they are begun before a stage is waited for."""
+    if isinstance(stmt, ir.When):
+        return all(_is_plain_load(inner) for inner in (*stmt.body, *stmt.otherwise))
+    return isinstance(stmt, (ir.Scalar, ir.Mask)) or isinstance(stmt, ir.Load) and not stmt.descriptor
+
+
+def _touched(stmt: ir.Stmt) -> set[str]:
+    """Values that a statement reads or writes."""
+    found: set[str] = set()
+    for inner in ir.walk((stmt,)):
+        match inner:
+            case ir.Let(out, formula):
+                found |= {out.name, *(name_of(term) for term in formula.atoms(sympy.Indexed))}
+            case ir.Store(_, _, value):
+                found.add(value.name)
+            case ir.Rest(out, of) | ir.Sum(out, of) | ir.Cumsum(out, of):
+                found |= {out.name, of.name}
+    return found
+
+
+def moved_loads(kernel: ir.Kernel) -> tuple[ir.Load, ...]:
+    """Loads by descriptor inside a loop, which the loading warp makes."""
+    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
+    return tuple(s for loop in loops for s in ir.walk(loop.body) if isinstance(s, ir.Load) and s.descriptor)
+
+
+def stage_loop(kernel: ir.Kernel) -> ir.For:
+    """The loop whose tiles are moved ahead."""
+    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
+    return next(loop for loop in loops if any(load in ir.walk(loop.body) for load in moved_loads(kernel)))
+
+
+def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:
+    """Whether the place of a tile depends on a name."""
+    return on in _closure(kernel, _names(load.index))
+
+
+def _closure(kernel: ir.Kernel, names: set[str]) -> set[str]:
+    """The names and all that they are made of."""
+    made = {stmt.name: stmt.expr for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Scalar)}
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += re.findall(r"[A-Za-z_]\w*", made.get(name, ""))
+    return found
+
+
+def _names(index: tuple[ir.Index, ...]) -> set[str]:
+    texts = [at.origin if isinstance(at, ir.Span) else at for at in index]
+    return {name for text in texts for name in re.findall(r"[A-Za-z_]\w*", text)}
+
+
+def loader(kernel: ir.Kernel) -> list[str]:
+    """Statements of the loading warp, at the indentation of a function body."""
+    printer = ConsumerPrinter(kernel)
+    loads, loop = printer.moved, stage_loop(kernel)
+    needed = _closure(
+        kernel, {*_names(tuple(at for load in loads for at in load.index)), *re.findall(r"\w+", loop.trips)}
+    )
+    inside = [stmt for stmt in loop.body if isinstance(stmt, ir.Scalar) and stmt.name in needed]
+    outside = [s for s in kernel.body if isinstance(s, ir.Scalar) and s.name in needed]
+    own = [s for s in outside if "consumer" in _closure(kernel, {s.name})]
+    shared = [load for load in loads if not depends(kernel, load, "consumer")]
+    per_consumer = [load for load in loads if load not in shared]
+    lines = printer.lines(tuple(stmt for stmt in outside if stmt not in own), 4)
+    lines += [f"    for {loop.var} in range({printer.scalar(loop.trips)}):", *printer.lines(tuple(inside), 8)]
+    lines += [
+        f"        stage = {loop.var} % STAGES",
+        "        ready = full.index(stage)",
+        f"        mbarrier.wait(empty.index(stage), ({loop.var} // STAGES & 1) ^ 1)",
+    ]
+    for name, group in (("shared", shared), ("own", per_consumer)):
+        amount = " + ".join(f"{load.tensor}_desc.block_type.nbytes" for load in group) or "0"
+        lines += fit(f"{name}: gl.constexpr = {amount}", 8)
+    lines.append(f"        mbarrier.expect(ready, shared + {kernel.consumers} * own)")
+    for load in shared:
+        lines += _copy_in(printer, load, "stage", 8)
+    lines.append(f"        for consumer in gl.static_range({kernel.consumers}):")
+    lines += [f"            slot = stage * {kernel.consumers} + consumer", *printer.lines(tuple(own), 12)]
+    for load in per_consumer:
+        lines += _copy_in(printer, load, "slot", 12)
+    return lines
+
+
+def _copy_in(printer: ConsumerPrinter, load: ir.Load, slot: str, indent: int) -> list[str]:
+    corner = printer._corner(load.index)
+    return fit(printer.idiom.copy_in(load.tensor, corner, f"{load.out.name}_tiles", slot), indent)
