@@ -122,7 +122,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
             (f"{load.out.name}_tiles", f"{desc}.dtype", f"{count}, {', '.join(block_sizes(load.index))}", desc)
         )
     given = parameters(kernel, f"{consumer}\n{loader}")
-    shared = [*(name for name, *_ in moved), *(f"{name}s" for name, _ in scratch), "full", "empty"]
+    shared = [*(name for name, *_ in moved), *(f"{name}s" for name, _ in scratch), "full", "empty", "turn"]
     named = [*(parameter for parameter, _ in given if "constexpr" not in parameter), *shared]
     named += ["consumer: gl.constexpr", *(parameter for parameter, _ in given if "constexpr" in parameter)]
 
@@ -143,6 +143,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         moved=[(name, dtype, shape, f"{desc}.layout") for name, dtype, shape, desc in moved],
         scratch=[(f"{name}s", kernel.consumers, extents) for name, extents in scratch],
         consumers=kernel.consumers,
+        turns=bool(printer.turns),
         worker_warps=[4] * (kernel.consumers - 1) + [1],
         worker_registers=[REGISTERS[kernel.consumers]] * (kernel.consumers - 1) + [LOADER_REGISTERS],
         hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],

@@ -34,7 +34,7 @@ def layout(columns: str) -> str:
 
 @dataclass
 class Tiles:
-    """extents: of each value by name, as scalars; uses: layouts that a vector is needed in, in the order of first use."""
+    """extents: of each value by name, as scalars; uses: the layouts that a vector is needed in."""
 
     extents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     uses: dict[str, dict[Along, None]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Tiles:
         return tuple(self.uses.get(name, ()))
 
     def variant(self, name: str, along: Along) -> str:
-        """Variable of a vector in a layout: its plain name, or with what tells the layouts apart."""
+        """Variable of a vector in a layout: its name, with what tells the layouts apart."""
         found = self.variants(name)
         if len(found) < 2:
             return name

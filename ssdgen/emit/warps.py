@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import sympy
 
@@ -51,20 +50,56 @@ class ConsumerPrinter(StatementPrinter):
         self.pending: list[Product] = []
         self.along: Along | None = None
         self.columns = ""
+        self.unfenced = False
         self.used: dict[str, None] = {}
+        self.turns = first_product(kernel) if kernel.consumers == 2 else ""
 
     # ---- structure
 
     def lines(self, body: tuple[ir.Stmt, ...], indent: int) -> list[str]:
         """Products that follow each other are issued together, once all of their operands are in shared memory."""
         found: list[str] = []
-        for is_dot, group in groupby(body, lambda stmt: isinstance(stmt, ir.Dot)):
-            stmts = list(group)
-            if is_dot:
-                found += self._products([stmt for stmt in stmts if isinstance(stmt, ir.Dot)], indent)
+        puts = self._puts(body)
+        for at, stmt in enumerate(body):
+            if isinstance(stmt, ir.Dot):
+                found += [*self._waits(stmt, indent), *self._fence(stmt, indent), *self._turn(stmt, indent)]
+                found += self._issue(stmt, indent)
             else:
-                found += [line for stmt in stmts for line in self._block(stmt, indent)]
+                found += self._block(stmt, indent)
+            for value in puts.get(at, ()):
+                self.scratch[f"{value.name}_tile"] = self.tiles.extents[value.name]
+                found += fit(self.idiom.to_tile(f"{value.name}_tile", f"{value.name}.to(DOT)"), indent)
+                self.unfenced = True
         return found
+
+    def _turn(self, stmt: ir.Dot, indent: int) -> list[str]:
+        """Two consumers multiply in turns for the first result of a stage, so that one computes while the other does.
+
+        Left alone they run in step, both waiting for the matrix unit and then both keeping it waiting.
+        """
+        if stmt.out.name != self.turns or self.pending:
+            return []
+        return [
+            f"{' ' * indent}mbarrier.wait(turn.index(consumer), ({stage_loop(self.kernel).var} & 1) ^ (1 - consumer))"
+        ]
+
+    def _puts(self, body: tuple[ir.Stmt, ...]) -> dict[int, list[ir.Value]]:
+        """Values that a product reads from shared memory, by the last statement that makes them: they go there then."""
+        found: dict[int, list[ir.Value]] = {}
+        for at, stmt in enumerate(body):
+            value = _sides(stmt)[1] if isinstance(stmt, ir.Dot) else None
+            if value is not None and value.name not in self.tile_axes:
+                made = max(k for k in range(at) if value.name in _made(body[k]))
+                if value not in found.setdefault(made, []):
+                    found[made].append(value)
+        return found
+
+    def _fence(self, stmt: ir.Dot, indent: int) -> list[str]:
+        """Before a product reads what was put into shared memory."""
+        if not self.unfenced or _sides(stmt)[1].name in self.tile_axes:
+            return []
+        self.unfenced = False
+        return [f"{' ' * indent}fence_async_shared()"]
 
     def _block(self, stmt: ir.Stmt, indent: int) -> list[str]:
         if isinstance(stmt, ir.For) and any(load in self.moved for load in ir.walk(stmt.body)):
@@ -219,16 +254,6 @@ class ConsumerPrinter(StatementPrinter):
 
     # ---- products
 
-    def _products(self, stmts: list[ir.Dot], indent: int) -> list[str]:
-        """The operands that go through shared memory, then the products."""
-        lines = [line for stmt in stmts for line in self._waits(stmt, indent)]
-        put = dict.fromkeys(value for stmt in stmts if (value := _sides(stmt)[1]).name not in self.tile_axes)
-        for value in put:
-            self.scratch[f"{value.name}_tile"] = self.tiles.extents[value.name]
-            lines += fit(self.idiom.to_tile(f"{value.name}_tile", f"{value.name}.to(DOT)"), indent)
-        lines += [f"{' ' * indent}fence_async_shared()"] if put else []
-        return lines + [line for stmt in stmts for line in self._issue(stmt, indent)]
-
     def _issue(self, stmt: ir.Dot, indent: int) -> list[str]:
         out = stmt.out
         rows, cols = _sides(stmt)
@@ -268,7 +293,7 @@ class ConsumerPrinter(StatementPrinter):
 
     def _forget(self, stmt: ir.Stmt) -> None:
         """A value that is made anew is no longer ready as a left operand."""
-        made = {f"{s.out.name}_left" for s in ir.walk((stmt,)) if isinstance(s, (ir.Let, ir.Load, ir.Full, ir.Dot))}
+        made = {f"{name}_left" for name in _made(stmt)}
         self.in_registers = {known for known in self.in_registers if known[0] not in made}
 
     def _read_later(self, value: ir.Value, turned: bool) -> bool:
@@ -299,7 +324,10 @@ class ConsumerPrinter(StatementPrinter):
         busy = {product.result for product in self.pending}
         results = [product.result for product in done if product.result not in busy]
         values = dict.fromkeys([*results, *(name for product in done for name in product.kept)])
-        return fit(self.idiom.wait(", ".join(values), len(self.pending)), indent)
+        lines = fit(self.idiom.wait(", ".join(values), len(self.pending)), indent)
+        if self.turns in results:
+            lines.append(f"{' ' * indent}mbarrier.arrive(turn.index(1 - consumer))")
+        return lines
 
     # ---- out
 
@@ -345,6 +373,11 @@ def _sides(stmt: ir.Dot) -> tuple[ir.Value, ir.Value]:
     return (stmt.left, stmt.right) if stmt.out.axes[0] in stmt.left.axes else (stmt.right, stmt.left)
 
 
+def _made(stmt: ir.Stmt) -> set[str]:
+    """Values that a statement makes or changes."""
+    return {s.out.name for s in ir.walk((stmt,)) if isinstance(s, (ir.Let, ir.Rest, ir.Load, ir.Full, ir.Dot))}
+
+
 def _turned(name: str) -> str:
     return f"{name}_turned"
 
@@ -380,6 +413,12 @@ def stage_loop(kernel: ir.Kernel) -> ir.For:
     """The loop whose tiles are moved ahead."""
     loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
     return next(loop for loop in loops if any(load in ir.walk(loop.body) for load in moved_loads(kernel)))
+
+
+def first_product(kernel: ir.Kernel) -> str:
+    """The first result of a stage, if several products make others after it."""
+    products = [stmt.out.name for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
+    return products[0] if len(set(products)) > 1 else ""
 
 
 def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:

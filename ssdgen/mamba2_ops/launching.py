@@ -40,10 +40,20 @@ class Launch:
 
     def __call__(self) -> Any:
         """Launch on the current device and stream, and return the compiled kernel (None in the interpreter)."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return self.kernel[self.grid](*self.args.values(), **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told beside the arguments.  Only NVIDIA's knows a cap on registers.
+
+        A kernel in Gluon starts beside the one before it in the stream and waits for it where it reads its results.
+        """
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.maxnreg and not torch.version.hip:
             options["maxnreg"] = self.maxnreg
-        return self.kernel[self.grid](*self.args.values(), **options)
+        if self.kernel.is_gluon():
+            options["launch_pdl"] = True
+        return options
 
 
 @dataclass(frozen=True)

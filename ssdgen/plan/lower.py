@@ -59,8 +59,7 @@ class Lowering:
     notes: comment before the statements of a value;
     two_terms: operands whose rounding to the operands' dtype is made good by a second product;
     zero_past_end: values that must be zero at positions past the end;
-    constant_level: where a value that is one number is made;
-    operands_first: whether the operands of a product are made before the accumulator that it adds to.
+    constant_level: where a value that is one number is made.
     """
 
     graph: Graph
@@ -71,9 +70,9 @@ class Lowering:
     two_terms: frozenset[str] = frozenset()
     value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
-    operands_first: bool = True
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
+    rests: list[Value] = field(default_factory=list)
     made: dict[tuple[str, tuple[str, ...]], tuple[Value, int]] = field(default_factory=dict)
 
     # ---- names and pieces
@@ -237,8 +236,10 @@ class Lowering:
             node = self.graph[name_of(contraction)]
             assert isinstance(node, Contract)
             # the operands before the accumulator: a tile of scores and its accumulator are then never live together
-            for piece in self.pieces[node.over] if self.operands_first else ():
-                self.read(node.left, {**pieces, node.over: piece})
+            for piece in self.pieces[node.over]:
+                left = self.read(node.left, {**pieces, node.over: piece})
+                if left is not None and name_of(node.left) in self.two_terms:
+                    self._rest(*left)
             formula_rest, reads, level = self.formula(formula - contraction, pieces, 0)
             self.emit(level, Let(out, formula_rest, reads))
             made = self.contract(node, pieces, out, acc=True)
@@ -275,7 +276,9 @@ class Lowering:
     def _rest(self, value: Value, level: int) -> Value:
         """The second term of an operand."""
         rest = replace(value, name=f"{value.name}_rest")
-        self.emit(level, Rest(rest, value))
+        if rest not in self.rests:
+            self.rests.append(rest)
+            self.emit(level, Rest(rest, value))
         return rest
 
     def formula(self, formula: sympy.Expr, pieces: Pieces, level: int) -> tuple[sympy.Expr, tuple[Value, ...], int]:

@@ -65,9 +65,10 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
     return Compiled(name, kernel.hash, needs)
 
 
-def launch_options(launch: Launch, backend: str) -> dict[str, int]:
+def launch_options(launch: Launch, backend: str) -> dict[str, Any]:
     """Keyword arguments for Triton beside the kernel's own.  Only NVIDIA's compiler knows a cap on registers."""
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options |= {"launch_pdl": True} if launch.kernel.is_gluon() else {}
     return options | ({"maxnreg": launch.maxnreg} if launch.maxnreg and backend == "cuda" else {})
 
 

@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .warpgroup_functions import decay
 
@@ -165,10 +166,10 @@ def compute(
         row_in = row < stop - row0
         dA_last = gl.load(dA_cs_base + row0 + CHUNK - 1)
         if HAS_SEQ_IDX:
-            seq_before = gl.load(seq_idx_ptr + b * seqlen + gl.maximum(row0 - 1, 0))
+            seq = gl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)
             seq_last = gl.load(seq_idx_ptr + b * seqlen + gl.minimum(row0 + CHUNK, stop) - 1)
         if HAS_SEQ_IDX:
-            seq = gl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)
+            seq_before = gl.load(seq_idx_ptr + b * seqlen + gl.maximum(row0 - 1, 0))
         stage = step % STAGES
         slot = stage * 1 + consumer
         mbarrier.wait(full.index(stage), step // STAGES & 1)
@@ -177,11 +178,6 @@ def compute(
         x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         B_0_tile = B_0_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         B_1_tile = B_1_tiles.index(stage).reshape([CHUNK, BLOCK_N])
-        # centre and right factor: the state that leaves the chunk
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
-        state_0 = state_0 * centre_decay
         dA_cs = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
         dt = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt * decay(dA_last - dA_cs)
@@ -189,6 +185,11 @@ def compute(
             right_decay = gl.where(seq_last == seq, right_decay, 0.0)
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0 = state_0 * centre_decay
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state_0 = warpgroup_mma(x_weighted_left, B_0_tile, state_0, is_async=True)
         state_1 = state_1 * centre_decay
@@ -253,6 +254,9 @@ def segment_state_2n_1consumer(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
+    # up to here beside the kernel before, whose results come next
+    gdc_launch_dependents()
+    gdc_wait()
     gl.warp_specialize(
         [
             (

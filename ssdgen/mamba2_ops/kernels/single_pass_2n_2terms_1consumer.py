@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .warpgroup_functions import decay, sigmoid
 
@@ -47,8 +48,8 @@ def load_tiles(
     segment_len,
     dA_cs_tiles,
     C_0_tiles,
-    C_1_tiles,
     B_0_tiles,
+    C_1_tiles,
     B_1_tiles,
     dt_tiles,
     x_tiles,
@@ -76,7 +77,7 @@ def load_tiles(
         ready = full.index(stage)
         mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
         shared: gl.constexpr = (
-            C_desc.block_type.nbytes + C_desc.block_type.nbytes + B_desc.block_type.nbytes + B_desc.block_type.nbytes
+            C_desc.block_type.nbytes + B_desc.block_type.nbytes + C_desc.block_type.nbytes + B_desc.block_type.nbytes
         )
         own: gl.constexpr = dA_cs_desc.block_type.nbytes + dt_desc.block_type.nbytes + x_desc.block_type.nbytes
         mbarrier.expect(ready, shared + 1 * own)
@@ -87,16 +88,16 @@ def load_tiles(
             C_0_tiles.index(stage),
         )
         tma.async_copy_global_to_shared(
-            C_desc,
-            [gl.cast(b, gl.int32), gl.cast(group, gl.int32), gl.cast(row0, gl.int32), BLOCK_N],
-            ready,
-            C_1_tiles.index(stage),
-        )
-        tma.async_copy_global_to_shared(
             B_desc,
             [gl.cast(b, gl.int32), gl.cast(group, gl.int32), gl.cast(row0, gl.int32), 0],
             ready,
             B_0_tiles.index(stage),
+        )
+        tma.async_copy_global_to_shared(
+            C_desc,
+            [gl.cast(b, gl.int32), gl.cast(group, gl.int32), gl.cast(row0, gl.int32), BLOCK_N],
+            ready,
+            C_1_tiles.index(stage),
         )
         tma.async_copy_global_to_shared(
             B_desc,
@@ -156,8 +157,8 @@ def compute(
     padded,
     dA_cs_tiles,
     C_0_tiles,
-    C_1_tiles,
     B_0_tiles,
+    C_1_tiles,
     B_1_tiles,
     dt_tiles,
     x_tiles,
@@ -302,8 +303,8 @@ def compute(
         mbarrier.wait(full.index(stage), step // STAGES & 1)
         dA_cs_tile = dA_cs_tiles.index(slot).reshape([CHUNK])
         C_0_tile = C_0_tiles.index(stage).reshape([CHUNK, BLOCK_N])
-        C_1_tile = C_1_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         B_0_tile = B_0_tiles.index(stage).reshape([CHUNK, BLOCK_N])
+        C_1_tile = C_1_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         B_1_tile = B_1_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         dt_tile = dt_tiles.index(slot).reshape([CHUNK])
         x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
@@ -311,20 +312,6 @@ def compute(
         left_decay = decay(dA_cs_cols)
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq_cols, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        state_0_left = gl.convert_layout(state_0.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
-        y = warpgroup_mma(
-            state_0_left,
-            C_0_tile.permute((1, 0)),
-            gl.zeros([BLOCK_P, CHUNK], gl.float32, BY_CHUNK),
-            use_acc=False,
-            is_async=True,
-        )
-        y, state_0_left = warpgroup_mma_wait(0, deps=(y, state_0_left))
-        state_1_left = gl.convert_layout(state_1.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
-        y = warpgroup_mma(state_1_left, C_1_tile.permute((1, 0)), y, is_async=True)
-        y, state_1_left = warpgroup_mma_wait(0, deps=(y, state_1_left))
-        y = y * left_decay[None, :]
         # diagonal block: what the rows before give, inside the chunk
         CB = warpgroup_mma(
             B_0_tile,
@@ -344,24 +331,38 @@ def compute(
         )
         if HAS_SEQ_IDX:
             scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
-        scores_rest = scores - scores.to(DOT).to(gl.float32)
         scores_tile.store(scores.to(DOT))
+        scores_rest = scores - scores.to(DOT).to(gl.float32)
         scores_rest_tile.store(scores_rest.to(DOT))
+        # left factor: what the entering state gives to every row
+        state_0_left = gl.convert_layout(state_0.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
+        y = warpgroup_mma(
+            state_0_left,
+            C_0_tile.permute((1, 0)),
+            gl.zeros([BLOCK_P, CHUNK], gl.float32, BY_CHUNK),
+            use_acc=False,
+            is_async=True,
+        )
+        y, state_0_left = warpgroup_mma_wait(0, deps=(y, state_0_left))
+        state_1_left = gl.convert_layout(state_1.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
+        y = warpgroup_mma(state_1_left, C_1_tile.permute((1, 0)), y, is_async=True)
+        y, state_1_left = warpgroup_mma_wait(0, deps=(y, state_1_left))
+        y = y * left_decay[None, :]
         fence_async_shared()
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_left = gl.convert_layout(x_turned, gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(x_left, scores_tile, y, is_async=True)
         y = warpgroup_mma(x_left, scores_rest_tile, y, is_async=True)
-        # centre and right factor: the state that leaves the chunk
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
-        state_0 = state_0 * centre_decay
         dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
         if HAS_SEQ_IDX:
             right_decay = gl.where(seq_last == seq_cols, right_decay, 0.0)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0 = state_0 * centre_decay
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state_0 = warpgroup_mma(x_weighted_left, B_0_tile, state_0, is_async=True)
         state_1 = state_1 * centre_decay
@@ -444,8 +445,8 @@ def single_pass_2n_2terms_1consumer(
 ):
     dA_cs_tiles = gl.allocate_shared_memory(dA_cs_desc.dtype, [STAGES * 1, 1, 1, CHUNK], dA_cs_desc.layout)
     C_0_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
-    C_1_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
     B_0_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
+    C_1_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
     B_1_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
     dt_tiles = gl.allocate_shared_memory(dt_desc.dtype, [STAGES * 1, 1, 1, CHUNK], dt_desc.layout)
     x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES * 1, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
@@ -464,6 +465,9 @@ def single_pass_2n_2terms_1consumer(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
+    # up to here beside the kernel before, whose results come next
+    gdc_launch_dependents()
+    gdc_wait()
     gl.warp_specialize(
         [
             (
@@ -493,8 +497,8 @@ def single_pass_2n_2terms_1consumer(
                     padded,
                     dA_cs_tiles,
                     C_0_tiles,
-                    C_1_tiles,
                     B_0_tiles,
+                    C_1_tiles,
                     B_1_tiles,
                     dt_tiles,
                     x_tiles,
@@ -533,8 +537,8 @@ def single_pass_2n_2terms_1consumer(
                     segment_len,
                     dA_cs_tiles,
                     C_0_tiles,
-                    C_1_tiles,
                     B_0_tiles,
+                    C_1_tiles,
                     B_1_tiles,
                     dt_tiles,
                     x_tiles,

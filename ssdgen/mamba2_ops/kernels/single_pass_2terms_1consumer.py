@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .warpgroup_functions import decay, sigmoid
 
@@ -255,17 +256,6 @@ def compute(
         left_decay = decay(dA_cs_cols)
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq_cols, left_decay, 0.0)
-        # left factor: what the entering state gives to every row
-        state_left = gl.convert_layout(state.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
-        y = warpgroup_mma(
-            state_left,
-            C_tile.permute((1, 0)),
-            gl.zeros([BLOCK_P, CHUNK], gl.float32, BY_CHUNK),
-            use_acc=False,
-            is_async=True,
-        )
-        y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
-        y = y * left_decay[None, :]
         # diagonal block: what the rows before give, inside the chunk
         CB = warpgroup_mma(
             B_tile, C_tile.permute((1, 0)), gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True
@@ -280,24 +270,35 @@ def compute(
         )
         if HAS_SEQ_IDX:
             scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
-        scores_rest = scores - scores.to(DOT).to(gl.float32)
         scores_tile.store(scores.to(DOT))
+        scores_rest = scores - scores.to(DOT).to(gl.float32)
         scores_rest_tile.store(scores_rest.to(DOT))
+        # left factor: what the entering state gives to every row
+        state_left = gl.convert_layout(state.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
+        y = warpgroup_mma(
+            state_left,
+            C_tile.permute((1, 0)),
+            gl.zeros([BLOCK_P, CHUNK], gl.float32, BY_CHUNK),
+            use_acc=False,
+            is_async=True,
+        )
+        y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
+        y = y * left_decay[None, :]
         fence_async_shared()
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_left = gl.convert_layout(x_turned, gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(x_left, scores_tile, y, is_async=True)
         y = warpgroup_mma(x_left, scores_rest_tile, y, is_async=True)
-        # centre and right factor: the state that leaves the chunk
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
-        state = state * centre_decay
         dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
         if HAS_SEQ_IDX:
             right_decay = gl.where(seq_last == seq_cols, right_decay, 0.0)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
+        state = state * centre_decay
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
         y, x_left = warpgroup_mma_wait(1, deps=(y, x_left))
@@ -390,6 +391,9 @@ def single_pass_2terms_1consumer(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
+    # up to here beside the kernel before, whose results come next
+    gdc_launch_dependents()
+    gdc_wait()
     gl.warp_specialize(
         [
             (

@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .warpgroup_functions import decay, sigmoid
 
@@ -147,6 +148,7 @@ def compute(
     y_tiles,
     full,
     empty,
+    turn,
     consumer: gl.constexpr,
     HEADDIM: gl.constexpr,
     DSTATE: gl.constexpr,
@@ -255,6 +257,25 @@ def compute(
         left_decay = decay(dA_cs_cols)
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq_cols, left_decay, 0.0)
+        # diagonal block: what the rows before give, inside the chunk
+        mbarrier.wait(turn.index(consumer), (step & 1) ^ (1 - consumer))
+        CB = warpgroup_mma(
+            B_tile, C_tile.permute((1, 0)), gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True
+        )
+        CB = warpgroup_mma_wait(0, deps=(CB,))
+        mbarrier.arrive(turn.index(1 - consumer))
+        dA_cs_rows = dA_cs_tile.load(gl.SliceLayout(1, BY_CHUNK))
+        dt_rows = dt_tile.load(gl.SliceLayout(1, BY_CHUNK))
+        scores = gl.where(
+            row_cols[None, :] >= row_rows[:, None],
+            CB * dt_rows[:, None] * decay(dA_cs_cols[None, :] - dA_cs_rows[:, None]),
+            0.0,
+        )
+        if HAS_SEQ_IDX:
+            scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
+        scores_tile.store(scores.to(DOT))
+        scores_rest = scores - scores.to(DOT).to(gl.float32)
+        scores_rest_tile.store(scores_rest.to(DOT))
         # left factor: what the entering state gives to every row
         state_left = gl.convert_layout(state.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(
@@ -266,38 +287,21 @@ def compute(
         )
         y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
         y = y * left_decay[None, :]
-        # diagonal block: what the rows before give, inside the chunk
-        CB = warpgroup_mma(
-            B_tile, C_tile.permute((1, 0)), gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True
-        )
-        CB = warpgroup_mma_wait(0, deps=(CB,))
-        dA_cs_rows = dA_cs_tile.load(gl.SliceLayout(1, BY_CHUNK))
-        dt_rows = dt_tile.load(gl.SliceLayout(1, BY_CHUNK))
-        scores = gl.where(
-            row_cols[None, :] >= row_rows[:, None],
-            CB * dt_rows[:, None] * decay(dA_cs_cols[None, :] - dA_cs_rows[:, None]),
-            0.0,
-        )
-        if HAS_SEQ_IDX:
-            scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
-        scores_rest = scores - scores.to(DOT).to(gl.float32)
-        scores_tile.store(scores.to(DOT))
-        scores_rest_tile.store(scores_rest.to(DOT))
         fence_async_shared()
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_left = gl.convert_layout(x_turned, gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(x_left, scores_tile, y, is_async=True)
         y = warpgroup_mma(x_left, scores_rest_tile, y, is_async=True)
-        # centre and right factor: the state that leaves the chunk
-        centre_decay = decay(dA_last)
-        if HAS_SEQ_IDX:
-            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
-        state = state * centre_decay
         dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
         if HAS_SEQ_IDX:
             right_decay = gl.where(seq_last == seq_cols, right_decay, 0.0)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
+        state = state * centre_decay
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
         y, x_left = warpgroup_mma_wait(1, deps=(y, x_left))
@@ -387,9 +391,16 @@ def single_pass_2terms_2consumers(
     # a stage is full when its tiles have arrived, and empty when every consumer has done with them
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    # which of the two consumers multiplies next
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for consumer in gl.static_range(2):
+        mbarrier.init(turn.index(consumer), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
+    # up to here beside the kernel before, whose results come next
+    gdc_launch_dependents()
+    gdc_wait()
     gl.warp_specialize(
         [
             (
@@ -427,6 +438,7 @@ def single_pass_2terms_2consumers(
                     y_tiles,
                     full,
                     empty,
+                    turn,
                     0,
                     HEADDIM,
                     DSTATE,
@@ -478,6 +490,7 @@ def single_pass_2terms_2consumers(
                     y_tiles,
                     full,
                     empty,
+                    turn,
                     1,
                     HEADDIM,
                     DSTATE,

@@ -331,7 +331,7 @@ def _walk(
     if consumers := _consumers(sizes, config, kernel):
         block, tiles = consumer_tiles(names["DSTATE"])
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
-        numbers = {"num_stages": numbers.get("num_stages", 2)}
+        numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
         slots = {**slots, "dt": "dt_ready"}
         sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
         return

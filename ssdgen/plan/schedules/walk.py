@@ -116,7 +116,6 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         zero_past_end=zero_past_end(layer),
         value_axes=value_axes,
         two_terms=frozenset({"scores"} if shape.two_terms else ()),
-        operands_first=not shape.consumers,
     )
 
     prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
