@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from ssdgen.spec import show
+from ssdgen.spec import notation, show
 from ssdgen.spec.blocks import blocks
-from ssdgen.spec.dims import CHUNK, DSTATE, HEADDIM, NGROUPS, NHEADS
+from ssdgen.spec.dims import CHUNK, DSTATE, HEADDIM, NGROUPS, NHEADS, entry
+from ssdgen.spec.graph import Cumsum, Sum
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS
 from ssdgen.spec.masks import CONSTANT, FAMILIES, NONE
@@ -96,3 +97,12 @@ def test_the_roofline_table():
     assert rows["256"][:4] == ["82.3", "flops", "80.6", "82.3"]
     assert float(rows["single_pass"][0]) < float(rows["segments"][0]) < float(rows["split"][0])
     assert "batch 8, seqlen 2048, nheads 80" in table
+
+
+def test_sums_as_text_and_latex():
+    of, total = entry("x", "h", "j"), entry("x", "h", "j", "p")
+    down, heads = Cumsum("dA_cs", ("h", "j"), of, "j", reverse=True), Sum("dA_last", ("j",), total, ("h", "p"))
+    assert notation.text(down) == "dA_cs[h, j] = sum over k >= j of x[h, k]"
+    assert notation.text(heads) == "dA_last[j] = sum over h, p of x[h, j, p]"
+    assert r"\sum_{k \ge j} {x}_{h,k}" in notation.latex(down)
+    assert r"\sum_{h,p} {x}_{h,j,p}" in notation.latex(heads)
