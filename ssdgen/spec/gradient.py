@@ -215,13 +215,13 @@ class _Reverse:
         if not over or inner == 0:
             return inner
         inner, over = self._exchanged(node, inner, over)
-        axes = tuple(axis for axis in AXES if axis in _axes_in(inner))
+        axes = tuple(axis for axis in AXES if axis in _axes_in(inner) or axis in over)
         left = tuple(axis for axis in axes if axis not in over)
         value = name_of(term)
         name = self._name(value, node.name, outer == 1 and set(left) == set(axes_of(term)))
         if self.readers[value].count(node.name) > 1 and name != f"d_{value}":
             name += "".join(f"_{PLACES[axis]}" for axis in axes_of(term) if axis in PLACES)
-        if not isinstance(inner, sympy.Indexed):
+        if not isinstance(inner, sympy.Indexed) or len(axes_of(inner)) != len(axes):
             inner = self._node(Map(f"{name}_terms", axes, inner), inner)
         return self._node(Sum(name, left, inner, over), inner, over)
 
@@ -238,9 +238,11 @@ class _Reverse:
             if not isinstance(product, Contract) or not isinstance(u, sympy.Indexed):
                 continue
             slope, without = self.partials[node.name][value]
+            as_made = axes_of(value) == product.axes and product.over not in axes_of(u)
             for a, b in ((product.left, product.right), (product.right, product.left)):
                 needed = name_of(a) in self.active and slope == without and not set(over) & _axes_in(slope)
-                if needed and over[0] in axes_of(b) and over[0] not in axes_of(a):
+                both = all(over[0] in axes_of(term) for term in (u, b)) and over[0] not in axes_of(a)
+                if as_made and needed and both:
                     factor, made = self._product(product, a, u, b, over[0])
                     return a * factor * made, (product.over,)
         return inner, over
@@ -309,7 +311,7 @@ class _Reverse:
             made = name if last else f"{name}_{option.lower()}"
             more = total + sympy.Add(*(_over(value, scale) for value in values))
             total = self._node(Map(made, axes, more, option, total), more, option, total)
-        if not isinstance(total, sympy.Indexed) or len(axes_of(total)) != len(axes):
+        if not isinstance(total, sympy.Indexed) or axes_of(total) != axes:
             total = self._node(Map(name, axes, total), total)
         return scale * total
 

@@ -48,6 +48,8 @@ LETTERS = {
     "element_bytes": "e",
     **{letter: letter for letter in ("A", "x", "B", "C", "D", "z", *AXES)},
 }
+# what has an adjoint
+_VALUES = frozenset((*LETTERS, *(f"{name}_whole" for name in LETTERS))) - {*AXES, "batch"}
 
 
 def text(node: Node) -> str:
@@ -115,7 +117,13 @@ def _latex_entry(name: str, axes: tuple[str, ...]) -> str:
 
 
 def _letter(name: str) -> str:
-    """Letter of a value; a ring marks a factor before sequence boundaries cut it."""
+    """Letter of a value; a ring marks a factor before sequence boundaries cut it, a line over it the adjoint of it."""
+    if name.startswith("d_"):
+        rest = name.removeprefix("d_")
+        value = max((known for known in _VALUES if f"{rest}_".startswith(f"{known}_")), key=len, default="")
+        if value:
+            place = rest[len(value) :].strip("_").replace("_", r"\_")
+            return rf"\overline{{{_letter(value)}}}" + (rf"^{{\mathrm{{{place}}}}}" if place else "")
     if name.endswith("_whole") and name.removesuffix("_whole") in LETTERS:
         return rf"\mathring{{{LETTERS[name.removesuffix('_whole')]}}}"
     escaped = name.replace("_", r"\_")
