@@ -5,9 +5,10 @@ the nodes that turn the adjoints of its outputs, two more inputs for a chunk, in
 written down anywhere: each kind of node has one rule, and what is pointwise is differentiated (derivative.py).
 
 Names. `d_v` is the adjoint of the value v, over the axes of v. Where several values read v, `d_v_u` is what comes from
-its reader u, `d_v_head` is one head's part where heads share v, `d_v_base` holds without an option that adds to it, and
-`.._terms` is what a sum is over. `d_v_scaled` is an adjoint without a constant factor that all of its terms have: the
-log-decays are summed in base 2, and their adjoints would all be multiplied by log(2), to be divided by it at the end.
+its reader u (`.._rows` and `.._columns` where u reads v at both), `d_v_head` is one head's part where heads share v,
+`d_v_base` holds without an option that adds to it, and `.._terms` is what a sum is over. `d_v_scaled` is an adjoint
+without a constant factor that all of its terms have: the log-decays are summed in base 2, and their adjoints would all
+be multiplied by log(2), to be divided by it at the end.
 """
 
 from __future__ import annotations
@@ -184,45 +185,39 @@ class _Reverse:
         return ONE, term
 
     def _through_map(self, node: Map, out: sympy.Expr) -> None:
-        found = []
         for term, (slope, without) in self.partials[node.name].items():
             if name_of(term) in self.active:
                 option = None if slope == without else node.option
-                values = [
-                    self._reduction(node, formula, term, slope, out)
-                    for formula, slope in ((node.formula, slope), (node.otherwise, without))[: 2 if option else 1]
-                ]
-                found.append((term, option, values))
-        # sums without a factor first: those with one find them made, under the name of what they are
-        for term, option, values in sorted(found, key=lambda item: sum(outer != 1 for outer, _, _ in item[2])):
-            on, *off = (outer * self._summed_up(node, term, inner, outer, over) for outer, inner, over in values)
-            self._add(term, on, node.name, option, *off)
+                on = self._gathered(node, node.formula, term, slope, out)
+                off = self._gathered(node, node.otherwise, term, without, out) if option else ONE
+                self._add(term, on, node.name, option, off)
 
-    def _reduction(
-        self, node: Map, formula: Any, term: sympy.Indexed, slope: sympy.Expr, out: sympy.Expr
-    ) -> tuple[sympy.Expr, sympy.Expr, tuple[str, ...]]:
-        """(outer, inner, over): the adjoint of `term` is outer times the sum over `over` of inner."""
+    def _gathered(self, node: Map, formula: Any, term: sympy.Indexed, slope: sympy.Expr, out: sympy.Expr) -> sympy.Expr:
+        """What `term` gets: slope times `out`, summed over the axes that it lacks, heads aside."""
         over = tuple(axis for axis in node.axes if axis not in axes_of(term) and axis != "h")
-        outer, inner = _split(times(slope, out), set(over))
         share = _share(slope, formula)
-        if share is not None and outer.is_number:
-            outer, inner = _split(share * entry(node.name, *node.axes) * out, set(over))
-        return (outer, inner, over) if over else (ONE, outer * inner, over)
+        # as a multiple of the value: rows and columns of scores are then sums of the same numbers, and where the two
+        # should cancel they do
+        whole = times(slope, out) if share is None else share * entry(node.name, *node.axes) * out
+        if not over or whole == 0:
+            return whole
+        outer, inner = _split(whole, set(over))
+        return outer * self._summed_up(node, term, inner, outer, over)
 
     def _summed_up(
         self, node: Map, term: sympy.Indexed, inner: sympy.Expr, outer: sympy.Expr, over: tuple[str, ...]
     ) -> sympy.Expr:
-        if not over or inner == 0:
-            return inner
         inner, over = self._exchanged(node, inner, over)
         axes = tuple(axis for axis in AXES if axis in _axes_in(inner) or axis in over)
         left = tuple(axis for axis in axes if axis not in over)
         value = name_of(term)
         name = self._name(value, node.name, outer == 1 and set(left) == set(axes_of(term)))
-        if self.readers[value].count(node.name) > 1 and name != f"d_{value}":
+        terms = f"{name}_terms"
+        if self.readers[value].count(node.name) > 1:
             name += "".join(f"_{PLACES[axis]}" for axis in axes_of(term) if axis in PLACES)
         if not isinstance(inner, sympy.Indexed) or len(axes_of(inner)) != len(axes):
-            inner = self._node(Map(f"{name}_terms", axes, inner), inner)
+            taken = any(made.name == terms for made in self.nodes)
+            inner = self._node(Map(f"{name}_terms" if taken else terms, axes, inner), inner)
         return self._node(Sum(name, left, inner, over), inner, over)
 
     def _exchanged(self, node: Map, inner: sympy.Expr, over: tuple[str, ...]) -> tuple[sympy.Expr, tuple[str, ...]]:
@@ -346,7 +341,7 @@ def _share(slope: Any, formula: Any) -> sympy.Expr | None:
         if first[1] != value[1] or any(case[0] != 0 for case in (*rest, *others)):
             return None
         slope, formula = first[0], value[0]
-    share = slope / formula
+    share = sympy.factor_terms(slope) / sympy.factor_terms(formula)
     return share if share.is_number else None
 
 

@@ -136,17 +136,27 @@ def test_extreme_steps_and_rates_stay_finite(dt: float, a: float, seed: int):
     arrays["dt"][:], arrays["A"][:] = dt, a
     found = backward(layer, arrays, d_y, d_states, chunk=4)
     assert all(np.isfinite(value).all() for value in found.values())
-    # rows and columns of the scores meet on the diagonal, where their difference leaves a rounding that A multiplies
+    # rows and columns of the scores meet on the diagonal; what rounding leaves of their difference is multiplied by A
     if -1e3 <= a < 0:
         agree(found, automatic(layer, arrays, d_y, d_states))
 
 
 def test_steps_that_differ_by_orders_of_magnitude(seed: int):
-    """A token that forgets everything between tokens that forget nothing: differences, not quotients, of sums."""
+    """Tokens that forget everything between tokens that forget nothing: differences, not quotients, of sums."""
     layer = Layer()
     arrays, d_y, d_states = problem(layer, Sizes(seqlen=12), seed, (0.0, np.inf))
     arrays["dt"] = np.where(np.arange(12) % 3 == 1, 1e3, 1e-6)[None, :, None] * np.ones((1, 12, 2))
     agree(backward(layer, arrays, d_y, d_states, chunk=5), automatic(layer, arrays, d_y, d_states), rtol=1e-8)
+
+
+def test_no_decay_leaves_no_gradient_of_the_decay(seed: int):
+    """Everything is forgotten at once, so that the decay does not matter: rows and columns cancel, also times A."""
+    layer = Layer()
+    arrays, d_y, d_states = problem(layer, Sizes(seqlen=12, headdim=8, dstate=8), seed, (0.0, np.inf))
+    arrays["dt"][:], arrays["A"][:] = 2.0, -1e6
+    found, expected = backward(layer, arrays, d_y, d_states, chunk=12), automatic(layer, arrays, d_y, d_states)
+    assert abs(found["d_A"]).max() < 1e-12
+    np.testing.assert_allclose(found["d_dt"], expected["d_dt"], rtol=1e-6, atol=1e-6)
 
 
 def test_a_nan_stays_where_it_can_reach(seed: int):
