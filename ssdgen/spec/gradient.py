@@ -73,10 +73,11 @@ class _Part:
 
 @dataclass
 class _Reverse:
-    """One run of reverse mode.
+    """One run of reverse mode.  An adjoint is a constant times an entry over the axes of the value.
 
-    made: entry of the node that computes a product, sum or formula, so that none is there twice;
-    adjoints: a constant times an entry over the axes of the value.
+    nodes: those made so far; made: their entries by what they compute, so that nothing is computed twice;
+    parts: what each value got so far; partials: derivatives of pointwise values by what they read, with and without
+    their option; active: values between an input and an output; readers: which of them read a value, once per place.
     """
 
     graph: Graph
