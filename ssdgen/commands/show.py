@@ -27,10 +27,15 @@ def show() -> None:
 @layer_options
 @click.option("--chunk", type=click.IntRange(min=1), help="Positions per chunk.  [default: a symbol]")
 @click.option("--latex", is_flag=True, help="For a document (amsmath).")
-def spec(family: str, layout: str, extras: tuple[str, ...], chunk: int | None, latex: bool) -> None:
+@click.option("--backward", is_flag=True, help="Its adjoint instead, the gradients.")
+def spec(family: str, layout: str, extras: tuple[str, ...], chunk: int | None, latex: bool, backward: bool) -> None:
     """The layer, cut into blocks: equations, ranks, FLOPs and bytes."""
     layer = layer_from(family, layout, extras)
-    click.echo(descriptions.latex(layer, chunk) if latex else descriptions.text(layer, chunk), nl=False)
+    if backward:
+        shown = descriptions.backward_latex if latex else descriptions.backward_text
+    else:
+        shown = descriptions.latex if latex else descriptions.text
+    click.echo(shown(layer, chunk), nl=False)
 
 
 @show.command()
@@ -57,8 +62,15 @@ def kernel(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None
 @problem_options
 @layer_options
 @click.option("--chunk", "chunks", type=click.IntRange(min=1), multiple=True, help="May be given several times.")
+@click.option("--backward", is_flag=True, help="Of the backward pass; the least time alone.")
 def roofline(
-    gpu_name: str, family: str, layout: str, extras: tuple[str, ...], chunks: tuple[int, ...], **sizes: Any
+    gpu_name: str,
+    family: str,
+    layout: str,
+    extras: tuple[str, ...],
+    chunks: tuple[int, ...],
+    backward: bool,
+    **sizes: Any,
 ) -> None:
     """The least time of a call, what binds it, and what each schedule adds."""
     gpu = gpus.find(gpu_name)
@@ -70,6 +82,7 @@ def roofline(
         copy_tbs=gpu.copy_tbs,
         bf16_tflops=gpu.bf16_tflops,
         chunks=chunks or (64, 128, 256),
+        backward=backward,
     )
     click.echo(f"GPU: {gpu.name} ({gpu.arch}, {gpu.sms} multiprocessors)\n{table}", nl=False)
 

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from ..plan import ir
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Sum
 from .environment import render
 from .layout import WIDTH
 from .statements import StatementPrinter, block_sizes, descriptor_order
@@ -68,7 +68,9 @@ def equation(graph: Graph, name: str) -> str:
     if isinstance(node, Contract):
         return f"{left} = sum over {node.over} of {node.left} * {node.right}"
     if isinstance(node, Cumsum):
-        return f"{left} = running sum of {node.of} over {node.along}"
+        return f"{left} = running sum of {node.of} over {node.along}" + (" from its end" if node.reverse else "")
+    if isinstance(node, Sum):
+        return f"{left} = sum over {', '.join(node.over)} of {node.of}"
     if isinstance(node, Last):
         return f"{left} = last {node.of}"
     return f"{left}: {node.what}"

@@ -14,9 +14,10 @@ from typing import Any
 import sympy
 
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Sum
 from .ir import Cumsum as CumsumStmt
-from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Sum, Value, When
+from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
+from .ir import Sum as SumStmt
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class Lowering:
         out = Value(self.variable(node.name, pieces), self._tile_axes(self.node_axes(node.name), pieces))
         if isinstance(node, Contract):
             return self.contract(node, pieces, out, acc=False)
+        if isinstance(node, Sum) or (isinstance(node, Cumsum) and node.reverse):
+            raise ValueError(f"{node.name}: sums over axes and running sums from the end are not lowered yet")
         if isinstance(node, Cumsum):
             of, level = self._exactly(node.of, pieces)
             self.emit(level, CumsumStmt(out, of, node.along))
@@ -176,7 +179,7 @@ class Lowering:
         if not isinstance(summed, Cumsum):
             raise ValueError(f"{node.name}: only the last entry of a running sum can be lowered, not of {summed.name}")
         of, level = self._exactly(summed.of, pieces)
-        self.emit(level, Sum(out, of, node.along))
+        self.emit(level, SumStmt(out, of, node.along))
         return out, level
 
     def contract(self, node: Contract, pieces: Pieces, out: Value, acc: bool) -> tuple[Value, int] | None:

@@ -1,4 +1,4 @@
-"""The block decomposition as four factors with formulas, shapes and ranks.  chunk_graph -> blocks -> show"""
+"""The block decomposition as four factors with formulas, shapes and ranks.  graphs -> blocks, adjoints -> show"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sympy
 
 from . import notation
 from .counts import FACTORS, graph_of
+from .decompose import chunk_graph
 from .dims import CHUNK, DSTATE, EXTENT, NGROUPS, NHEADS
 from .graph import Contract, Graph, Input, Node, reads
 from .layer import Layer
@@ -17,6 +18,13 @@ ABOUT = {
     "right": "what the tokens of a chunk add to the state",
     "centre": "what is left of the entering state, plus that: a scan over the chunks",
     "left": "what the entering state gives to the tokens of a chunk",
+}
+# groups of adjoints, each reading only those before it
+TITLES = {
+    "output": "adjoint of the output",
+    **{factor: f"adjoint of the {factor} factor" for factor in ("left", "diagonal", "right", "centre")},
+    "steps": "adjoint of what comes before the factors",
+    "gradients": "gradients",
 }
 
 
@@ -96,6 +104,55 @@ def blocks(layer: Layer, chunk: int | sympy.Expr = CHUNK) -> Blocks:
         output=tuple(_equation(node, size) for node in outside if node.name in after),
         **factors,
     )
+
+
+@dataclass(frozen=True)
+class Adjoints:
+    """The adjoint of one chunk.
+
+    again: values of the forward pass that the adjoints read; groups: the adjoints of the output, of each factor and of
+    what comes before them, then the gradients, by title, in an order in which each reads only what stands before it.
+    """
+
+    layer: Layer
+    chunk: sympy.Expr
+    again: tuple[Equation, ...]
+    groups: dict[str, tuple[Equation, ...]]
+    off_diagonal_rank: sympy.Expr
+
+
+def adjoints(layer: Layer, chunk: int | sympy.Expr = CHUNK) -> Adjoints:
+    """The adjoints of a chunk of `chunk` positions, which may stay a symbol, by the factor that they belong to."""
+    forward, graph = blocks(layer, chunk), graph_of(layer, backward=True)
+    made = [node for node in graph.nodes if not isinstance(node, Input)]
+    own = [node for node in made if node.name.startswith("d_")]
+    values = {node.name: node for node in chunk_graph(layer).nodes}
+    members = {group: [node for node in own if _adjoint_group(node.name, values) == group] for group in TITLES}
+    return Adjoints(
+        layer=layer,
+        chunk=forward.chunk,
+        again=tuple(_equation(node, forward.chunk) for node in made if node not in own),
+        groups={
+            TITLES[group]: tuple(_equation(node, forward.chunk) for node in nodes)
+            for group, nodes in members.items()
+            if nodes
+        },
+        off_diagonal_rank=forward.off_diagonal_rank,
+    )
+
+
+def _adjoint_group(name: str, values: dict[str, Node]) -> str:
+    """Where an adjoint belongs, by its name: d_v, or d_v_u for what v gets from u (gradient.py)."""
+    rest = name.removeprefix("d_")
+    value = max((v for v in values if f"{rest}_".startswith(f"{v}_")), key=len)
+    after = rest[len(value) + 1 :]
+    subject = max((u for u in values if f"{after}_".startswith(f"{u}_")), key=len, default=value)
+    owner = {v: factor for factor, names in FACTORS.items() for n in names for v in (n, f"{n}_whole")}
+    if subject in owner:
+        return owner[subject]
+    if isinstance(values[subject], Input):
+        return "gradients"
+    return "output" if subject.startswith("y") else "steps"
 
 
 def _with_parts(graph: Graph, names: tuple[str, ...]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Least work of the layer, and what each schedule adds, as expressions in the sizes.  chunk_graph -> roofline, show
+"""Least work of the layer, and what each schedule adds, as expressions in the sizes.  graphs -> roofline, show
 
 A count is over all tokens, batch * seqlen of them, in whole chunks. Parameters of a head (A, D, dt_bias) are left out:
 they are a few KB however long the sequence is.
@@ -15,9 +15,10 @@ import sympy
 from .decompose import CENTRE, DIAGONAL, LEFT, RIGHT, chunk_graph
 from .dims import BATCH, CHUNK, COL, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, ROW, SEQLEN, name_of
 from .functions import sigmoid, softplus
-from .graph import Contract, Graph, Input, Map, reads
+from .gradient import chunk_adjoint, gradients
+from .graph import Contract, Graph, Input, Map, Node, Sum, reads
 from .layer import Layer
-from .specialise import specialise
+from .specialise import TARGETS, specialise
 
 # bytes of an entry of x, dt, B, C, z and y, and of a state that one kernel leaves to another
 ELEMENT_BYTES, STATE_BYTES, SEGMENT = sympy.symbols("element_bytes state_bytes segment", integer=True, positive=True)
@@ -32,14 +33,20 @@ SCHEDULES = ("single_pass", "segments", "split")
 
 
 @cache
-def graph_of(layer: Layer) -> Graph:
-    """The graph of a chunk with the layer's own options."""
-    return specialise(chunk_graph(layer), layer.flags())
+def graph_of(layer: Layer, backward: bool = False) -> Graph:
+    """The graph of a chunk with the layer's own options.
+
+    backward: of its adjoint. What enters a chunk is not stored, so the states go forward once more.
+    """
+    if not backward:
+        return specialise(chunk_graph(layer), layer.flags())
+    graph = chunk_adjoint(layer)
+    return specialise(graph, layer.flags(), (*gradients(layer, graph), "state_out"))
 
 
-def flops(layer: Layer) -> dict[str, sympy.Expr]:
+def flops(layer: Layer, backward: bool = False) -> dict[str, sympy.Expr]:
     """Multiplications and additions of the matrix products, by the name of the product."""
-    graph = graph_of(layer)
+    graph = graph_of(layer, backward)
     return {node.name: 2 * _size(graph, node) for node in graph.nodes if isinstance(node, Contract)}
 
 
@@ -51,40 +58,49 @@ def flops_by_factor(layer: Layer) -> dict[str, sympy.Expr]:
     }
 
 
-def total_flops(layer: Layer) -> sympy.Expr:
-    return sympy.Add(*flops(layer).values())
+def total_flops(layer: Layer, backward: bool = False) -> sympy.Expr:
+    return sympy.Add(*flops(layer, backward).values())
 
 
-def exponentials(layer: Layer) -> dict[str, sympy.Expr]:
-    """Evaluations of a special function, by the value that needs them: exp2, and two (exp and log) for a softplus."""
-    graph, found = graph_of(layer), {}
+def exponentials(layer: Layer, backward: bool = False) -> dict[str, sympy.Expr]:
+    """Evaluations of a special function, by the value that needs them: exp2, and two (exp and log) for a softplus.
+
+    What several values need counts once, for the first of them.
+    """
+    graph, found = graph_of(layer, backward), {}
+    known: set[Any] = set()
     for node in graph.nodes:
         if isinstance(node, Map):
-            powers = [term for term in node.formula.atoms(sympy.Pow) if term.base == 2 and not term.exp.is_number]
-            calls = len(powers) + 2 * len(node.formula.atoms(softplus)) + len(node.formula.atoms(sigmoid))
+            powers = {term for term in node.formula.atoms(sympy.Pow) if term.base == 2 and not term.exp.is_number}
+            needed = (powers | node.formula.atoms(softplus) | node.formula.atoms(sigmoid)) - known
+            calls = sum(2 if isinstance(term, softplus) else 1 for term in needed)
+            known |= needed
             if calls:
                 found[node.name] = calls * _size(graph, node)
     return found
 
 
-def least_bytes(layer: Layer, final_states: bool = False) -> dict[str, sympy.Expr]:
-    """Bytes that must cross the memory bus, by array: inputs once, outputs once (docs/maths.md, Least work)."""
-    graph = graph_of(layer)
-    inputs = [node for node in graph.nodes if isinstance(node, Input)]
-    found = {node.name: _entries(layer, node) * ELEMENT_BYTES for node in inputs if {"i", "j"} & set(node.axes)}
+def least_bytes(layer: Layer, final_states: bool = False, backward: bool = False) -> dict[str, sympy.Expr]:
+    """Bytes that must cross the memory bus, by array: inputs once, outputs once (docs/maths.md, Least work).
+
+    backward: adjoints of the outputs are inputs, gradients are outputs, and the outputs themselves are not needed.
+    """
+    graph = graph_of(layer, backward)
+    results = gradients(layer, graph) if backward else TARGETS
+    ends = [node for node in graph.nodes if isinstance(node, Input) or node.name in results]
+    found = {node.name: _entries(layer, node) * ELEMENT_BYTES for node in ends if {"i", "j"} & set(node.axes)}
     state = BATCH * NHEADS * HEADDIM * DSTATE * FP32_BYTES
     if "seq" in found:
         found["seq"] = TOKENS * INT32_BYTES
     if layer.initial_states:
-        found["initial_states"] = state
-    found["y"] = TOKENS * NHEADS * HEADDIM * ELEMENT_BYTES
+        found |= dict.fromkeys(("initial_states", *(["d_initial_states"] if backward else [])), state)
     if final_states:
-        found["final_states"] = state
+        found["d_final_states" if backward else "final_states"] = state
     return found
 
 
-def total_bytes(layer: Layer, final_states: bool = False) -> sympy.Expr:
-    return sympy.Add(*least_bytes(layer, final_states).values())
+def total_bytes(layer: Layer, final_states: bool = False, backward: bool = False) -> sympy.Expr:
+    return sympy.Add(*least_bytes(layer, final_states, backward).values())
 
 
 def extra_bytes(layer: Layer, schedule: str, prepared: bool = True) -> dict[str, sympy.Expr]:
@@ -117,9 +133,10 @@ def at(expr: sympy.Expr, sizes: Mapping[Any, float]) -> float:
     return float(expr.xreplace({symbol: sympy.sympify(size) for symbol, size in sizes.items()}))  # type: ignore[arg-type]
 
 
-def _entries(layer: Layer, node: Input) -> sympy.Expr:
-    """Number of entries of an input that has one for every token."""
-    heads = layer.layout.extent(node.name) if node.name in ("x", "B", "C") else NHEADS if "h" in node.axes else 1
+def _entries(layer: Layer, node: Node) -> sympy.Expr:
+    """Number of entries of an array that has some for every token; a gradient has as many as what it is of."""
+    operand = node.name.removeprefix("d_")
+    heads = layer.layout.extent(operand) if operand in ("x", "B", "C") else NHEADS if "h" in node.axes else 1
     return TOKENS * heads * sympy.Mul(*(EXTENT[axis] for axis in node.axes if axis in ("p", "n")))
 
 
@@ -136,13 +153,24 @@ def _only_causal(graph: Graph, node: Map | Contract) -> bool:
     """Whether only the pairs i >= j of a node count: it, what it reads or all that reads it is zero elsewhere."""
     if isinstance(node, Contract) and any(_zero_above(graph, name_of(term)) for term in (node.left, node.right)):
         return True
-    readers = [other.name for other in graph.nodes if node.name in reads(other)]
-    return _zero_above(graph, node.name) or (bool(readers) and all(_zero_above(graph, name) for name in readers))
+    return _zero_above(graph, node.name) or _unread_above(graph, node.name)
+
+
+def _unread_above(graph: Graph, name: str) -> bool:
+    """Whether what is made of a value is zero where i < j, at once or after more pointwise steps."""
+    readers = [node for node in graph.nodes if name in reads(node)]
+    pointwise = {node.name for node in readers if isinstance(node, Map) and {"i", "j"} <= set(node.axes)}
+    return bool(readers) and all(
+        _zero_above(graph, node.name) or (node.name in pointwise and _unread_above(graph, node.name))
+        for node in readers
+    )
 
 
 def _zero_above(graph: Graph, name: str) -> bool:
-    """Whether a pointwise value over rows and columns is zero where i < j."""
+    """Whether a value over rows and columns is zero where i < j: pointwise, or a sum over heads."""
     node = graph[name]
+    if isinstance(node, Sum):
+        return _zero_above(graph, name_of(node.of))
     if not isinstance(node, Map) or not {"i", "j"} <= set(node.axes):
         return False
     zeros = {term: sympy.Integer(0) for term in node.formula.atoms(sympy.Indexed) if _zero_above(graph, name_of(term))}

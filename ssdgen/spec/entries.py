@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import sympy
 
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Sum
 
 Entry = Callable[..., Any]
 
@@ -53,8 +54,13 @@ class Entries:
             steps = ({**at, node.over: step} for step in range(self._extent(node.over)))
             return sympy.Add(*(self._read(node.left, step) * self._read(node.right, step) for step in steps))
         if isinstance(node, Cumsum):
-            steps = range(at[node.along] + 1)
+            here = at[node.along]
+            steps = range(here, self._extent(node.along)) if node.reverse else range(here + 1)
             return sympy.Add(*(self._read(node.of, {**at, node.along: step}) for step in steps))
+        if isinstance(node, Sum):
+            places = itertools.product(*(range(self._extent(axis)) for axis in node.over))
+            steps = ({**at, **dict(zip(node.over, place, strict=True))} for place in places)
+            return sympy.Add(*(self._read(node.of, step) for step in steps))
         assert isinstance(node, Last)
         return self._read(node.of, {**at, node.along: self._extent(node.along) - 1})
 

@@ -13,7 +13,7 @@ import numpy as np
 import sympy
 
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Sum
 from .numeric import function
 
 Array = np.ndarray[Any, Any]
@@ -75,9 +75,12 @@ class _Run:
             subscripts = f"{''.join(axes_of(node.left))},{''.join(axes_of(node.right))}->{''.join(node.axes)}"
             return np.einsum(subscripts, left, right)
         source = self.value(name_of(node.of))
+        if isinstance(node, Sum):
+            return np.sum(source, axis=tuple(axes_of(node.of).index(axis) for axis in node.over))
         place = axes_of(node.of).index(node.along)
         if isinstance(node, Cumsum):
-            return np.cumsum(source, axis=place)
+            summed = np.cumsum(np.flip(source, place) if node.reverse else source, axis=place)
+            return np.flip(summed, place) if node.reverse else summed
         assert isinstance(node, Last)
         return np.take(source, -1, axis=place)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from .dims import axes_of, name_of
+from .dims import name_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ class Contract:
 
 @dataclass(frozen=True)
 class Cumsum:
-    """Inclusive running sum of `of` along the positions of the chunk."""
+    """Inclusive running sum of `of` along the positions of the chunk, from its start or, reverse, from its end."""
 
     name: str
     axes: tuple[str, ...]
     of: sympy.Indexed
     along: str
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,17 @@ class Last:
     along: str
 
 
-Node = Input | Map | Contract | Cumsum | Last
+@dataclass(frozen=True)
+class Sum:
+    """Sum of `of` over some of its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+    of: sympy.Indexed
+    over: tuple[str, ...]
+
+
+Node = Input | Map | Contract | Cumsum | Last | Sum
 
 
 def reads(node: Node) -> tuple[str, ...]:
@@ -73,7 +84,7 @@ def reads(node: Node) -> tuple[str, ...]:
         return ()
     if isinstance(node, Contract):
         return tuple(sorted({name_of(node.left), name_of(node.right)}))
-    if isinstance(node, (Cumsum, Last)):
+    if isinstance(node, (Cumsum, Last, Sum)):
         return (name_of(node.of),)
     exprs = [node.formula] + ([node.otherwise] if node.otherwise is not None else [])
     return tuple(sorted({leaf for expr in exprs for leaf in leaves(expr)}))
@@ -122,4 +133,4 @@ class Graph:
         return tuple(node for node in self.nodes if node.name in wanted)
 
 
-__all__ = ["Contract", "Cumsum", "Graph", "Input", "Last", "Map", "Node", "axes_of", "leaves", "name_of", "reads"]
+__all__ = ["Contract", "Cumsum", "Graph", "Input", "Last", "Map", "Node", "Sum", "leaves", "reads"]

@@ -9,8 +9,9 @@ import sympy
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
+from .derivative import decay_exponent
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Input, Map, Node
+from .graph import Contract, Cumsum, Input, Map, Node, Sum
 
 # letters of docs/maths.md; a value without one is set upright by its name
 LETTERS = {
@@ -47,6 +48,8 @@ LETTERS = {
     "element_bytes": "e",
     **{letter: letter for letter in ("A", "x", "B", "C", "D", "z", *AXES)},
 }
+# what has an adjoint
+_VALUES = frozenset((*LETTERS, *(f"{name}_whole" for name in LETTERS))) - {*AXES, "batch"}
 
 
 def text(node: Node) -> str:
@@ -76,11 +79,15 @@ def _text_value(node: Node) -> str:
         return formula_text(node.formula)
     if isinstance(node, Contract):
         return f"sum over {node.over} of {formula_text(node.left)} {formula_text(node.right)}"
+    if isinstance(node, Sum):
+        return f"sum over {', '.join(node.over)} of {formula_text(node.of)}"
     inside = [
         axis if axis != node.along else ("k" if isinstance(node, Cumsum) else "last") for axis in axes_of(node.of)
     ]
     value = f"{name_of(node.of)}[{', '.join(inside)}]"
-    return f"sum over k <= {node.along} of {value}" if isinstance(node, Cumsum) else value
+    if isinstance(node, Cumsum):
+        return f"sum over k {'>=' if node.reverse else '<='} {node.along} of {value}"
+    return value
 
 
 def _latex_value(node: Node) -> str:
@@ -90,9 +97,12 @@ def _latex_value(node: Node) -> str:
         return formula_latex(node.formula)
     if isinstance(node, Contract):
         return rf"\sum_{{{node.over}}} {formula_latex(node.left)} {formula_latex(node.right)}"
+    if isinstance(node, Sum):
+        return rf"\sum_{{{','.join(node.over)}}} {formula_latex(node.of)}"
     if isinstance(node, Cumsum):
         inside = tuple("k" if axis == node.along else axis for axis in axes_of(node.of))
-        return rf"\sum_{{k \le {node.along}}} {_latex_entry(name_of(node.of), inside)}"
+        bound = r"\ge" if node.reverse else r"\le"
+        return rf"\sum_{{k {bound} {node.along}}} {_latex_entry(name_of(node.of), inside)}"
     inside = tuple(r"\mathrm{last}" if axis == node.along else axis for axis in axes_of(node.of))
     return _latex_entry(name_of(node.of), inside)
 
@@ -107,7 +117,13 @@ def _latex_entry(name: str, axes: tuple[str, ...]) -> str:
 
 
 def _letter(name: str) -> str:
-    """Letter of a value; a ring marks a factor before sequence boundaries cut it."""
+    """Letter of a value; a ring marks a factor before sequence boundaries cut it, a line over it the adjoint of it."""
+    if name.startswith("d_"):
+        rest = name.removeprefix("d_")
+        value = max((known for known in _VALUES if f"{rest}_".startswith(f"{known}_")), key=len, default="")
+        if value:
+            place = rest[len(value) :].strip("_").replace("_", r"\_")
+            return rf"\overline{{{_letter(value)}}}" + (rf"^{{\mathrm{{{place}}}}}" if place else "")
     if name.endswith("_whole") and name.removesuffix("_whole") in LETTERS:
         return rf"\mathring{{{LETTERS[name.removesuffix('_whole')]}}}"
     escaped = name.replace("_", r"\_")
@@ -117,13 +133,6 @@ def _letter(name: str) -> str:
 def _positive_first(expr: sympy.Expr) -> list[sympy.Expr]:
     terms = sympy.Add.make_args(expr)
     return sorted(terms, key=lambda term: (term.could_extract_minus_sign(), sympy.default_sort_key(term)))
-
-
-def _decay_exponent(expr: Any) -> sympy.Expr | None:
-    """u for 2 ** min(u, 0): what is printed without its clamp, which a footnote mentions."""
-    if expr.base == 2 and isinstance(expr.exp, sympy.Min) and 0 in expr.exp.args:
-        return sympy.Min(*(arg for arg in expr.exp.args if arg != 0))
-    return None
 
 
 class TextPrinter(StrPrinter):
@@ -137,7 +146,7 @@ class TextPrinter(StrPrinter):
         return reduce(lambda left, right: f"{left} - {right[1:]}" if right[0] == "-" else f"{left} + {right}", parts)
 
     def _print_Pow(self, expr: Any, rational: bool = False) -> str:
-        exponent = _decay_exponent(expr)
+        exponent = decay_exponent(expr)
         return super()._print_Pow(expr, rational) if exponent is None else f"exp2({self._print(exponent)})"
 
     def _print_Min(self, expr: Any) -> str:
@@ -175,7 +184,7 @@ class MathPrinter(LatexPrinter):
         return reduce(lambda left, right: f"{left} {right}" if right[0] == "-" else f"{left} + {right}", parts)
 
     def _print_Pow(self, expr: Any) -> str:
-        exponent = _decay_exponent(expr)
+        exponent = decay_exponent(expr)
         return super()._print_Pow(expr) if exponent is None else rf"2^{{{self._print(exponent)}}}"
 
     def _print_softplus(self, expr: Any) -> str:

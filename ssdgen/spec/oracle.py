@@ -76,7 +76,7 @@ def oracle(
     if dt.ndim != 3:
         raise OracleInput(f"dt has shape {dt.shape}; it must be [batch, seqlen, nheads]")
     batch, seqlen, nheads = dt.shape
-    index = _index_maps(layer, {"x": x, "B": B, "C": C}, nheads)
+    index = index_maps(layer, {"x": x, "B": B, "C": C}, nheads)
     headdim, dstate = x.shape[-1], B.shape[-1]
     for name, array, last in (("x", x, headdim), ("B", B, dstate), ("C", C, dstate)):
         _shape(name, array, (batch, seqlen, array.shape[2], last))
@@ -92,7 +92,7 @@ def oracle(
         kept = np.exp(np.minimum(_pointwise(layer.log_decay, dt, A), 0.0)) * np.ones_like(dt)  # [b, L, H]
         weight = _pointwise(formulas.input_weight, dt) * np.ones_like(dt)  # [b, L, H]
 
-        spans, states = _sequences(cu_seqlens, initial_states, (batch, seqlen, nheads, headdim, dstate))
+        spans, states = sequences(cu_seqlens, initial_states, (batch, seqlen, nheads, headdim, dstate))
         y, ends = np.empty((batch, seqlen, nheads, headdim)), []
         for (start, stop), state in zip(spans, states, strict=True):
             part = np.s_[:, start:stop]
@@ -135,7 +135,7 @@ def _recurrence(
     return y, state
 
 
-def _sequences(
+def sequences(
     cu_seqlens: Array | None, initial_states: Array | None, sizes: tuple[int, ...]
 ) -> tuple[list[tuple[int, int]], list[Array]]:
     """First and past-the-end token of each sequence, and the state that it starts from, [b, H, P, N]."""
@@ -157,7 +157,7 @@ def _sequences(
     return spans, list(states[:, None])
 
 
-def _index_maps(layer: Layer, operands: dict[str, Array], nheads: int) -> dict[str, list[int]]:
+def index_maps(layer: Layer, operands: dict[str, Array], nheads: int) -> dict[str, list[int]]:
     """For x, B and C, which entry each head uses: the layout's index map in numbers."""
     if wrong := [f"{name} {array.shape}" for name, array in operands.items() if array.ndim != 4]:
         raise OracleInput(f"{', '.join(wrong)}: x, B and C must be [batch, seqlen, heads or groups, headdim or dstate]")

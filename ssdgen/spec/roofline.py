@@ -35,12 +35,13 @@ def floor(
     copy_tbs: float,
     bf16_tflops: float,
     final_states: bool = False,
+    backward: bool = False,
 ) -> Floor:
-    """Least time of the forward pass.
+    """Least time of the forward or of the backward pass.
 
     element_bytes: of x, dt, B, C and y; chunk: tokens per chunk, which sets the FLOPs; copy_tbs: bandwidth in TB/s
     (1e12 bytes) and bf16_tflops: rate of dense matrix products in TFLOP/s, both as measured; final_states: they are
-    written too. Raises ValueError for a size or a rate that is not positive.
+    written too, or their adjoints read. Raises ValueError for a size or a rate that is not positive.
     """
     sizes = {
         BATCH: batch,
@@ -56,8 +57,8 @@ def floor(
     given = {**{str(size): value for size, value in sizes.items()}, **rates}
     if wrong := [f"{name} is {value}" for name, value in given.items() if not value > 0]:
         raise ValueError(f"{', '.join(wrong)}; every size and rate must be positive")
-    least = counts.at(counts.total_bytes(layer, final_states), sizes)
-    work = counts.at(counts.total_flops(layer), sizes)
+    least = counts.at(counts.total_bytes(layer, final_states, backward), sizes)
+    work = counts.at(counts.total_flops(layer, backward), sizes)
     bytes_us, flops_us = least / copy_tbs / 1e6, work / bf16_tflops / 1e6
     return Floor(
         us=max(bytes_us, flops_us),

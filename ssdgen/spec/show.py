@@ -8,13 +8,14 @@ from typing import Any
 import sympy
 
 from . import counts
-from .blocks import Blocks, Equation, Factor, blocks
+from .blocks import Adjoints, Blocks, Equation, Factor, adjoints, blocks
 from .dims import BATCH, CHUNK, DSTATE, HEADDIM, NGROUPS, NHEADS, SEQLEN
 from .layer import Layer
 from .notation import formula_latex, formula_text
 from .roofline import floor
 
 CLAMP_NOTE = "exp2(u) is 2 ** min(u, 0): no exponent is positive, but a difference of rounded sums can come out so."
+SCALED_NOTE = "d_v_scaled is d_v / log(2): the factor that sums in base 2 would bring in, and divide out again."
 
 
 def text(layer: Layer, chunk: int | None = None) -> str:
@@ -44,13 +45,34 @@ def latex(layer: Layer, chunk: int | None = None) -> str:
         rank = rf"As a matrix ${rows} \times {columns}$, of rank ${formula_latex(factor.rank)}$."
         parts.append(_paragraph(about, factor.equations) + rank + "\n")
     parts.append(_paragraph("Output", found.output))
-    total = sympy.Add(*_at(found, counts.flops(layer)).values())
-    least = sympy.Add(*_at(found, counts.least_bytes(layer)).values())
-    parts.append(
-        "\\paragraph{Least work}\n"
-        + _align([rf"\text{{FLOPs}} &= {formula_latex(total)}", rf"\text{{bytes}} &= {formula_latex(least)}"])
-    )
-    return "\n".join(parts)
+    return "\n".join([*parts, _least_work(found)])
+
+
+def backward_text(layer: Layer, chunk: int | None = None) -> str:
+    """The adjoint of a chunk of `layer` and its counts as plain text; chunk: positions per chunk, a symbol if None."""
+    found = adjoints(layer, CHUNK if chunk is None else chunk)
+    parts = [_heading(layer), "", "from the forward pass, computed again", *_lines(found.again)]
+    for title, equations in found.groups.items():
+        parts += ["", title, *_lines(equations)]
+    parts += ["", CLAMP_NOTE]
+    if any(equation.name.endswith("_scaled") for equations in found.groups.values() for equation in equations):
+        parts.append(SCALED_NOTE)
+    rank = formula_text(found.off_diagonal_rank)
+    parts.append(f"The matrix from d_y to d_x is the transpose: a block above its diagonal has rank at most {rank}.")
+    flops = counts.flops(layer, backward=True)
+    parts += ["", "FLOPs of the matrix products", *_table(_counts(_with_total(flops), found))]
+    parts += ["", "special functions", *_table(_counts(counts.exponentials(layer, backward=True), found))]
+    least = counts.least_bytes(layer, backward=True)
+    parts += ["", "bytes, each array once", *_table(_counts(_with_total(least), found))]
+    return "\n".join(parts) + "\n"
+
+
+def backward_latex(layer: Layer, chunk: int | None = None) -> str:
+    """The same equations and the totals as LaTeX paragraphs (amsmath), to be put into a document."""
+    found = adjoints(layer, CHUNK if chunk is None else chunk)
+    parts = [_paragraph("From the forward pass, computed again", found.again)]
+    parts += [_paragraph(title.capitalize(), equations) for title, equations in found.groups.items()]
+    return "\n".join([*parts, _least_work(found, backward=True)])
 
 
 def roofline_table(
@@ -67,18 +89,25 @@ def roofline_table(
     chunks: Sequence[int] = (64, 128, 256),
     segment: int = 512,
     state_bytes: int = 2,
+    backward: bool = False,
 ) -> str:
     """Least time for some chunk sizes, and what each schedule adds to the bytes, as plain text.
 
-    Sizes and rates as in `roofline.floor`; segment: tokens per segment; state_bytes: of a state between kernels.
+    Sizes and rates as in `roofline.floor`; segment: tokens per segment; state_bytes: of a state between kernels;
+    backward: of the backward pass, the least time alone.
     """
     sizes = (batch, seqlen, nheads, headdim, dstate, ngroups, element_bytes)
-    floors = {chunk: floor(layer, *sizes, chunk, copy_tbs, bf16_tflops) for chunk in chunks}
+    floors = {chunk: floor(layer, *sizes, chunk, copy_tbs, bf16_tflops, backward=backward) for chunk in chunks}
     rows = [("chunk", "floor us", "binds", "bytes us", "FLOPs us", "MB", "GFLOP")]
     for chunk, least in floors.items():
         times = [f"{value:.1f}" for value in (least.us, least.bytes_us, least.flops_us)]
         work = (f"{least.bytes / 1e6:.1f}", f"{least.flops / 1e9:.1f}")
         rows.append((str(chunk), times[0], least.binds, times[1], times[2], *work))
+    names = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups", "element_bytes")
+    described = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+    parts = [_heading(layer), described, f"{copy_tbs:g} TB/s copy, {bf16_tflops:g} TFLOP/s dense", ""]
+    if backward:
+        return "\n".join([*parts, "backward pass", *_table(rows), ""])
     values = dict(zip((BATCH, SEQLEN, NHEADS, HEADDIM, DSTATE, NGROUPS, counts.ELEMENT_BYTES), sizes, strict=True))
     values |= {counts.SEGMENT: segment, counts.STATE_BYTES: state_bytes}
     added = [("schedule", *(f"chunk {chunk}" for chunk in chunks))]
@@ -86,21 +115,8 @@ def roofline_table(
         extra = sympy.Add(*counts.extra_bytes(layer, schedule).values())
         times = (counts.at(extra, {**values, CHUNK: chunk}) / copy_tbs / 1e6 for chunk in chunks)
         added.append((schedule, *(f"{time:.1f}" for time in times)))
-    names = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups", "element_bytes")
-    described = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
-    return "\n".join(
-        [
-            _heading(layer),
-            described,
-            f"{copy_tbs:g} TB/s copy, {bf16_tflops:g} TFLOP/s dense",
-            "",
-            *_table(rows),
-            "",
-            f"us of bytes that a schedule adds (segments of {segment}, states between kernels of {state_bytes} bytes)",
-            *_table(added),
-            "",
-        ]
-    )
+    title = f"us of bytes that a schedule adds (segments of {segment}, states between kernels of {state_bytes} bytes)"
+    return "\n".join([*parts, *_table(rows), "", title, *_table(added), ""])
 
 
 def _heading(layer: Layer) -> str:
@@ -127,12 +143,24 @@ def _lines_of(factor: Factor) -> list[str]:
     return [f"  -> [{shape}]; {how}; matrix {rows} x {columns}, rank {formula_text(factor.rank)}"]
 
 
-def _at(found: Blocks, counted: dict[str, sympy.Expr]) -> dict[str, Any]:
+def _least_work(found: Blocks | Adjoints, backward: bool = False) -> str:
+    total = sympy.Add(*_at(found, counts.flops(found.layer, backward)).values())
+    least = sympy.Add(*_at(found, counts.least_bytes(found.layer, backward=backward)).values())
+    return "\\paragraph{Least work}\n" + _align(
+        [rf"\text{{FLOPs}} &= {formula_latex(total)}", rf"\text{{bytes}} &= {formula_latex(least)}"]
+    )
+
+
+def _with_total(counted: dict[str, sympy.Expr]) -> dict[str, sympy.Expr]:
+    return {**counted, "total": sympy.Add(*counted.values())}
+
+
+def _at(found: Blocks | Adjoints, counted: dict[str, sympy.Expr]) -> dict[str, Any]:
     """The counts for the chunk of the blocks."""
     return {name: sympy.factor(expr.subs(CHUNK, found.chunk)) for name, expr in counted.items()}
 
 
-def _counts(counted: dict[str, sympy.Expr], found: Blocks) -> list[tuple[str, ...]]:
+def _counts(counted: dict[str, sympy.Expr], found: Blocks | Adjoints) -> list[tuple[str, ...]]:
     rows = [(name, formula_text(expr)) for name, expr in _at(found, counted).items()]
     return rows or [("none", "0")]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import sympy
 
-from .dims import name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node
+from .dims import axes_of, name_of
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node, Sum
 
 TARGETS = ("y", "state_out")
 
@@ -54,9 +54,9 @@ def _common(graph: Graph, members: list[str], targets: tuple[str, ...]) -> str:
 
 
 def _repeats(node: Node) -> str | None:
-    """Name of the value that a node is equal to, entry by entry."""
+    """Name of the value that a node is equal to, entry by entry; one that is spread along another axis is not."""
     if isinstance(node, Map) and isinstance(node.formula, sympy.Indexed):
-        return name_of(node.formula)
+        return name_of(node.formula) if len(axes_of(node.formula)) == len(node.axes) else None
     return None
 
 
@@ -71,7 +71,7 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
         return replace(node, name=name, formula=formula(node.formula))
     if isinstance(node, Contract):
         return replace(node, name=name, left=formula(node.left), right=formula(node.right))
-    if isinstance(node, (Cumsum, Last)):
+    if isinstance(node, (Cumsum, Last, Sum)):
         return replace(node, name=name, of=formula(node.of))
     return node
 

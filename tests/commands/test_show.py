@@ -53,6 +53,16 @@ def test_roofline() -> None:
     assert "not divisible" in refused("show", "roofline", "--ngroups", "7")
 
 
+def test_backward() -> None:
+    text = shown("show", "spec", "--backward", "--chunk", "64", "--with", "D")
+    assert "d_C_CB[i, n] = sum over j of d_CB[i, j] B[j, n]" in text and "gradients" in text and "total" in text
+    assert r"\overline{x}" in shown("show", "spec", "--backward", "--latex")
+    assert "d_A" not in shown("show", "spec", "--backward", "--family", "none")
+    floors = {flag: shown("show", "roofline", "--chunk", "64", *flag) for flag in ((), ("--backward",))}
+    least = [float(text.split("GFLOP")[1].split()[1]) for text in floors.values()]
+    assert 1.5 * least[0] < least[1]
+
+
 def test_space_has_a_reason_for_every_bound() -> None:
     text = shown("show", "space", "--gpu", "rtx3090")
     assert all(word in text for word in ("single_pass", "segments", "split", "minimal", "num_warps"))

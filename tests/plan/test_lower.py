@@ -15,7 +15,7 @@ from ssdgen.plan.schedules import passing, prepare, scan, walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
 from ssdgen.spec.dims import axes_of, entry, name_of
-from ssdgen.spec.graph import Contract, Cumsum, Graph, Input, Last, Map
+from ssdgen.spec.graph import Contract, Cumsum, Graph, Input, Last, Map, Sum
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, MULTI_EXPAND, MULTI_HEAD, MULTI_INPUT
 from ssdgen.spec.masks import FAMILIES, NONE
@@ -205,6 +205,13 @@ def test_only_the_last_entry_of_a_running_sum_is_a_sum():
     assert isinstance(lowering.scopes[1][-1], ir.Sum)
     with pytest.raises(ValueError, match="only the last entry of a running sum can be lowered, not of y"):
         lower(Map("y", ("j",), X + 1), Last("end", (), Y, "j")).need("end", {})
+
+
+def test_what_has_no_statement_is_refused():
+    """A running sum from the end must not come out as one from the start."""
+    for node in (Cumsum("s", ("j",), X, "j", reverse=True), Sum("s", (), X, ("j",))):
+        with pytest.raises(ValueError, match="s: sums over axes and running sums from the end are not lowered yet"):
+            lower(node).need("s", {"j": WHOLE})
 
 
 def test_a_position_past_the_end_is_zero_where_it_must_be():

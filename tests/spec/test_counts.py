@@ -25,6 +25,54 @@ def test_the_formulas_of_the_mathematics():
     assert same(counts.total_bytes(Layer()), T * (2 * H * P * E + 2 * G * N * E + H * E))
 
 
+def test_the_formulas_of_the_mathematics_backward():
+    product, state = 2 * T * Q * P * H * HALF, 2 * T * P * N * H
+    flops = 2 * T * Q * N * G * HALF + 2 * product + 2 * (2 * T * Q * N * G * HALF) + 5 * state
+    assert same(counts.total_flops(Layer(), backward=True), flops)
+    assert same(counts.total_bytes(Layer(), backward=True), T * (3 * H * P * E + 4 * G * N * E + 2 * H * E))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_backward_products_do_not_depend_on_the_mask(family, boundaries):
+    layer = Layer(family, boundaries=boundaries)
+    assert same(counts.total_flops(layer, backward=True), counts.total_flops(Layer(), backward=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+def test_backward_follows_the_layout(layout):
+    """A gradient has the entries of its operand; scores are shared where B and C are, in both directions."""
+    found, heads = counts.least_bytes(Layer(layout=layout), backward=True), counts.flops(Layer(layout=layout), True)
+    for name in ("x", "B", "C", "dt_raw"):
+        assert found[f"d_{name}"] == found[name]
+    shared = G if not (layout.b or layout.c) else H
+    for product in ("CB", "d_C_CB", "d_B_CB"):
+        assert same(heads[product], 2 * T * Q * N * shared * HALF)
+    assert same(heads["d_scores"], 2 * T * Q * P * H * HALF)
+
+
+def test_options_add_their_arrays_backward():
+    layer = Layer(gate=True, initial_states=True, boundaries=True, skip="head", dt_bias=True)
+    found = counts.least_bytes(layer, final_states=True, backward=True)
+    assert {*found} == {
+        "dt_raw", "x", "B", "C", "z", "seq", "d_y", "d_dt_raw", "d_x", "d_B", "d_C", "d_z",
+        "initial_states", "d_initial_states", "d_final_states",
+    }  # fmt: skip
+    assert same(found["d_z"], found["z"]) and same(found["d_initial_states"], 4 * BATCH * H * P * N)
+    # the gradient of the gate needs what was gated
+    assert counts.flops(layer, backward=True).keys() - counts.flops(Layer(), backward=True).keys() == {
+        "y_state",
+        "y_diag",
+    }
+
+
+def test_a_special_function_counts_once():
+    found = counts.exponentials(Layer(dt_softplus=True, gate=True), backward=True)
+    assert same(found["scores"], T * Q * H * HALF) and same(found["right_decay"], T * H)
+    assert same(found["dt_positive"], 2 * T * H) and same(found["d_dt_raw"], T * H)
+    assert same(found["d_y_skip"], T * P * H) and {"d_z", "d_CB_head", "d_dt"}.isdisjoint(found)
+
+
 def test_flops_by_factor():
     found = counts.flops_by_factor(Layer())
     assert same(found["diagonal"], 2 * T * Q * HALF * (N * G + P * H))

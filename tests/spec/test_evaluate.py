@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdgen.spec.decompose import chunk_graph
+from ssdgen.spec.dims import entry
+from ssdgen.spec.entries import Entries
 from ssdgen.spec.evaluate import MissingInput, evaluate
+from ssdgen.spec.graph import Cumsum, Graph, Input, Sum
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS
 from ssdgen.spec.masks import FAMILIES, NONE
@@ -74,6 +77,27 @@ def test_a_value_over_columns_may_be_read_on_rows():
     found = evaluate(graph, {"dA_cs": sums}, {}, ("left_decay", "dA_last"))
     np.testing.assert_allclose(found["left_decay"], 2.0**sums)
     assert found["dA_last"] == [-5.0]
+
+
+def test_sums_and_running_sums_from_either_end():
+    of = entry("x", "h", "j")
+    graph = Graph(
+        "g",
+        (
+            Input("x", ("h", "j"), "x"),
+            Cumsum("up", ("h", "j"), of, "j"),
+            Cumsum("down", ("h", "j"), of, "j", reverse=True),
+            Sum("heads", ("j",), of, ("h",)),
+            Sum("row", ("h",), entry("x", "h", "i"), ("i",)),
+        ),
+    )
+    x = np.array([[1.0, 2.0, 4.0], [10.0, 20.0, 40.0]])
+    found = evaluate(graph, {"x": x}, {}, ("up", "down", "heads", "row"))
+    assert found["up"].tolist() == [[1, 3, 7], [10, 30, 70]] and found["down"].tolist() == [[7, 6, 4], [70, 60, 40]]
+    assert found["heads"].tolist() == [11, 22, 44] and found["row"].tolist() == [7, 70]
+    exact = Entries(graph, {"x": lambda h, j: int(x[h, j])}, {"h": 2, "i": 3})
+    for name, value in found.items():
+        assert all(float(exact(name, *place)) == value[place] for place in np.ndindex(value.shape))
 
 
 def test_what_is_given_is_not_computed():

@@ -23,6 +23,16 @@ def test_the_floor_of_a_large_layer(chunk: int, flops_us: float):
     assert found.binds == ("flops" if chunk == 256 else "bytes")
 
 
+@pytest.mark.parametrize(("chunk", "flops_us"), [(64, 150), (128, 164), (256, 193)])
+def test_the_floor_of_its_backward_pass(chunk: int, flops_us: float):
+    found = floor(Layer(), **SIZES, **RATES, chunk=chunk, backward=True)
+    assert found.flops_us == pytest.approx(flops_us, abs=0.6)
+    assert found.bytes == 16384 * (3 * 80 * 64 * 2 + 4 * 128 * 2 + 2 * 80 * 2)
+    assert found.bytes_us == pytest.approx(122, abs=0.5) and found.binds == "flops"
+    states = floor(Layer(), **SIZES, **RATES, chunk=chunk, backward=True, final_states=True)
+    assert states.bytes - found.bytes == 8 * 80 * 64 * 128 * 4
+
+
 def test_final_states_of_eight_sequences():
     found = floor(Layer(), **SIZES, **RATES, chunk=64, final_states=True)
     assert found.bytes_us == pytest.approx(85.5, abs=0.05)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdgen.spec.decompose import chunk_graph
+from ssdgen.spec.dims import entry
 from ssdgen.spec.graph import Contract, Graph, Input, Map
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.masks import NONE
@@ -64,3 +65,8 @@ def test_an_option_needs_a_value_without_it():
     broken = Graph("broken", tuple(replace(node, otherwise=None) if old is node else old for old in graph.nodes))
     with pytest.raises(ValueError, match="y has the option HAS_Z and no value without it"):
         specialise(broken, {})
+
+
+def test_a_value_that_is_spread_along_an_axis_is_no_alias():
+    graph = Graph("g", (Input("A", ("h",), "rate"), Map("spread", ("h", "j"), entry("A", "h"))))
+    assert "spread" in specialise(graph, {}, ("spread",))
