@@ -12,10 +12,11 @@ from ..plan import ir
 from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Sum
 from .environment import render
 from .layout import WIDTH
+from .loader import loader as loader_lines
+from .stages import depends
 from .statements import StatementPrinter, block_sizes, descriptor_order
 from .tiles import layout
-from .warps import ConsumerPrinter, depends
-from .warps import loader as loader_lines
+from .warps import ConsumerPrinter
 
 FUNCTIONS = ("decay", "maximum", "minimum", "sigmoid", "softplus")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")

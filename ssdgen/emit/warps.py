@@ -1,4 +1,4 @@
-"""A kernel specialised by warps as Gluon source: what one consumer does, and what the loading warp does.  -> text
+"""A kernel specialised by warps as Gluon source: what one consumer does.  plan.Stmt -> text
 
 Products are asynchronous. One is issued where its statement stands and waited for where its result is first read, so
 the order of a plan's statements is what runs at the same time.
@@ -6,7 +6,6 @@ the order of a plan's statements is what runs at the same time.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import sympy
@@ -16,10 +15,9 @@ from ..spec.dims import axes_of, name_of
 from .environment import macros
 from .formula import FormulaPrinter, broadcast
 from .layout import fit
+from .stages import depends, first_product, moved_loads, stage_loop
 from .statements import StatementPrinter, block_sizes
 from .tiles import Along, Tiles, entries, layout
-
-ELEMENT_BITS = 16  # of the operands: a warpgroup multiplies bf16 and fp16
 
 
 @dataclass
@@ -106,7 +104,7 @@ class ConsumerPrinter(StatementPrinter):
             return self._stages(stmt, indent)
         lines = [*self._waits(stmt, indent), *self._arriving(stmt, indent)]
         self._forget(stmt)
-        matrix = stmt.out if isinstance(stmt, ir.Load) else stmt.value if isinstance(stmt, ir.Store) else None
+        matrix = _moved_value(stmt)
         if matrix is not None and len(matrix.axes) == 2 and stmt not in self.moved:
             self.columns = self._use(self.tiles.columns(matrix), self.tiles.columns(matrix))
         if isinstance(stmt, ir.Arange):
@@ -154,6 +152,10 @@ class ConsumerPrinter(StatementPrinter):
     def _each(self, name: str, indent: int, text) -> list[str]:
         """A statement for every layout that a vector is needed in."""
         return [line for along in self.tiles.variants(name) for line in fit(text(along), indent)]
+
+    def _base_name(self, stmt: ir.Load | ir.Store, value: ir.Value) -> str:
+        """By the tensor of a store: in a branch at run time a variable keeps its type, which is the tensor's."""
+        return f"{stmt.tensor}_base" if isinstance(stmt, ir.Store) else super()._base_name(stmt, value)
 
     # ---- vectors
 
@@ -219,8 +221,8 @@ class ConsumerPrinter(StatementPrinter):
     def _arriving(self, stmt: ir.Stmt, indent: int) -> list[str]:
         """Load the vectors of the stage that a statement reads and none before it did: registers are dear."""
         lines: list[str] = []
-        for let in ir.walk((stmt,)):
-            for read in entries(let.formula) if isinstance(let, ir.Let) else ():
+        for let in [inner for inner in ir.walk((stmt,)) if isinstance(inner, ir.Let)]:
+            for read in entries(let.formula):
                 if read.name not in self.tile_axes or len(read.axes) != 1:
                     continue
                 along = (self.tiles.place(let.out, read.axes[0]),)
@@ -373,9 +375,20 @@ def _sides(stmt: ir.Dot) -> tuple[ir.Value, ir.Value]:
     return (stmt.left, stmt.right) if stmt.out.axes[0] in stmt.left.axes else (stmt.right, stmt.left)
 
 
+def _moved_value(stmt: ir.Stmt) -> ir.Value | None:
+    """What a load or a store moves."""
+    match stmt:
+        case ir.Load(out):
+            return out
+        case ir.Store(_, _, value):
+            return value
+    return None
+
+
 def _made(stmt: ir.Stmt) -> set[str]:
     """Values that a statement makes or changes."""
-    return {s.out.name for s in ir.walk((stmt,)) if isinstance(s, (ir.Let, ir.Rest, ir.Load, ir.Full, ir.Dot))}
+    makers = (ir.Let, ir.Rest, ir.Load, ir.Full, ir.Dot)
+    return {inner.out.name for inner in ir.walk((stmt,)) if isinstance(inner, makers)}
 
 
 def _turned(name: str) -> str:
@@ -401,81 +414,3 @@ def _touched(stmt: ir.Stmt) -> set[str]:
             case ir.Rest(out, of) | ir.Sum(out, of) | ir.Cumsum(out, of):
                 found |= {out.name, of.name}
     return found
-
-
-def moved_loads(kernel: ir.Kernel) -> tuple[ir.Load, ...]:
-    """Loads by descriptor inside a loop, which the loading warp makes."""
-    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
-    return tuple(s for loop in loops for s in ir.walk(loop.body) if isinstance(s, ir.Load) and s.descriptor)
-
-
-def stage_loop(kernel: ir.Kernel) -> ir.For:
-    """The loop whose tiles are moved ahead."""
-    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
-    return next(loop for loop in loops if any(load in ir.walk(loop.body) for load in moved_loads(kernel)))
-
-
-def first_product(kernel: ir.Kernel) -> str:
-    """The first result of a stage, if several products make others after it."""
-    products = [stmt.out.name for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
-    return products[0] if len(set(products)) > 1 else ""
-
-
-def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:
-    """Whether the place of a tile depends on a name."""
-    return on in _closure(kernel, _names(load.index))
-
-
-def _closure(kernel: ir.Kernel, names: set[str]) -> set[str]:
-    """The names and all that they are made of."""
-    made = {stmt.name: stmt.expr for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Scalar)}
-    found: set[str] = set()
-    todo = list(names)
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += re.findall(r"[A-Za-z_]\w*", made.get(name, ""))
-    return found
-
-
-def _names(index: tuple[ir.Index, ...]) -> set[str]:
-    texts = [at.origin if isinstance(at, ir.Span) else at for at in index]
-    return {name for text in texts for name in re.findall(r"[A-Za-z_]\w*", text)}
-
-
-def loader(kernel: ir.Kernel) -> list[str]:
-    """Statements of the loading warp, at the indentation of a function body."""
-    printer = ConsumerPrinter(kernel)
-    loads, loop = printer.moved, stage_loop(kernel)
-    needed = _closure(
-        kernel, {*_names(tuple(at for load in loads for at in load.index)), *re.findall(r"\w+", loop.trips)}
-    )
-    inside = [stmt for stmt in loop.body if isinstance(stmt, ir.Scalar) and stmt.name in needed]
-    outside = [s for s in kernel.body if isinstance(s, ir.Scalar) and s.name in needed]
-    own = [s for s in outside if "consumer" in _closure(kernel, {s.name})]
-    shared = [load for load in loads if not depends(kernel, load, "consumer")]
-    per_consumer = [load for load in loads if load not in shared]
-    lines = printer.lines(tuple(stmt for stmt in outside if stmt not in own), 4)
-    lines += [f"    for {loop.var} in range({printer.scalar(loop.trips)}):", *printer.lines(tuple(inside), 8)]
-    lines += [
-        f"        stage = {loop.var} % STAGES",
-        "        ready = full.index(stage)",
-        f"        mbarrier.wait(empty.index(stage), ({loop.var} // STAGES & 1) ^ 1)",
-    ]
-    for name, group in (("shared", shared), ("own", per_consumer)):
-        amount = " + ".join(f"{load.tensor}_desc.block_type.nbytes" for load in group) or "0"
-        lines += fit(f"{name}: gl.constexpr = {amount}", 8)
-    lines.append(f"        mbarrier.expect(ready, shared + {kernel.consumers} * own)")
-    for load in shared:
-        lines += _copy_in(printer, load, "stage", 8)
-    lines.append(f"        for consumer in gl.static_range({kernel.consumers}):")
-    lines += [f"            slot = stage * {kernel.consumers} + consumer", *printer.lines(tuple(own), 12)]
-    for load in per_consumer:
-        lines += _copy_in(printer, load, "slot", 12)
-    return lines
-
-
-def _copy_in(printer: ConsumerPrinter, load: ir.Load, slot: str, indent: int) -> list[str]:
-    corner = printer._corner(load.index)
-    return fit(printer.idiom.copy_in(load.tensor, corner, f"{load.out.name}_tiles", slot), indent)

@@ -8,22 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from ..gpus import Gpu, find
+from .legal import ACCUMULATORS, WALKS, Config, has_consumers, has_descriptors, legal
 from .problem import Problem
-from .tiles import LARGEST, SMALLEST, cut, next_power_of_two
+from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, cut, next_power_of_two
 
 SCHEDULES = ("single_pass", "segments", "split")
 
-Config = dict[str, Any]
 Value = int | bool | str
 
 # what a GPU without opt-in shared memory gives a CTA, less what the compiler keeps for reductions
 SMALL_SHARED = 44 * 1024
 
-# a thread has 255 registers; addresses, operands in flight and masks take the rest of them
-ACCUMULATORS = 224
+# registers of a thread with which two programs of one consumer share a multiprocessor
+HALF_OF_THE_REGISTERS = 128
+
+# what the kernels that are specialised by warps have fixed
+CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,17 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
             Axis("prepared", (True, False), "False saves a launch: step sizes and running sums in the walk itself")
         )
     if schedule == "segments":
-        lengths = tuple(length for length in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if length < problem.seqlen)
         found.append(
             Axis(
                 "segment",
-                lengths or (128,),
-                "shorter: more programs side by side; longer: fewer states to write and read",
+                _segments(problem, gpu),
+                "shorter: more programs side by side; longer: fewer states to write and read; "
+                "lengths that are no power of two fill the multiprocessors a whole number of times",
             )
         )
+        if has_consumers(problem, gpu):
+            why = "True: walks go through the few summaries before theirs themselves, which saves a launch"
+            found.append(Axis("joined", (False, True), why))
     if schedule != "single_pass":
         found.append(_state_dtype(problem))
         found += _walk_axes("segment_state", problem, gpu)
@@ -83,39 +88,33 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
             found[name] = value
     if found.get("prepared") is False:
         kernels.pop("dt_cumsum", None)
+    for numbers in kernels.values():
+        _keep_what_matters(numbers)
+    if "joined" in found and not kernels["single_pass"].get("consumers"):
+        del found["joined"]
     return found
+
+
+def _keep_what_matters(numbers: dict[str, Value]) -> None:
+    """Leave out what a kernel does not ask for, so that one config has one form."""
+    consumers = numbers.pop("consumers", 0)
+    if consumers:
+        for name in CONSUMERS_HAVE:
+            numbers.pop(name, None)
+        numbers["consumers"] = consumers
+    if consumers != 1 or not numbers.get("maxnreg"):
+        numbers.pop("maxnreg", None)
 
 
 def flatten(config: Config) -> dict[str, Value]:
     """{axis name: value} of a config, the schedule included."""
-    flat = {name: value for name, value in config.items() if name != "kernels"}
+    flat: dict[str, Value] = {"joined": False} if config["schedule"] == "segments" else {}
+    flat |= {name: value for name, value in config.items() if name != "kernels"}
     for kernel, numbers in config["kernels"].items():
-        flat |= {f"{kernel}.{axis}": value for axis, value in numbers.items()}
+        implied = CONSUMERS_HAVE if numbers.get("consumers") else {}
+        whole = {"consumers": 0, "maxnreg": 0, **implied} if kernel in WALKS else {}
+        flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
-
-
-def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
-    """Why a config cannot run, or would certainly be slow, on a GPU; None if neither is known."""
-    chunk, segment = config["chunk"], config.get("segment")
-    if chunk < SMALLEST or chunk != next_power_of_two(chunk):
-        return f"chunk {chunk} is not a power of two of at least {SMALLEST}"
-    if config["schedule"] == "segments" and segment is not None:
-        if segment % chunk:
-            return f"segment {segment} is not a multiple of chunk {chunk}"
-        if segment >= problem.seqlen:
-            return f"one segment of {segment} covers the sequence: that is the single pass"
-    if problem.dstate > 2 * LARGEST:
-        return f"dstate {problem.dstate} is over {2 * LARGEST}, the most that a program keeps in registers"
-    for kernel, numbers in config["kernels"].items():
-        if kernel in ("single_pass", "segment_state"):
-            reason = _walk_reason(kernel, config, numbers, problem, gpu)
-        elif kernel == "chunk_scan":
-            reason = _scan_reason(config, numbers, problem, gpu)
-        else:
-            reason = None
-        if reason:
-            return f"{kernel}: {reason}"
-    return None
 
 
 def minimal(schedule: str, problem: Problem) -> Config:
@@ -147,8 +146,10 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
     per_head = problem.batch * problem.nheads
     length = max(256, next_power_of_two(problem.seqlen * per_head // (2 * gpu.sms)))
     found = []
-    for chunk in (64, 32):
-        for stages in (3, 2, 4):
+    specialised = has_consumers(problem, gpu)
+    found += _starts_of_consumers(problem, gpu) if specialised else []
+    for chunk in (64,) if specialised else (64, 32):
+        for stages in (3,) if specialised else (3, 2, 4):
             walk = {"state_major": "p", "block_p": 64, "descriptors": True, "num_warps": 4, "num_stages": stages}
             wanted: dict[str, Value] = {
                 "chunk": chunk,
@@ -164,6 +165,22 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
             schedules = ("single_pass", "segments") if per_head < 4 * gpu.sms else ("single_pass",)
             found += [_nearest(schedule, problem, gpu, wanted) for schedule in schedules]
     return tuple(config for config in found if legal(config, problem, gpu) is None)
+
+
+def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
+    """Programs of two consumers, or two programs of one on a multiprocessor; segments that fill it once to thrice."""
+    found = []
+    fill = [length for length in _segments(problem, gpu) if length & (length - 1)][-2:]
+    for consumers, stages, registers in ((1, 2, HALF_OF_THE_REGISTERS), (2, 3, 0), (2, 2, 0)):
+        wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "joined": True, "dt_cumsum.block_h": 8}
+        wanted |= {"dt_cumsum.num_warps": 4, "state_passing.block": 512, "state_passing.num_warps": 4}
+        for kernel in WALKS:
+            wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
+            wanted |= {f"{kernel}.maxnreg": registers}
+        found.append(_nearest("single_pass", problem, gpu, wanted))
+        if problem.batch * problem.nheads < 2 * gpu.sms:
+            found += [_nearest("segments", problem, gpu, {**wanted, "segment": length}) for length in fill]
+    return found
 
 
 def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]) -> Config:
@@ -230,10 +247,10 @@ def _state_dtype(problem: Problem) -> Axis:
 def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
     heads_per_group = problem.nheads // problem.ngroups
     offered = (1, 2) if kernel == "single_pass" else (1, 2, 4)
-    heads = tuple(count for count in offered if heads_per_group % count == 0 and (count == 1 or _has_descriptors(gpu)))
+    heads = tuple(count for count in offered if heads_per_group % count == 0 and (count == 1 or has_descriptors(gpu)))
     whole = next_power_of_two(max(SMALLEST, problem.headdim))
     blocks = tuple(block for block in (16, 32, 64, 128, 256) if whole // 8 <= block <= whole)
-    descriptors = (False, True) if _has_descriptors(gpu) else (False,)
+    descriptors = (False, True) if has_descriptors(gpu) else (False,)
     found = [
         Axis(f"{kernel}.heads", heads, "heads of a program share B, C and C B^T; they must be of one group"),
         Axis(
@@ -249,6 +266,11 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         ),
         Axis(f"{kernel}.num_stages", (1, 2, 3, 4), "chunks in flight; each costs the shared memory of its tiles"),
     ]
+    if has_consumers(problem, gpu):
+        why = "groups of warps that multiply, with a warp that loads; 0: all warps do both"
+        found.insert(0, Axis(f"{kernel}.consumers", (0, 1, 2), why))
+        why = "a cap on the registers lets two programs of one consumer share a multiprocessor"
+        found.append(Axis(f"{kernel}.maxnreg", (0, HALF_OF_THE_REGISTERS), why))
     if problem.headdim >= 32:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))
@@ -279,70 +301,14 @@ def _scan_axes(problem: Problem) -> list[Axis]:
     ]
 
 
-def _has_descriptors(gpu: Gpu) -> bool:
-    return gpu.backend == "cuda" and isinstance(gpu.capability, int) and gpu.capability >= 90
-
-
-# ---- what fits
-
-
-def _tiles(problem: Problem, numbers: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tiles of dstate and of headdim, as the launchers choose them."""
-    block = numbers.get("block_p") or problem.headdim
-    p_tiles = (max(SMALLEST, min(block, LARGEST)),) if block < problem.headdim else cut(problem.headdim)
-    return cut(problem.dstate), p_tiles
-
-
-def _walk_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
-    heads, warps, major = numbers.get("heads", 1), numbers.get("num_warps", 4), numbers.get("state_major", "n")
-    described, outputs, chunk = numbers.get("descriptors", False), kernel == "single_pass", config["chunk"]
-    if (problem.nheads // problem.ngroups) % heads:
-        return f"{heads} heads of a program are not of one group of {problem.nheads // problem.ngroups}"
-    n_tiles, p_tiles = _tiles(problem, numbers)
-    tiled = len(n_tiles) > 1 or len(p_tiles) > 1
-    if not config.get("prepared", True) and (heads > 1 or described or major == "p"):
-        return "step sizes inside the walk go with one head, states by rows of dstate, and pointers"
-    if tiled and (heads > 1 or described or major == "p"):
-        return "two tiles of dstate or headdim go with one head, states by rows of dstate, and pointers"
-    if major == "p" and (heads > 1 or sum(p_tiles) < 64):
-        return "states by rows of headdim go with one head and 64 rows, which one matrix instruction takes"
-    if heads > 1 and not described:
-        return f"{heads} heads of a program go with tensor descriptors"
-    if described and not _has_descriptors(gpu):
-        return f"{gpu.name} has no tensor descriptors; they came with sm90"
-    if outputs and gpu.arch == "sm90" and min(p_tiles) < 64 and warps >= 4 and numbers.get("num_stages", 1) == 1:
-        return "Triton reads outside shared memory with one stage, 4 warps and a tile of headdim under 64 on sm90"
-    n, p = sum(n_tiles), sum(p_tiles)
-    accumulators = heads * n * p + (chunk * p + 2 * chunk * chunk if outputs else chunk * p)
-    if accumulators > ACCUMULATORS * warps * gpu.warp_size:
-        return f"{accumulators} accumulators do not fit the registers of {warps} warps"
-    loaded = chunk * (n * (1 + outputs) + heads * p) * problem.element_bytes
-    # the state and the scores pass through shared memory on their way to the matrix unit
-    passing = (n * p + chunk * chunk) * problem.element_bytes if outputs else chunk * p * problem.element_bytes
-    return _shared_reason(_in_flight(numbers, loaded, passing), gpu)
-
-
-def _scan_reason(config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
-    rows, columns = (min(config["chunk"], numbers.get(name, 64)) for name in ("block_m", "block_k"))
-    n_tiles, p_tiles = _tiles(problem, numbers)
-    n, p, warps = sum(n_tiles), sum(p_tiles), numbers.get("num_warps", 4)
-    accumulators = rows * p + 2 * rows * columns
-    if accumulators > ACCUMULATORS * warps * gpu.warp_size:
-        return f"{accumulators} accumulators do not fit the registers of {warps} warps"
-    loaded = columns * (n + p) * problem.element_bytes
-    return _shared_reason(_in_flight(numbers, loaded, rows * n * problem.element_bytes), gpu)
-
-
-def _in_flight(numbers: dict[str, Any], loaded: int, passing: int) -> int:
-    """Bytes of shared memory at least: stages that are loaded ahead or, without any, what a product reads."""
-    ahead = numbers.get("num_stages", 1) - 1
-    return loaded * ahead + passing // 2 if ahead else max(loaded, passing) // 2
-
-
-def _shared_reason(needed: int, gpu: Gpu) -> str | None:
-    if needed <= gpu.smem_per_cta:
-        return None
-    return f"at least {needed} bytes of shared memory, and {gpu.name} has {gpu.smem_per_cta}"
+def _segments(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
+    """Powers of two, and lengths with which programs of two consumers fill the multiprocessors 1, 2, ... times."""
+    lengths = {128, 256, 512, 1024, 2048, 4096, 8192, 16384}
+    programs = -(-problem.batch * problem.nheads * -(-problem.headdim // CONSUMER_ROWS) // 2)
+    for times in (1, 2, 3, 4, 8):
+        if (count := times * gpu.sms // programs) > 1:
+            lengths.add(-(-problem.seqlen // (count * CONSUMER_ROWS)) * CONSUMER_ROWS)
+    return tuple(sorted(length for length in lengths if length < problem.seqlen)) or (128,)
 
 
 def _smallest_shared(schedule: str, chunk: int, problem: Problem) -> int:

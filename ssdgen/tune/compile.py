@@ -57,7 +57,8 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
     except Exception as error:
         text = " ".join(str(error).split())
         raise CompileError(f"{name} does not compile: {text[:200] or type(error).__name__}") from error
-    needs = resources.of_kernel(kernel.asm, kernel.metadata.shared, launch.num_warps, gpu)
+    # of a kernel that is specialised by warps, the warps beside its own too
+    needs = resources.of_kernel(kernel.asm, kernel.metadata.shared, kernel.metadata.num_warps, gpu)
     if needs.shared > gpu.smem_per_cta:
         raise CompileError(f"{name} needs {needs.shared} bytes of shared memory; {gpu.name} has {gpu.smem_per_cta}")
     if not resources.ctas_per_sm(needs, gpu):

@@ -185,17 +185,18 @@ def compute(
         state, x_weighted_left = warpgroup_mma_wait(0, deps=(state, x_weighted_left))
         mbarrier.arrive(empty.index(stage))
     if walk < walks:
-        state_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
         gl.store(
-            state_base + p[:, None] * DSTATE + n[None, :],
-            state.to(state_base.dtype.element_ty),
+            summary_base + p[:, None] * DSTATE + n[None, :],
+            state.to(summary_base.dtype.element_ty),
             mask=p_in[:, None] & n_in[None, :],
         )
         if p0 == 0:
             gl.store(total_ptr + (b * nsegments + segment) * nheads + head, total.to(total_ptr.dtype.element_ty))
 
 
-@gluon.jit
+# Triton 3.6 fails on programs of several consumers where it knows that there is one head
+@gluon.jit(do_not_specialize=["nheads"])
 def segment_state_1consumer(
     x_desc,  # [batch, nheads, seqlen, headdim]
     B_desc,  # [batch, ngroups, seqlen, dstate]

@@ -203,25 +203,26 @@ def compute(
         mbarrier.arrive(turn.index(1 - consumer))
         mbarrier.arrive(empty.index(stage))
     if walk < walks:
-        state_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
         gl.store(
-            state_0_base + p[:, None] * DSTATE + n_0[None, :],
-            state_0.to(state_0_base.dtype.element_ty),
+            summary_base + p[:, None] * DSTATE + n_0[None, :],
+            state_0.to(summary_base.dtype.element_ty),
             mask=p_in[:, None] & n_0_in[None, :],
         )
-        state_1_base = (
+        summary_base = (
             summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N
         )
         gl.store(
-            state_1_base + p[:, None] * DSTATE + n_1[None, :],
-            state_1.to(state_1_base.dtype.element_ty),
+            summary_base + p[:, None] * DSTATE + n_1[None, :],
+            state_1.to(summary_base.dtype.element_ty),
             mask=p_in[:, None] & n_1_in[None, :],
         )
         if p0 == 0:
             gl.store(total_ptr + (b * nsegments + segment) * nheads + head, total.to(total_ptr.dtype.element_ty))
 
 
-@gluon.jit
+# Triton 3.6 fails on programs of several consumers where it knows that there is one head
+@gluon.jit(do_not_specialize=["nheads"])
 def segment_state_2n_2consumers(
     x_desc,  # [batch, nheads, seqlen, headdim]
     B_desc,  # [batch, ngroups, seqlen, dstate]

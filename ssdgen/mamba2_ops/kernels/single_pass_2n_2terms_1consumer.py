@@ -385,22 +385,23 @@ def compute(
         mbarrier.arrive(empty.index(stage))
     if STORE_FINAL:
         if (walk < walks) & (segment == nsegments - 1):
-            state_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+            final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
             gl.store(
-                state_0_base + p_rows_block_n[:, None] * DSTATE + n_0[None, :],
-                state_0.to(state_0_base.dtype.element_ty),
+                final_states_base + p_rows_block_n[:, None] * DSTATE + n_0[None, :],
+                state_0.to(final_states_base.dtype.element_ty),
                 mask=p_in_rows_block_n[:, None] & n_0_in[None, :],
             )
-            state_1_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N
+            final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N
             gl.store(
-                state_1_base + p_rows_block_n[:, None] * DSTATE + n_1[None, :],
-                state_1.to(state_1_base.dtype.element_ty),
+                final_states_base + p_rows_block_n[:, None] * DSTATE + n_1[None, :],
+                state_1.to(final_states_base.dtype.element_ty),
                 mask=p_in_rows_block_n[:, None] & n_1_in[None, :],
             )
     tma.store_wait(0)
 
 
-@gluon.jit
+# Triton 3.6 fails on programs of several consumers where it knows that there is one head
+@gluon.jit(do_not_specialize=["nheads"])
 def single_pass_2n_2terms_1consumer(
     x_desc,  # [batch, nheads, seqlen, headdim]
     B_desc,  # [batch, ngroups, seqlen, dstate]

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from ...spec.decompose import chunk_graph, decay
+from ...spec.decompose import chunk_graph
 from ...spec.layer import Layer
-from ..ir import Arange, For, Full, Kernel, Let, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..ir import Arange, For, Full, Kernel, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, Piece, Source, merge
-from . import common
+from . import common, consumers
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue += [common.mask(p.span, limit) for p in pieces[axis] if p.span]
     prologue += _entering(lowering, shape, state_axes)
     if shape.outputs and shape.consumers:
-        prologue.append(When("HAS_SUMMARIES", (For("earlier", "segment", _joined(layer, lowering, state_axes)),)))
+        prologue.append(When("HAS_SUMMARIES", (For("earlier", "segment", consumers.joined(lowering, state_axes)),)))
     for h in heads if not shape.outputs else ():
         total = Value(lowering.variable("total", {"h": h}), ())
         prologue.append(Full(total, ()))
@@ -217,7 +217,7 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
 
 def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
     if shape.consumers:
-        return _shared_indices(layer, shape)
+        return consumers.indices(layer, shape.consumers, shape.outputs)
     one_p = len(p_sizes) == 1
     program = "program_id(0)"
     stmts: list[Stmt] = []
@@ -233,30 +233,6 @@ def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
         stmts += [Scalar("group", common.group_expr(layer, "head" if shape.heads == 1 else "head_0"))]
     stmts += [Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
     return stmts
-
-
-def _shared_indices(layer: Layer, shape: Walk) -> list[Stmt]:
-    """Which head and which tile of headdim a consumer walks for; those of one program are of one group of heads."""
-    stmts: list[Stmt] = [Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)")]
-    if common.has_groups(layer, shape.outputs):
-        stmts += [
-            Scalar("walks", "nheads // ngroups * p_blocks"),
-            Scalar("programs", f"cdiv(walks, {shape.consumers})"),
-            Scalar("group", "program_id(0) // programs", wide=True),
-            Scalar("walk", f"program_id(0) % programs * {shape.consumers} + consumer"),
-            # a walk too many goes along with the last one and stores nothing
-            Scalar("at", "minimum(walk, walks - 1)"),
-            Scalar("head", "group * (nheads // ngroups) + at // p_blocks"),
-        ]
-    else:
-        stmts += [
-            Scalar("walks", "nheads * p_blocks"),
-            Scalar("walk", f"program_id(0) * {shape.consumers} + consumer"),
-            Scalar("at", "minimum(walk, walks - 1)"),
-            Scalar("head", "at // p_blocks", wide=True),
-        ]
-    stmts += [Scalar("p0", "at % p_blocks * BLOCK_P")]
-    return [*stmts, Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
 
 
 def _bounds(varlen: bool) -> list[Stmt]:
@@ -289,25 +265,6 @@ def _entering(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> l
         zeros.append(Full(state, tuple(span.size for axis in state_axes[1:] if (span := at[axis].span))))
         lowering.bind("state", at, state, 1)
     return [When("HAS_ENTERING", tuple(loads), tuple(zeros))] if shape.outputs else zeros
-
-
-def _joined(layer: Layer, outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:
-    """The state moves on by the summary of an earlier segment."""
-    lowering = Lowering(outer.graph, outer.pieces, {}, rename=common.RENAME, value_axes=outer.value_axes)
-    (head,) = outer.pieces["h"]
-    total, centre = Value("total", ()), Value("centre_decay", ())
-    lowering.emit(1, Load(total, "total", ("b", "earlier", head.scalar)))
-    # boundaries are in the total already: minus infinity
-    lowering.emit(1, Let(centre, decay(sympy.Symbol(total.name, real=True)), (total,)))
-    lowering.bind("centre_decay", {"h": head}, centre, 1)
-    for at in lowering.combinations(state_axes):
-        local = Value(lowering.variable("local_state", at), state_axes[1:])
-        index = ("b", "earlier", head.scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
-        lowering.emit(1, Load(local, "summary", index))
-        lowering.bind("local_state", at, local, 1)
-        lowering.bind("state", at, Value(lowering.variable("state", at), state_axes[1:]), 1)
-        lowering.need("state_out", at)
-    return tuple(lowering.scopes[1])
 
 
 def _headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:

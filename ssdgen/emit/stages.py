@@ -1,0 +1,48 @@
+"""What is moved ahead in a kernel that is specialised by warps, and what its place depends on.  plan.Kernel -> warps"""
+
+from __future__ import annotations
+
+import re
+
+from ..plan import ir
+
+
+def moved_loads(kernel: ir.Kernel) -> tuple[ir.Load, ...]:
+    """Loads by descriptor inside a loop, which the loading warp makes."""
+    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
+    return tuple(s for loop in loops for s in ir.walk(loop.body) if isinstance(s, ir.Load) and s.descriptor)
+
+
+def stage_loop(kernel: ir.Kernel) -> ir.For:
+    """The loop whose tiles are moved ahead."""
+    loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
+    return next(loop for loop in loops if any(load in ir.walk(loop.body) for load in moved_loads(kernel)))
+
+
+def first_product(kernel: ir.Kernel) -> str:
+    """The first result of a stage, if several products make others after it."""
+    products = [stmt.out.name for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
+    return products[0] if len(set(products)) > 1 else ""
+
+
+def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:
+    """Whether the place of a tile depends on a name."""
+    return on in closure(kernel, names_in(load.index))
+
+
+def closure(kernel: ir.Kernel, names: set[str]) -> set[str]:
+    """The names and all that they are made of."""
+    made = {stmt.name: stmt.expr for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Scalar)}
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += re.findall(r"[A-Za-z_]\w*", made.get(name, ""))
+    return found
+
+
+def names_in(index: tuple[ir.Index, ...]) -> set[str]:
+    texts = [at.origin if isinstance(at, ir.Span) else at for at in index]
+    return {name for text in texts for name in re.findall(r"[A-Za-z_]\w*", text)}

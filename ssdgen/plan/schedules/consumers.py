@@ -1,0 +1,54 @@
+"""Parts of a walk whose program is specialised by warps: who walks for what, and states from summaries.  -> walk"""
+
+from __future__ import annotations
+
+import sympy
+
+from ...spec.decompose import decay
+from ...spec.layer import Layer
+from ..ir import Let, Load, Scalar, Stmt, Value
+from ..lower import Lowering
+from . import common
+
+
+def indices(layer: Layer, consumers: int, outputs: bool) -> list[Stmt]:
+    """Which head and which tile of headdim a consumer walks for; those of one program are of one group of heads."""
+    stmts: list[Stmt] = [Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)")]
+    if common.has_groups(layer, outputs):
+        stmts += [
+            Scalar("walks", "nheads // ngroups * p_blocks"),
+            Scalar("programs", f"cdiv(walks, {consumers})"),
+            Scalar("group", "program_id(0) // programs", wide=True),
+            Scalar("walk", f"program_id(0) % programs * {consumers} + consumer"),
+            # a walk too many goes along with the last one and stores nothing
+            Scalar("at", "minimum(walk, walks - 1)"),
+            Scalar("head", "group * (nheads // ngroups) + at // p_blocks"),
+        ]
+    else:
+        stmts += [
+            Scalar("walks", "nheads * p_blocks"),
+            Scalar("walk", f"program_id(0) * {consumers} + consumer"),
+            Scalar("at", "minimum(walk, walks - 1)"),
+            Scalar("head", "at // p_blocks", wide=True),
+        ]
+    stmts += [Scalar("p0", "at % p_blocks * BLOCK_P")]
+    return [*stmts, Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
+
+
+def joined(outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:
+    """The state moves on by the summary of an earlier segment."""
+    lowering = Lowering(outer.graph, outer.pieces, {}, rename=common.RENAME, value_axes=outer.value_axes)
+    (head,) = outer.pieces["h"]
+    total, centre = Value("total", ()), Value("centre_decay", ())
+    lowering.emit(1, Load(total, "total", ("b", "earlier", head.scalar)))
+    # boundaries are in the total already: minus infinity
+    lowering.emit(1, Let(centre, decay(sympy.Symbol(total.name, real=True)), (total,)))
+    lowering.bind("centre_decay", {"h": head}, centre, 1)
+    for at in lowering.combinations(state_axes):
+        local = Value(lowering.variable("local_state", at), state_axes[1:])
+        index = ("b", "earlier", head.scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        lowering.emit(1, Load(local, "summary", index))
+        lowering.bind("local_state", at, local, 1)
+        lowering.bind("state", at, Value(lowering.variable("state", at), state_axes[1:]), 1)
+        lowering.need("state_out", at)
+    return tuple(lowering.scopes[1])
