@@ -1,0 +1,150 @@
+"""What the kernels of the backward pass share: their graph, names and sources.  chunk_adjoint -> states, reverse, ..
+
+The adjoint of a chunk is cut into kernels where a value has to wait for others: sums over tokens wait for all of a
+chunk, what heads share waits for all heads.  A sum of which one kernel has some addends and a later one the others is
+made in two parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import sympy
+
+from ...spec.dims import entry, name_of
+from ...spec.gradient import chunk_adjoint
+from ...spec.graph import Graph, Map, Node
+from ...spec.layer import Layer
+from ..ir import Index, Span, Tensor
+from ..lower import Pieces, Source
+from . import common
+
+Level = common.Level
+
+# made from the entering states, by the kernel that has them
+LATE = ("d_left_decay", "d_centre_decay")
+# vectors over tokens that `reverse_walk` and `group_gradients` leave for `dt_gradients`, and numbers of a chunk
+WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_walk", "d_dt_walk"), ("d_left_decay",)
+WALK_NUMBERS, GROUP_NUMBERS = ("d_dA_last_right_decay",), ("d_centre_decay",)
+
+RENAME = {
+    **{name: common.RENAME[name] for name in common.RENAME if name.endswith("_whole") or name.startswith("y_")},
+    "d_state_out": "d_state",
+    "d_right_decay_whole": "d_right_decay",
+    "d_left_decay_whole": "d_left_decay",
+    "d_centre_decay_whole": "d_centre_decay",
+    "d_scores_whole": "d_scores",
+    "d_x_base": "d_x",
+    "d_x_head": "d_x",
+    "d_x_head_base": "d_x",
+}
+# read without their option too
+KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive", "d_dt_biased"})
+
+
+@cache
+def graph(layer: Layer) -> Graph:
+    """The adjoint of a chunk of `layer`, its sums cut where one kernel ends."""
+    # the graph holds every option
+    found = chunk_adjoint(Layer(layer.family, layer.layout))
+    for name, part in (("d_dA_cs_scaled", "d_dA_cs_walk"), ("d_dt", "d_dt_walk")):
+        found = _parted(found, name, part) if name in found else found
+    return found
+
+
+def _parted(whole: Graph, name: str, part: str) -> Graph:
+    """The graph with `part`, the addends of the sum `name` that need nothing of LATE, as a value of its own."""
+    node = whole[name]
+    assert isinstance(node, Map) and node.option is None
+    terms: Any = sympy.Add.make_args(node.formula)
+    early = sympy.Add(*(term for term in terms if not _waits(whole, term)))
+    axes = node.axes
+    cut: list[Node] = [Map(part, axes, early), replace(node, formula=node.formula - early + entry(part, *axes))]
+    at = whole.nodes.index(node)
+    return Graph(whole.name, (*whole.nodes[:at], *cut, *whole.nodes[at + 1 :]))
+
+
+def _waits(whole: Graph, term: sympy.Expr) -> bool:
+    names = tuple(name_of(read) for read in term.atoms(sympy.Indexed))
+    return any(node.name in LATE for node in whole.closure(names, frozenset()))
+
+
+def there(layer: Layer, *names: str) -> tuple[str, ...]:
+    """Those of `names` that the adjoint of the layer has: without a decay there is less."""
+    return tuple(name for name in names if name in graph(layer))
+
+
+def head_part(layer: Layer, name: str) -> str:
+    """Name of one head's part of the gradient of x, B or C, which is all of it where no heads share it."""
+    return f"{name}_head" if f"{name}_head" in graph(layer) else name
+
+
+def loops(layer: Layer) -> bool:
+    """Whether B and C are both shared, so that one program adds up the heads of a group."""
+    return not layer.layout.per_head("B") and not layer.layout.per_head("C")
+
+
+# ---- tensors
+
+
+def d_y_tensor() -> Tensor:
+    return Tensor("d_y", ("batch", "seqlen", "nheads", "HEADDIM"), "operand", strided="unit")
+
+
+def states_tensor(name: str, out: bool = False, flag: str | None = None) -> Tensor:
+    """A state, or its adjoint, for each chunk."""
+    return Tensor(name, ("batch", "nchunks", "nheads", "HEADDIM", "DSTATE"), "state", flag=flag, out=out)
+
+
+def vector_tensors(layer: Layer, vectors: tuple[str, ...], numbers: tuple[str, ...], out: bool = False):
+    """Vectors over tokens, padded to whole chunks, and numbers of a chunk; fp32."""
+    flag = "NEEDS_DT" if out else None
+    found = [Tensor(name, ("batch", "nheads", "padded"), "float32", flag=flag, out=out) for name in vectors]
+    found += [Tensor(name, ("batch", "nchunks", "nheads"), "float32", flag=flag, out=out) for name in numbers]
+    return tuple(tensor for tensor in found if tensor.name in graph(layer))
+
+
+# ---- sources
+
+
+def vector_index(at: Pieces) -> tuple[Index, ...]:
+    """Place of a vector over tokens; the buffers are padded, so no mask is needed."""
+    span = common.on(at["i"], "i") if "i" in at else common.on(at["j"], "j")
+    assert isinstance(span, Span)
+    return "b", common.on(at["h"], "h"), replace(span, mask=None)
+
+
+def number_index(at: Pieces) -> tuple[Index, ...]:
+    return "b", "chunk", common.on(at["h"], "h")
+
+
+def operand_sources(layer: Layer, level: Level, *shared: str, shared_level: Level = 1) -> dict[str, Source]:
+    """x, B, C and d_y; those in `shared` at a level of their own."""
+    places = {"x": ("j", "p"), "B": ("j", "n"), "C": ("i", "n")}
+    found = {
+        name: common.operand_source(layer, name, "b", *axes, False, shared_level if name in shared else level)
+        for name, axes in places.items()
+    }
+    found["d_y"] = Source(
+        "d_y",
+        lambda at: ("b", common.on(at["i"], "i"), at["h"].scalar, common.on(at["p"], "p")),
+        level=level,
+        dtype="operand",
+    )
+    return found
+
+
+def state_source(tensor: str, axes: tuple[str, ...], level: int = 1) -> Source:
+    """A state of the chunk, as it lies in memory."""
+    return Source(
+        tensor,
+        lambda at: ("b", "chunk", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n")),
+        level=level,
+        dtype="stored",
+        axes=axes,
+    )
+
+
+__all__ = ["KEPT", "RENAME", "graph", "head_part", "loops", "there"]
