@@ -36,12 +36,15 @@ RENAME = {
     "d_left_decay_whole": "d_left_decay",
     "d_centre_decay_whole": "d_centre_decay",
     "d_scores_whole": "d_scores",
+    "d_dt_positive": "d_dt",
+    "d_dt_biased": "d_dt",
+    "d_dt_raw": "d_dt",
     "d_x_base": "d_x",
     "d_x_head": "d_x",
     "d_x_head_base": "d_x",
 }
 # read without their option too
-KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive", "d_dt_biased"})
+KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 
 
 @cache

@@ -204,12 +204,12 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
         assert made is not None
         index = ("b", "chunk", "head", common.on(at["p"], "p"), common.on(at["n"], "n"))
         lowering.emit(1, Store("d_states", index, made[0]), "STORE_ADJOINTS")
-    # what d_z shares with the rest, made for both
-    for at in each("j", "p"):
-        lowering.need("d_x_weighted", at)
-    for name in ("left_decay", "scores"):
+    # what d_z and d_D share with the rest, made for all
+    for name in ("d_x_weighted", "x", "d_y_skip", "left_decay", "scores"):
         for at in each(*(axis for axis in lowering.graph[name].axes if axis != "h")):
             lowering.need(name, at)
+    for at in each("p"):
+        lowering.need("D", at)
     with lowering.under("NEEDS_Z"):
         for at in each("i", "p"):
             rows(at, "d_z", "d_z", None, "i")

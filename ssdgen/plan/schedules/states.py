@@ -80,6 +80,7 @@ def kernel(layer: Layer, shape: States) -> Kernel:
             *merge(tuple(lowering.scopes[0])),
             loop,
         ),
+        given=("dt", "dA_cs", "dA_last"),
     )
 
 

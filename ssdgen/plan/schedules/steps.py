@@ -50,7 +50,7 @@ def kernel(layer: Layer) -> Kernel:
         ("d_dt_raw", *(name for name, _ in partial)),
         (
             *(common.renamed(tensor, dt="dt_raw") for tensor in common.raw_tensors(layer)),
-            *((common.seq_tensor(),)),
+            common.seq_tensor(),
             *adjoint.vector_tensors(layer, vectors, numbers),
             Tensor("d_dt", ("batch", "seqlen", "nheads"), "any", out=True),
             *(Tensor(name, ("batch", "nchunks", "nheads"), "float32", flag=flag, out=True) for name, flag in partial),
