@@ -3,7 +3,8 @@ registers; it writes the gradients of x, z and D, those of each chunk's decays a
 d_state_out.
 
 CB[i, j] = sum over n of C[i, n] * B[j, n]
-scores_whole[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*CB[i, j]*dt[h, j], i >= j), (0, True))
+scores_unit[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*CB[i, j], i >= j), (0, True))
+scores_whole[h, i, j] = dt[h, j]*scores_unit[h, i, j]
 scores[h, i, j] = Piecewise((scores_whole[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
 left_decay_whole[h, i] = 2**Min(0, dA_cs[h, i])
 left_decay[h, i] = Piecewise((left_decay_whole[h, i], Eq(seq_before, seq[i])), (0, True))    if HAS_SEQ_IDX
@@ -29,11 +30,10 @@ d_right_decay_whole[h, j] = Piecewise((d_right_decay[h, j], Eq(seq_last, seq[j])
 d_dA_last_right_decay_terms[h, j] = d_right_decay_whole[h, j]*right_decay_whole[h, j]
 d_dA_last_right_decay[h] = sum over j of d_dA_last_right_decay_terms[h, j]
 d_scores_whole[h, i, j] = Piecewise((d_scores[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
-d_dA_cs_scores_terms[h, i, j] = d_scores_whole[h, i, j]*scores_whole[h, i, j]
+d_dt_scores_terms[h, i, j] = d_scores_whole[h, i, j]*scores_unit[h, i, j]
+d_dA_cs_scores_terms[h, i, j] = d_dt_scores_terms[h, i, j]*dt[h, j]
 d_dA_cs_scores_rows[h, i] = sum over j of d_dA_cs_scores_terms[h, i, j]
 d_dA_cs_scores_columns[h, j] = sum over i of d_dA_cs_scores_terms[h, i, j]
-d_dt_scores_terms[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*CB[i, j]*d_scores_whole[h, i, j], i >= j),
-    (0, True))
 d_dt_scores[h, j] = sum over i of d_dt_scores_terms[h, i, j]
 d_dA_cs_walk[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j] - d_right_decay_whole[h,
     j]*right_decay_whole[h, j]
@@ -156,23 +156,18 @@ def reverse_walk_2p(
             other=0.0,
         )
         D_1 = D_1.to(tl.float32)
-    B_base = B_ptr + b * stride_B_batch + group * stride_B_ngroups
     x_0_base = x_ptr + b * stride_x_batch + head * stride_x_nheads
     x_1_base = x_ptr + b * stride_x_batch + head * stride_x_nheads + BLOCK_P_0
     d_y_0_base = d_y_ptr + b * stride_d_y_batch + head * stride_d_y_nheads
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + head * stride_d_y_nheads + BLOCK_P_0
+    B_base = B_ptr + b * stride_B_batch + group * stride_B_ngroups
     dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
-    C_base = C_ptr + b * stride_C_batch + group * stride_C_ngroups
     dt_base = dt_ptr + (b * nheads + head) * padded
+    C_base = C_ptr + b * stride_C_batch + group * stride_C_ngroups
     for step in range(chunks):
         chunk = first + chunks - 1 - step
         row0 = chunk * CHUNK
         row_in = row < stop - row0
-        B = tl.load(
-            B_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n[None, :],
-            mask=row_in[:, None] & n_in[None, :],
-            other=0.0,
-        )
         x_0 = tl.load(
             x_0_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p_0[None, :],
             mask=row_in[:, None] & p_0_in[None, :],
@@ -207,16 +202,21 @@ def reverse_walk_2p(
                 mask=row_in[:, None] & p_1_in[None, :],
                 other=0.0,
             )
+        B = tl.load(
+            B_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n[None, :],
+            mask=row_in[:, None] & n_in[None, :],
+            other=0.0,
+        )
         dA_cs = tl.load(dA_cs_base + row0 + row)  # [CHUNK]
         if HAS_SEQ_IDX:
             seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
             seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
+        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
         C = tl.load(
             C_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n[None, :],
             mask=row_in[:, None] & n_in[None, :],
             other=0.0,
         )
-        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
         if NEEDS_Z:
             state_0_base = states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
             state_0 = tl.load(
@@ -250,21 +250,34 @@ def reverse_walk_2p(
                 d_state_1,
                 mask=n_in[:, None] & p_1_in[None, :],
             )
-        # right factor: what the state that leaves the chunk was made of
-        d_x_weighted_0 = tl.dot(B, d_state_0.to(DOT), input_precision=PRECISION)
-        d_x_weighted_1 = tl.dot(B, d_state_1.to(DOT), input_precision=PRECISION)
         d_y_skip_0 = d_y_0
         if HAS_Z:
             d_y_skip_0 = d_y_0.to(tl.float32) * z_0.to(tl.float32) * tl.sigmoid(z_0.to(tl.float32))
         d_y_skip_1 = d_y_1
         if HAS_Z:
             d_y_skip_1 = d_y_1.to(tl.float32) * z_1.to(tl.float32) * tl.sigmoid(z_1.to(tl.float32))
+        if NEEDS_D:
+            d_D_terms_0 = d_y_skip_0.to(tl.float32) * x_0.to(tl.float32)
+            d_D_0 = tl.sum(d_D_terms_0, axis=0)
+            d_D_0_total = d_D_0 + d_D_0_total
+            d_D_terms_1 = d_y_skip_1.to(tl.float32) * x_1.to(tl.float32)
+            d_D_1 = tl.sum(d_D_terms_1, axis=0)
+            d_D_1_total = d_D_1 + d_D_1_total
+        # right factor: what the state that leaves the chunk was made of
+        d_x_weighted_0 = tl.dot(B, d_state_0.to(DOT), input_precision=PRECISION)
+        d_x_weighted_1 = tl.dot(B, d_state_1.to(DOT), input_precision=PRECISION)
+        d_right_decay_terms_0 = d_x_weighted_0 * x_0.to(tl.float32)
+        d_right_decay = tl.sum(d_right_decay_terms_0, axis=1)
+        d_right_decay_terms_1 = d_x_weighted_1 * x_1.to(tl.float32)
+        d_right_decay_more = tl.sum(d_right_decay_terms_1, axis=1)
+        d_right_decay = d_right_decay + d_right_decay_more
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         # diagonal block, once more and its adjoint
         CB = tl.dot(B, tl.trans(C), input_precision=PRECISION)
-        scores = tl.where(row[None, :] >= row[:, None], CB * dt[:, None] * decay(dA_cs[None, :] - dA_cs[:, None]), 0.0)
+        scores_unit = tl.where(row[None, :] >= row[:, None], CB * decay(dA_cs[None, :] - dA_cs[:, None]), 0.0)
+        scores = scores_unit * dt[:, None]
         if HAS_SEQ_IDX:
             scores = tl.where(seq[None, :] == seq[:, None], scores, 0.0)
         if NEEDS_Z:
@@ -302,13 +315,6 @@ def reverse_walk_2p(
                 d_z_1,
                 mask=row_in[:, None] & p_1_in[None, :],
             )
-        if NEEDS_D:
-            d_D_terms_0 = d_y_skip_0.to(tl.float32) * x_0.to(tl.float32)
-            d_D_0 = tl.sum(d_D_terms_0, axis=0)
-            d_D_0_total = d_D_0 + d_D_0_total
-            d_D_terms_1 = d_y_skip_1.to(tl.float32) * x_1.to(tl.float32)
-            d_D_1 = tl.sum(d_D_terms_1, axis=0)
-            d_D_1_total = d_D_1 + d_D_1_total
         right_decay = dt * decay(dA_last - dA_cs)
         if HAS_SEQ_IDX:
             right_decay = tl.where(seq_last == seq, right_decay, 0.0)
@@ -338,22 +344,15 @@ def reverse_walk_2p(
         d_scores = tl.dot(x_1, tl.trans(d_y_skip_1).to(DOT), acc=d_scores, input_precision=PRECISION)
         if HAS_SEQ_IDX:
             d_scores = tl.where(seq[None, :] == seq[:, None], d_scores, 0.0)
-        d_dA_cs_scores_terms = d_scores * scores
+        d_dt_scores_terms = d_scores * scores_unit
+        d_dA_cs_scores_terms = d_dt_scores_terms * dt[:, None]
         d_dA_cs_scores_columns = tl.sum(d_dA_cs_scores_terms, axis=1)
         d_dA_cs_scores_rows = tl.sum(d_dA_cs_scores_terms, axis=0)
-        d_right_decay_terms_0 = d_x_weighted_0 * x_0.to(tl.float32)
-        d_right_decay = tl.sum(d_right_decay_terms_0, axis=1)
-        d_right_decay_terms_1 = d_x_weighted_1 * x_1.to(tl.float32)
-        d_right_decay_more = tl.sum(d_right_decay_terms_1, axis=1)
-        d_right_decay = d_right_decay + d_right_decay_more
         if HAS_SEQ_IDX:
             d_right_decay = tl.where(seq_last == seq, d_right_decay, 0.0)
         d_dA_cs_walk = d_dA_cs_scores_rows - d_dA_cs_scores_columns - d_right_decay * right_decay
         if NEEDS_DT:
             tl.store(d_dA_cs_walk_ptr + (b * nheads + head) * padded + row0 + row, d_dA_cs_walk)
-        d_dt_scores_terms = tl.where(
-            row[None, :] >= row[:, None], CB * d_scores * decay(dA_cs[None, :] - dA_cs[:, None]), 0.0
-        )
         d_dt_scores = tl.sum(d_dt_scores_terms, axis=1)
         d_dt_walk = d_dt_scores + d_right_decay * decay(dA_last - dA_cs)
         if NEEDS_DT:

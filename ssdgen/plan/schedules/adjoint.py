@@ -13,9 +13,10 @@ from typing import Any
 
 import sympy
 
+from ...spec.derivative import cases
 from ...spec.dims import entry, name_of
 from ...spec.gradient import chunk_adjoint
-from ...spec.graph import Graph, Map, Node
+from ...spec.graph import Graph, Map, Node, reads
 from ...spec.layer import Layer
 from ..ir import Index, Span, Tensor
 from ..lower import Pieces, Source
@@ -43,6 +44,8 @@ RENAME = {
     "d_x_head": "d_x",
     "d_x_head_base": "d_x",
 }
+# the mask without the step sizes
+UNIT = "scores_unit"
 # read without their option too
 KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 
@@ -51,7 +54,7 @@ KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 def graph(layer: Layer) -> Graph:
     """The adjoint of a chunk of `layer`, its sums cut where one kernel ends."""
     # the graph holds every option
-    found = chunk_adjoint(Layer(layer.family, layer.layout))
+    found = _factored(chunk_adjoint(Layer(layer.family, layer.layout)))
     for name, part in (("d_dA_cs_scaled", "d_dA_cs_walk"), ("d_dt", "d_dt_walk")):
         found = _parted(found, name, part) if name in found else found
     return found
@@ -67,6 +70,42 @@ def _parted(whole: Graph, name: str, part: str) -> Graph:
     cut: list[Node] = [Map(part, axes, early), replace(node, formula=node.formula - early + entry(part, *axes))]
     at = whole.nodes.index(node)
     return Graph(whole.name, (*whole.nodes[:at], *cut, *whole.nodes[at + 1 :]))
+
+
+def _factored(whole: Graph) -> Graph:
+    """The graph with what scores and the terms of their step sizes' adjoint have in common as a value of its own.
+
+    The terms of the decays' adjoint are then those of the step sizes' times the step sizes: of all tiles as large as
+    the scores only two have to live at a time.
+    """
+    scores, terms = whole["scores_whole"], whole["d_dt_scores_terms"]
+    assert isinstance(scores, Map) and isinstance(terms, Map)
+    (product, causal), (other, _) = (cases(node.formula)[0] for node in (scores, terms))
+    factors: Any = set(sympy.Mul.make_args(product)) & set(sympy.Mul.make_args(other))
+    common = sympy.Mul(*factors)
+    unit = entry(UNIT, *scores.axes)
+    made: dict[str, Node] = {
+        UNIT: Map(UNIT, scores.axes, sympy.Piecewise((common, causal), (0, True))),
+        scores.name: replace(scores, formula=unit * product / common),
+        terms.name: replace(terms, formula=unit * other / common),
+    }
+    if (name := "d_dA_cs_scores_terms") in whole:
+        decays = whole[name]
+        assert isinstance(decays, Map)
+        expanded: Any = decays.formula.xreplace({entry(scores.name, *scores.axes): unit * product / common})
+        made[name] = replace(decays, formula=expanded / (unit * other / common) * entry(terms.name, *terms.axes))
+    nodes = [made.pop(UNIT), *(made.get(node.name, node) for node in whole.nodes)]
+    return Graph(whole.name, _in_order(nodes))
+
+
+def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
+    """The nodes, each after what it reads, and otherwise as they were."""
+    found: dict[str, Node] = {}
+    while nodes:
+        ready = next(node for node in nodes if all(name in found for name in reads(node)))
+        found[ready.name] = ready
+        nodes.remove(ready)
+    return tuple(found.values())
 
 
 def _waits(whole: Graph, term: sympy.Expr) -> bool:

@@ -33,6 +33,8 @@ class Reverse:
         return "_".join(parts)
 
 
+# states have headdim along their rows, as they lie in memory
+STATE = ("h", "n", "p")
 NOTES = {
     "d_x_weighted": "right factor: what the state that leaves the chunk was made of",
     "CB": "diagonal block, once more and its adjoint",
@@ -59,7 +61,7 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
     opening, closing = _carried(lowering, shape)
     if shape.outputs:
         _outputs(lowering, layer)
-    for at in lowering.combinations(("h", "n", "p")):
+    for at in lowering.combinations(STATE):
         lowering.need("d_state", at)
     places = [
         Scalar("chunk", "first + chunks - 1 - step"),
@@ -134,7 +136,7 @@ def tile_offsets(pieces: dict[str, tuple[Piece, ...]], rows: str) -> list[Stmt]:
 
 
 def _columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:
-    """Axes where states have dstate along their rows, and scores the columns of the mask.
+    """Axes where states have headdim along their rows, and scores the columns of the mask.
 
     The scores are then the left operand of the gradient of x: nothing is transposed.
     """
@@ -143,7 +145,7 @@ def _columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:
         if set(node.axes) >= {"i", "j"}:
             found[node.name] = tuple(axis for axis in ("h", "j", "i") if axis in node.axes)
         elif set(node.axes) == {"h", "n", "p"}:
-            found[node.name] = ("h", "n", "p")
+            found[node.name] = STATE
     return found
 
 
@@ -152,7 +154,7 @@ def _sources(layer: Layer):
     found |= common.option_sources("b", level=1)
     found |= common.seq_sources("b", first="row0", last="minimum(row0 + CHUNK, stop) - 1")
     found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1")
-    found["state"] = adjoint.state_source("states", ("n", "p"))
+    found["state"] = adjoint.state_source("states", STATE[1:])
     return found
 
 
@@ -161,11 +163,11 @@ def _carried(lowering: Lowering, shape: Reverse) -> tuple[list[Stmt], list[Stmt]
     loads: list[Stmt] = []
     zeros: list[Stmt] = []
     stores: list[Stmt] = []
-    for at in lowering.combinations(("h", "n", "p")):
-        state = Value(lowering.variable("d_state", at), ("n", "p"))
+    for at in lowering.combinations(STATE):
+        state = Value(lowering.variable("d_state", at), STATE[1:])
         where = ("head", common.on(at["p"], "p"), common.on(at["n"], "n"))
         loads.append(LoadStmt(state, "leaving", ("b", "segment", *where)))
-        zeros.append(Full(state, tuple(span.size for axis in ("n", "p") if (span := at[axis].span))))
+        zeros.append(Full(state, tuple(span.size for axis in STATE[1:] if (span := at[axis].span))))
         tensor, place = ("d_initial", ("b",)) if shape.outputs else ("summary", ("b", "segment"))
         stores.append(Store(tensor, (*place, *where), state))
         lowering.bind("d_state_out", at, state, 1)
@@ -199,13 +201,22 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
         index = ("b", common.on(at[axis], axis), "head", common.on(at["p"], "p"))
         lowering.emit(1, Store(tensor, index, made[0]), flag)
 
-    for at in each("n", "p"):
+    for at in lowering.combinations(STATE):
         made = lowering.need("d_state_out", at)
         assert made is not None
         index = ("b", "chunk", "head", common.on(at["p"], "p"), common.on(at["n"], "n"))
         lowering.emit(1, Store("d_states", index, made[0]), "STORE_ADJOINTS")
-    # what d_z and d_D share with the rest, made for all
-    for name in ("d_x_weighted", "x", "d_y_skip", "left_decay", "scores"):
+    for name in ("x", "d_y_skip"):
+        for at in each(*(axis for axis in lowering.graph[name].axes if axis != "h")):
+            lowering.need(name, at)
+    with lowering.under("NEEDS_D"):
+        for at in each("p"):
+            total, made = _d_skip(lowering, at), lowering.need("d_D", at)
+            assert made is not None
+            added = entry(total.name, "p") + entry(made[0].name, "p")
+            lowering.emit(1, Let(total, added, (total, made[0])))
+    # what d_z shares with the rest, made for both; of each tile the sums before it goes on
+    for name in ("d_x_weighted", "d_right_decay", "left_decay", "scores"):
         for at in each(*(axis for axis in lowering.graph[name].axes if axis != "h")):
             lowering.need(name, at)
     for at in each("p"):
@@ -213,12 +224,6 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
     with lowering.under("NEEDS_Z"):
         for at in each("i", "p"):
             rows(at, "d_z", "d_z", None, "i")
-    with lowering.under("NEEDS_D"):
-        for at in each("p"):
-            total, made = _d_skip(lowering, at), lowering.need("d_D", at)
-            assert made is not None
-            added = entry(total.name, "p") + entry(made[0].name, "p")
-            lowering.emit(1, Let(total, added, (total, made[0])))
     for at in each("j", "p"):
         rows(at, "d_x", adjoint.head_part(layer, "d_x"), "NEEDS_X", "j")
     for name in adjoint.there(layer, *adjoint.WALK_VECTORS):
