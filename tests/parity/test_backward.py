@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from ssdgen.mamba2_ops.backward_defaults import default_backward
 from ssdgen.mamba2_ops.launchers import backward as launcher
+from ssdgen.mamba2_ops.problem import Problem
 from ssdgen.spec import oracle_gradient
 from ssdgen.tune.gate import poisoned_memory
 from tests.parity import tolerances
@@ -99,8 +101,7 @@ def verify(config: dict[str, Any], case: Case, device: str, **options: Any) -> N
     assert {f"d_{name}" for name in found} == {
         name for name in wanted if needs is None or name.removeprefix("d_") in needs
     }
-    states = config.get("state_dtype", "float32")
-    base = tolerances.limit(case.dtype, states, tensor_cores=device == "cuda")
+    base = tolerances.limit(case.dtype, config.get("state_dtype", "float32"), tensor_cores=device == "cuda")
     for name, gradient in found.items():
         assert gradient.dtype == given[name].dtype and gradient.shape == given[name].shape
         allowed = tolerances.Limit(base.relative * TIMES[name], base.largest * TIMES[name])
@@ -152,6 +153,22 @@ def test_without_final_states(config: dict[str, Any], device: str) -> None:
 @pytest.mark.parametrize("chunk", [32, 64])
 def test_longer_chunks(chunk: int, device: str) -> None:
     verify({**WALK, "chunk": chunk}, replace(SMALL, batch=1, seqlen=100, options=("D",)), device)
+
+
+@on_devices
+@pytest.mark.parametrize("options", [(), EVERYTHING], ids=["plain", "everything"])
+def test_the_smallest_config(options: tuple[str, ...], device: str) -> None:
+    """What is wider than a tile of 16 is cut in two."""
+    verify(launcher.MINIMAL_BACKWARD, replace(SMALL, batch=1, headdim=40, dstate=32, options=options), device)
+
+
+@on_devices
+@pytest.mark.parametrize("sms", [1, 132])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_default(dtype: str, sms: int, device: str) -> None:
+    case = replace(SMALL, batch=1, seqlen=150, dtype=dtype, options=("D", "initial_states"))
+    problem = Problem(case.batch, case.seqlen, case.nheads, case.headdim, case.dstate, case.ngroups, dtype)
+    verify(default_backward(problem, sms), case, device)
 
 
 @on_devices

@@ -77,8 +77,18 @@ GROUP_GRADIENTS = {
     (1, 2): group_gradients_2p,
     (2, 2): group_gradients_2n_2p,
 }
-# runs in 48 KB of shared memory at any size of a model
-MINIMAL_BACKWARD: dict[str, Any] = {"chunk": 16, "state_dtype": "float32", "kernels": {}}
+# runs in 48 KB of shared memory up to a headdim * dstate of 32768
+MINIMAL_BACKWARD: dict[str, Any] = {
+    "chunk": 16,
+    "state_dtype": "float32",
+    "kernels": {
+        "segment_state": {"block_p": 16},
+        "chunk_states": {"block_p": 16},
+        "segment_adjoint": {"block_p": 16},
+        "reverse_walk": {"block_n": 16, "block_p": 16},
+        "group_gradients": {"block_n": 16, "block_p": 16},
+    },
+}
 
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
@@ -108,7 +118,7 @@ def backward(
     """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
 
     config: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without "segment" a
-    program walks the whole sequence.  On the current device; arguments already checked, batch at least 1.
+    program walks the whole sequence.  numbers: num_warps, num_stages, maxnreg, block_n, block_p.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
@@ -384,13 +394,22 @@ def _shared(sizes: Sizes, config: dict[str, Any], kernel: str) -> tuple[dict[str
 
 
 def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
-    """Module, numbers and tiles of a kernel whose programs have all of headdim."""
+    """Module, numbers and tiles of a kernel whose programs have all of headdim.
+
+    block_n, block_p: what is wider is cut in two.
+    """
     names, numbers = sizes.names, _numbers(config, kernel)
-    n_tiles, p_tiles = cut(names["DSTATE"]), cut(names["HEADDIM"])
+    n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
+    p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
     if min(p_tiles) < 64 or names["CHUNK"] < 64:
         numbers = _narrow(numbers, sizes.tensors["x"])
     module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
     return module, numbers, {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
+
+
+def _halves(extent: int, block: int) -> tuple[int, ...]:
+    """The tiles of an extent, two where it is wider than `block`."""
+    return cut(extent, max(SMALLEST, block, next_power_of_two(-(-extent // 2))))
 
 
 def _there(table: dict, tiles: Any, sizes: Sizes) -> Any:
