@@ -145,7 +145,6 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         tables=list(there.items()),
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         walk_vectors=adjoint.there(layer, *adjoint.WALK_VECTORS),
-        walk_numbers=adjoint.there(layer, *adjoint.WALK_NUMBERS),
         group_vectors=adjoint.there(layer, *adjoint.GROUP_VECTORS),
         group_numbers=adjoint.there(layer, *adjoint.GROUP_NUMBERS),
         owner="ngroups" if adjoint.loops(layer) else "nheads",

@@ -95,7 +95,7 @@ class _Backward:
         tokens = ("batch", "seqlen", "nheads", "HEADDIM")
         outs = {f"d_{name}": call.buffer(*tokens) if name in self.needs else None for name in ("x", "z")}
         outs["d_D"] = call.buffer("batch", "nsegments", "nheads", "HEADDIM") if "D" in self.needs else None
-        call.tensors |= outs | self._vectors(adjoint.WALK_VECTORS, adjoint.WALK_NUMBERS)
+        call.tensors |= outs | self._vectors(adjoint.WALK_VECTORS, ())
         if not several:
             self._initial_buffer()
         tensors = {"leaving": leaving, "states": self.states, "d_states": self.adjoints if store else None}

@@ -26,18 +26,14 @@ d_scores[h, i, j] = sum over p of d_y_skip[h, i, p] * x[h, j, p]
 d_x_y_diag[h, j, p] = sum over i of scores[h, i, j] * d_y_skip[h, i, p]
 d_y_state[h, i, p] = d_y_skip[h, i, p]*left_decay[h, i]
 d_state_y_state[h, p, n] = sum over i of d_y_state[h, i, p] * C[i, n]
-d_right_decay_whole[h, j] = Piecewise((d_right_decay[h, j], Eq(seq_last, seq[j])), (0, True))    if HAS_SEQ_IDX
-d_dA_last_right_decay_terms[h, j] = d_right_decay_whole[h, j]*right_decay_whole[h, j]
-d_dA_last_right_decay[h] = sum over j of d_dA_last_right_decay_terms[h, j]
 d_scores_whole[h, i, j] = Piecewise((d_scores[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
 d_dt_scores_terms[h, i, j] = d_scores_whole[h, i, j]*scores_unit[h, i, j]
 d_dA_cs_scores_terms[h, i, j] = d_dt_scores_terms[h, i, j]*dt[h, j]
 d_dA_cs_scores_rows[h, i] = sum over j of d_dA_cs_scores_terms[h, i, j]
 d_dA_cs_scores_columns[h, j] = sum over i of d_dA_cs_scores_terms[h, i, j]
 d_dt_scores[h, j] = sum over i of d_dt_scores_terms[h, i, j]
-d_dA_cs_walk[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j] - d_right_decay_whole[h,
-    j]*right_decay_whole[h, j]
-d_dt_walk[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*d_right_decay_whole[h, j] + d_dt_scores[h, j]
+d_dA_cs_walk[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j]
+d_dt_walk[h, j] = d_dt_scores[h, j]
 d_state[h, p, n] = centre_decay[h]*d_state_out[h, p, n] + d_state_y_state[h, p, n]
 d_z[h, i, p] = ((1 - sigmoid(z[h, i, p]))*z[h, i, p] + 1)*sigmoid(z[h, i, p])*d_y[h, i, p]*y_skip[h, i, p]
 d_x_base[h, j, p] = d_x_weighted[h, j, p]*right_decay[h, j] + d_x_y_diag[h, j, p]
@@ -68,7 +64,7 @@ def reverse_walk_2n(
     d_D_ptr,  # [batch, nsegments, nheads, headdim], if NEEDS_D
     d_dA_cs_walk_ptr,  # [batch, nheads, padded], if NEEDS_DT
     d_dt_walk_ptr,  # [batch, nheads, padded], if NEEDS_DT
-    d_dA_last_right_decay_ptr,  # [batch, nchunks, nheads], if NEEDS_DT
+    d_right_decay_ptr,  # [batch, nheads, padded], if NEEDS_DT
     d_states_ptr,  # [batch, nchunks, nheads, headdim, dstate], if STORE_ADJOINTS
     d_initial_ptr,  # [batch, nheads, headdim, dstate], if STORE_INITIAL
     stride_x_batch: tl.int64,
@@ -293,19 +289,14 @@ def reverse_walk_2n(
         d_dA_cs_scores_terms = d_dt_scores_terms * dt[:, None]
         d_dA_cs_scores_columns = tl.sum(d_dA_cs_scores_terms, axis=1)
         d_dA_cs_scores_rows = tl.sum(d_dA_cs_scores_terms, axis=0)
-        if HAS_SEQ_IDX:
-            d_right_decay = tl.where(seq_last == seq, d_right_decay, 0.0)
-        d_dA_cs_walk = d_dA_cs_scores_rows - d_dA_cs_scores_columns - d_right_decay * right_decay
+        d_dA_cs_walk = d_dA_cs_scores_rows - d_dA_cs_scores_columns
         if NEEDS_DT:
             tl.store(d_dA_cs_walk_ptr + (b * nheads + head) * padded + row0 + row, d_dA_cs_walk)
         d_dt_scores = tl.sum(d_dt_scores_terms, axis=1)
-        d_dt_walk = d_dt_scores + d_right_decay * decay(dA_last - dA_cs)
+        d_dt_walk = d_dt_scores
         if NEEDS_DT:
             tl.store(d_dt_walk_ptr + (b * nheads + head) * padded + row0 + row, d_dt_walk)
-        d_dA_last_right_decay_terms = d_right_decay * right_decay
-        d_dA_last_right_decay = tl.sum(d_dA_last_right_decay_terms, axis=0)
-        if NEEDS_DT:
-            tl.store(d_dA_last_right_decay_ptr + b * nchunks * nheads + head + chunk * nheads, d_dA_last_right_decay)
+            tl.store(d_right_decay_ptr + (b * nheads + head) * padded + row0 + row, d_right_decay)
         # left and centre factor: the adjoint of the state that enters the chunk
         d_y_state = d_y_skip.to(tl.float32) * left_decay[:, None]
         centre_decay = decay(dA_last)

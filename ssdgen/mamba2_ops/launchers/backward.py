@@ -118,7 +118,8 @@ def backward(
     """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
 
     config: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without "segment" a
-    program walks the whole sequence.  numbers: num_warps, num_stages, maxnreg, block_n, block_p.  On the current device; arguments already checked, batch at least 1.
+    program walks the whole sequence.  numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate
+    and headdim are cut in two.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
@@ -312,7 +313,7 @@ def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str
         sizes.allocate("d_z", tokens, tensors["z"].dtype)
     if names["NEEDS_D"]:
         sizes.allocate("d_D", (names["batch"], names["nsegments"], *tokens[2:]), torch.float32)
-    _vectors(sizes, ["d_dA_cs_walk", "d_dt_walk"], ["d_dA_last_right_decay"])
+    _vectors(sizes, ["d_dA_cs_walk", "d_dt_walk", "d_right_decay"], [])
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,

@@ -24,11 +24,12 @@ from . import common
 
 Level = common.Level
 
-# made from the entering states, by the kernel that has them
-LATE = ("d_left_decay", "d_centre_decay")
+# what the addends that `reverse_walk` leaves must not need: the first two are made from the entering states; a sum over
+# the third, along the tokens of a chunk, in the kernel that makes it breaks Triton's compiler for sm_100 (3.7.1)
+LATE = ("d_left_decay", "d_centre_decay", "d_right_decay")
 # vectors over tokens that `reverse_walk` and `group_gradients` leave for `dt_gradients`, and numbers of a chunk
-WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_walk", "d_dt_walk"), ("d_left_decay",)
-WALK_NUMBERS, GROUP_NUMBERS = ("d_dA_last_right_decay",), ("d_centre_decay",)
+WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_walk", "d_dt_walk", "d_right_decay"), ("d_left_decay",)
+GROUP_NUMBERS = ("d_centre_decay",)
 
 RENAME = {
     **{name: common.RENAME[name] for name in common.RENAME if name.endswith("_whole") or name.startswith("y_")},

@@ -229,9 +229,6 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
     for name in adjoint.there(layer, *adjoint.WALK_VECTORS):
         for at in each("j"):
             lowering.store(1, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
-    for name in adjoint.there(layer, *adjoint.WALK_NUMBERS):
-        for at in each():
-            lowering.store(1, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
 
 
 def _flags(shape: Reverse) -> tuple[str, ...]:
@@ -269,7 +266,7 @@ def _tensors(layer: Layer, shape: Reverse) -> tuple[Tensor, ...]:
         Tensor("d_x", tokens, dtype, flag="NEEDS_X", out=True),
         Tensor("d_z", tokens, "operand", flag="NEEDS_Z", out=True),
         Tensor("d_D", ("batch", "nsegments", "nheads", "HEADDIM"), "float32", flag="NEEDS_D", out=True),
-        *adjoint.vector_tensors(layer, adjoint.WALK_VECTORS, adjoint.WALK_NUMBERS, out=True),
+        *adjoint.vector_tensors(layer, adjoint.WALK_VECTORS, (), out=True),
         adjoint.states_tensor("d_states", out=True, flag="STORE_ADJOINTS"),
         Tensor("d_initial", ("batch", *state), "state", flag="STORE_INITIAL", out=True),
     )
@@ -289,7 +286,7 @@ def _about(shape: Reverse) -> str:
 def _equations(layer: Layer, shape: Reverse) -> tuple[str, ...]:
     if not shape.outputs:
         return ("d_state",)
-    vectors = adjoint.there(layer, *adjoint.WALK_VECTORS, *adjoint.WALK_NUMBERS)
+    vectors = adjoint.there(layer, *adjoint.WALK_VECTORS)
     return ("d_z", "d_D", adjoint.head_part(layer, "d_x"), *vectors, "d_state")
 
 
