@@ -62,7 +62,8 @@ def _line(stmt: ir.Stmt) -> str:
         case ir.Rest():
             return f"rest     {_value(stmt.out)} = what rounding {_value(stmt.of)} leaves out"
         case ir.Cumsum():
-            return f"scan     {_value(stmt.out)} = running sum of {_value(stmt.of)} along {stmt.along}"
+            way = " from its end" if stmt.reverse else ""
+            return f"scan     {_value(stmt.out)} = running sum of {_value(stmt.of)} along {stmt.along}{way}"
         case ir.Sum():
             return f"sum      {_value(stmt.out)} = sum of {_value(stmt.of)} along {stmt.along}"
     raise TypeError(f"no text for a {type(stmt).__name__}")

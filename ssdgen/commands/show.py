@@ -9,10 +9,10 @@ import click
 from .. import gpus
 from ..emit import kernel as sources
 from ..pack import templates
+from ..plan import catalogue
 from ..plan.problem import Problem
 from ..spec import counts
 from ..spec import show as descriptions
-from ..spec.decompose import chunk_graph
 from ..tune.shapes import SIZES
 from . import kernels, plan_text
 from .options import gpu_option, layer_from, layer_options, problem_from, problem_options
@@ -54,7 +54,7 @@ def kernel(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None
     layer = layer_from(family, layout, extras)
     made = kernels.named(name, layer)
     templates.load()
-    click.echo(sources.module(made, chunk_graph(layer)), nl=False)
+    click.echo(sources.module(made, catalogue.graph(made, layer)), nl=False)
 
 
 @show.command()

@@ -6,7 +6,6 @@ import ast
 import hashlib
 
 from ..plan import catalogue
-from ..spec.decompose import chunk_graph
 from ..spec.layer import Layer
 from . import kernel as kernels
 from .environment import render
@@ -38,6 +37,6 @@ def of_kernels(modules: dict[str, str], functions: str, warpgroup_functions: str
 def of_package(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: fingerprint} of the kernels that a package for `layer` (default: Mamba-2's) holds."""
     layer = layer or Layer()
-    graph = chunk_graph(layer)
-    modules = {kernel.name: kernels.module(kernel, graph) for kernel in catalogue.kernels(layer)}
+    every = (*catalogue.kernels(layer), *catalogue.backward(layer))
+    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
     return of_kernels(modules, render("kernels/functions.py.jinja"), render("kernels/warpgroup_functions.py.jinja"))

@@ -77,6 +77,13 @@ def equation(graph: Graph, name: str) -> str:
     return f"{left}: {node.what}"
 
 
+def _wrapped(line: str) -> str:
+    """An equation on as many lines as it needs."""
+    if len(line) <= WIDTH:
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
 def module(kernel: ir.Kernel, graph: Graph) -> str:
     """The kernel's module: docstring with its equations, imports, the kernel."""
     if kernel.consumers:
@@ -96,7 +103,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
     nodes = [n for n in graph.closure(kernel.equations, available) if not hasattr(n, "what")]
     return {
         "about": "\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
-        "equations": "\n".join(equation(graph, node.name) for node in nodes),
+        "equations": "\n".join(_wrapped(equation(graph, node.name)) for node in nodes),
         "functions": [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),
@@ -173,6 +180,8 @@ def blocks(kernel: ir.Kernel) -> list[tuple[str, str, str]]:
 
 def _materialised(kernel: ir.Kernel) -> set[str]:
     """Values that the kernel loads and so does not compute."""
+    if kernel.given:
+        return {*kernel.given}
     loaded = {t.name for t in kernel.tensors if not t.out}
     names = {
         name for name in ("dt", "dA_cs", "dA_last") if "dA_cs" in loaded or "padded" in kernel.sizes and name == "dt"

@@ -29,14 +29,17 @@ def _arguments(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _terms(text: str) -> list[str]:
+def _terms(text: str, operators: tuple[str, ...] = (" + ", " - ")) -> list[str]:
     """Split a sum at the operators that stand outside brackets; each term but the first keeps its operator."""
     parts, depth, start = [], 0, 0
     for at, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
-        if depth == 0 and text[at : at + 3] in (" + ", " - "):
+        if depth == 0 and text[at : at + 3] in operators:
             parts.append(text[start:at])
             start = at + 1
+    # a product is split at its factors
+    if not parts and "*" not in operators[0]:
+        return _terms(text, (" * ",))
     return [*parts, text[start:]]
 
 
@@ -55,7 +58,9 @@ def fit(statement: str, indent: int, width: int = WIDTH) -> list[str]:
     target, equals, value = body.partition(" = ")
     call_end = body.endswith(")") and _matching(body, len(body) - 1)
     whole_call = call_end and (
-        not equals or value[: call_end - len(target) - 3].replace(".", "").replace("_", "").isalnum()
+        len(_terms(body[:call_end])) == 1
+        if not equals
+        else value[: call_end - len(target) - 3].replace(".", "").replace("_", "").isalnum()
     )
     if not whole_call and not equals:
         return [pad + term for term in _terms(body + suffix)]

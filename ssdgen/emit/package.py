@@ -13,9 +13,12 @@ import sympy
 
 from ..plan import catalogue, space
 from ..plan.ir import Kernel
-from ..plan.schedules import prepare
+from ..plan.schedules import adjoint, prepare
+from ..plan.schedules.groups import Groups
+from ..plan.schedules.reverse import Reverse
+from ..plan.schedules.states import States
+from ..plan.schedules.walk import Walk
 from ..plan.tiles import LARGEST, SMALLEST, cut, next_power_of_two
-from ..spec.decompose import chunk_graph
 from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
@@ -38,9 +41,9 @@ def package(
     out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes.
     """
     layer = layer or Layer()
-    graph = chunk_graph(layer)
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
-    modules = {kernel.name: kernels.module(kernel, graph) for kernel in chosen}
+    backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
+    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in (*chosen, *backward)}
     functions, warpgroup_functions = (render(f"kernels/{name}.py.jinja") for name in FUNCTIONS)
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
@@ -51,6 +54,7 @@ def package(
         "kernels/functions.py": functions,
         "kernels/warpgroup_functions.py": warpgroup_functions,
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
+        "launchers/backward.py": _backward_launcher(layer, chosen, backward),
         "launchers/forward.py": _launchers(layer, chosen),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions, warpgroup_functions)),
     }
@@ -115,6 +119,45 @@ def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
         minimal=_literal(space.smallest()),
         most_states=2 * LARGEST,
     )
+
+
+def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kernel]) -> str:
+    """The launcher of the backward pass, with the kernels of both passes that are there."""
+    names = {kernel.name for kernel in (*forward, *backward)}
+    tables = {
+        "SEGMENT_STATE": [(f"{n}", Walk(outputs=False, n_tiles=n).name) for n in (1, 2)],
+        "CHUNK_STATES": [(f"{n}", States(n).name) for n in (1, 2)],
+        "SEGMENT_ADJOINT": [(f"{n}", Reverse(False, n).name) for n in (1, 2)],
+        "REVERSE_WALK": [(f"({n}, {p})", Reverse(n_tiles=n, p_tiles=p).name) for n, p in catalogue.TILES],
+        "GROUP_GRADIENTS": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
+    }
+    there = {table: [row for row in rows if row[1] in names] for table, rows in tables.items()}
+    used = {name for rows in there.values() for _, name in rows}
+    used |= {"dt_cumsum", "state_passing", "adjoint_passing", "dt_gradients"}
+    strided = {
+        t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
+    }
+    buffers = [tensor.name for tensor in prepare.kernel(layer).tensors if tensor.out]
+    return render(
+        "launchers/backward.py.jinja",
+        modules=sorted(used),
+        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        tables=list(there.items()),
+        buffers=["dt_ready" if name == "dt" else name for name in buffers],
+        walk_vectors=adjoint.there(layer, *adjoint.WALK_VECTORS),
+        group_vectors=adjoint.there(layer, *adjoint.GROUP_VECTORS),
+        group_numbers=adjoint.there(layer, *adjoint.GROUP_NUMBERS),
+        owner="ngroups" if adjoint.loops(layer) else "nheads",
+        # heads that share an operand leave a part each, in fp32
+        parts=[name for name in ("x", "B", "C") if _in_parts(layer, name)],
+        uses_a=layer.family.uses_a,
+        most=2 * LARGEST,
+    )
+
+
+def _in_parts(layer: Layer, name: str) -> bool:
+    """Whether the heads that share an operand each leave a part of its gradient."""
+    return not layer.layout.per_head(name) and (name == "x" or not adjoint.loops(layer))
 
 
 def _settings(layer: Layer, chunk: int | None) -> str:

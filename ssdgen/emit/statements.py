@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 
+import sympy
+
 from ..plan import ir
 from .environment import macros
 from .formula import FormulaPrinter, broadcast
@@ -192,14 +194,18 @@ class StatementPrinter:
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value)
             case ir.Let(out, formula, reads):
-                operands = frozenset(read.name for read in reads if read.name in self.operands)
+                if out.dtype == "stored" and isinstance(formula, sympy.Indexed):
+                    return f"{out.name} = {reads[0].name}"
+                kept = frozenset(read.name for read in reads if read.dtype == "stored")
+                operands = kept | frozenset(read.name for read in reads if read.name in self.operands)
                 return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks).print(formula)}"
             case ir.Dot(out, left, right, over, acc):
                 return self._dot(out, left, right, over, acc)
             case ir.Rest(out, of):
                 return self.idiom.rest(out.name, of.name)
-            case ir.Cumsum(out, of, along):
-                return f"{out.name} = tl.cumsum({of.name}, axis={of.axes.index(along)})"
+            case ir.Cumsum(out, of, along, reverse):
+                way = ", reverse=True" if reverse else ""
+                return f"{out.name} = tl.cumsum({of.name}, axis={of.axes.index(along)}{way})"
             case ir.Sum(out, of, along):
                 return f"{out.name} = tl.sum({of.name}, axis={of.axes.index(along)})"
             case ir.Load(out, tensor, index, descriptor):
@@ -213,7 +219,7 @@ class StatementPrinter:
         if descriptor:
             return self.idiom.load_descriptor(out.name, tensor.name, self._corner(index), shape)
         casts = {"any": "float32", "state": "float32", "index": "int64"}
-        cast = f"{self.language}.{casts[tensor.dtype]}" if tensor.dtype in casts else ""
+        cast = f"{self.language}.{casts[tensor.dtype]}" if tensor.dtype in casts and out.dtype != "stored" else ""
         zero = "0" if tensor.dtype == "int" else "0.0"
         return self.idiom.load(
             out.name, self._pointer(tensor, index, out.axes), self._mask(index, out.axes), zero, cast, shape

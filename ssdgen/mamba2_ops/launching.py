@@ -51,7 +51,7 @@ class Launch:
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.maxnreg and not torch.version.hip:
             options["maxnreg"] = self.maxnreg
-        if self.kernel.is_gluon():
+        if _is_gluon(self.kernel):
             options["launch_pdl"] = True
         return options
 
@@ -115,7 +115,7 @@ class Sizes:
                     used[name] = slot
                 if kind == "desc":
                     described[name] = blocks[parameter]
-                    args[name] = descriptor(tensor, *blocks[parameter], gluon=kernel.is_gluon())
+                    args[name] = descriptor(tensor, *blocks[parameter], gluon=_is_gluon(kernel))
             elif name.startswith("stride_"):
                 args[name] = self._stride(name, slots)
             else:
@@ -136,6 +136,11 @@ class Sizes:
 
     def plan(self) -> Plan:
         return Plan(self.launches, self.tensors, self.buffers)
+
+
+def _is_gluon(kernel: Any) -> bool:
+    """Whether a kernel is written in Gluon; an interpreted one is not, and is not asked."""
+    return hasattr(kernel, "is_gluon") and kernel.is_gluon()
 
 
 def descriptor(tensor: Tensor, order: tuple[int, ...], block: tuple[int, ...], gluon: bool = False):

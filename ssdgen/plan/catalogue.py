@@ -7,17 +7,32 @@ of an odd size, packed sequences).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
+from ..spec.decompose import chunk_graph
+from ..spec.graph import Graph
 from ..spec.layer import Layer
 from .ir import Kernel
-from .schedules import passing, prepare, scan, walk
+from .schedules import adjoint, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules.groups import Groups
+from .schedules.reverse import Reverse
 from .schedules.scan import Scan
+from .schedules.states import States
 from .schedules.walk import Walk
 
 CONSUMERS = (1, 2)  # of a program that is specialised by warps: with three their registers spill
 TILES = ((1, 1), (2, 1), (1, 2), (2, 2))  # tiles of dstate and headdim
+# the kernels of the backward pass by name
+BACKWARD: dict[str, Callable[[Layer], Kernel]] = {
+    **{(shape := States(n)).name: partial(states.kernel, shape=shape) for n in (1, 2)},
+    **{(shape := Reverse(False, n)).name: partial(reverse.kernel, shape=shape) for n in (1, 2)},
+    "adjoint_passing": partial(passing.kernel, reverse=True),
+    **{(shape := Reverse(n_tiles=n, p_tiles=p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
+    **{(shape := Groups(n, p)).name: partial(groups.kernel, shape=shape) for n, p in TILES},
+    "dt_gradients": steps.kernel,
+}
 
 
 def walks(outputs: bool) -> tuple[Walk, ...]:
@@ -40,13 +55,24 @@ def scans() -> tuple[Scan, ...]:
 
 
 def kernels(layer: Layer) -> tuple[Kernel, ...]:
-    """Every kernel of a package for `layer`, in the order in which a schedule may launch them."""
+    """Every kernel of the forward pass for `layer`, in the order in which a schedule may launch them."""
     found = [prepare.kernel(layer)]
     found += [walk.kernel(layer, shape) for shape in walks(outputs=False)]
     found.append(passing.kernel(layer))
     found += [walk.kernel(layer, shape) for shape in walks(outputs=True)]
     found += [scan.kernel(layer, shape) for shape in scans()]
     return tuple(found)
+
+
+def backward(layer: Layer) -> tuple[Kernel, ...]:
+    """The kernels that the backward pass has beside those of the forward pass, in order."""
+    return tuple(make(layer) for make in BACKWARD.values())
+
+
+def graph(kernel: Kernel, layer: Layer) -> Graph:
+    """The graph that a kernel's equations are of: that of a chunk, or its adjoint."""
+    forward = chunk_graph(layer)
+    return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 
 
 def every_shape() -> Iterator[Walk | Scan]:

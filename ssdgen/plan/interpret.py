@@ -25,7 +25,7 @@ import sympy
 from ..spec.dims import axes_of, name_of
 from ..spec.layer import Layer
 from ..spec.numeric import function
-from . import ir, launch
+from . import ir, launch, launch_backward
 from .schedules.scan import Scan
 from .schedules.walk import Walk
 
@@ -100,6 +100,26 @@ def forward(
     """
     call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
     return call.forward(schedule, segment, shape, joined)
+
+
+def backward(
+    layer: Layer,
+    inputs: Mapping[str, Any],
+    d_y: Array,
+    d_final_states: Array | None = None,
+    *,
+    chunk: int,
+    segment: int | None = None,
+    needs: frozenset[str] | None = None,
+    constants: Mapping[str, int] | None = None,
+) -> dict[str, Array]:
+    """Gradients by the names of spec.oracle_gradient ("d_x", ..), in the shapes of the inputs.
+
+    segment: tokens per segment, a multiple of `chunk`; the whole sequence if None.  needs: the inputs whose gradients
+    are wanted; all that are there if None.  Raises as `forward` does.
+    """
+    call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
+    return launch_backward.backward(call, inputs, d_y, d_final_states, segment, needs)
 
 
 # ---- scalars: integer expressions
@@ -222,8 +242,9 @@ class _Program:
             case ir.Rest(out, of):
                 # operands are float64 here: nothing is rounded
                 scope[out.name] = self.tile(of) - self.tile(of)
-            case ir.Cumsum(out, of, along):
-                scope[out.name] = np.cumsum(self.tile(of), axis=of.axes.index(along))
+            case ir.Cumsum(out, of, along, reverse):
+                axis, tile = of.axes.index(along), self.tile(of)
+                scope[out.name] = np.flip(np.cumsum(np.flip(tile, axis), axis), axis) if reverse else tile.cumsum(axis)
             case ir.Sum(out, of, along):
                 scope[out.name] = np.sum(self.tile(of), axis=of.axes.index(along))
             case ir.Load():
@@ -376,4 +397,4 @@ def _compiled(formula: sympy.Expr) -> tuple[tuple[tuple[str, tuple[str, ...]], .
     return names, tuple(map(str, scalars)), function(places, general)
 
 
-__all__ = ["BrokenPlan", "Misfit", "OutOfBounds", "Race", "Undefined", "forward", "run"]
+__all__ = ["BrokenPlan", "Misfit", "OutOfBounds", "Race", "Undefined", "backward", "forward", "run"]

@@ -62,7 +62,11 @@ Index = str | Span
 
 @dataclass(frozen=True)
 class Value:
-    """A tile in registers: its variable, its axes in order and whether it still has the operands' dtype."""
+    """A tile in registers: its variable, its axes in order and its dtype.
+
+    dtype: "float32", "operand" (still that of the operands), "int", "stored" (that of the memory it came from, or
+    float32 where an option made it anew).
+    """
 
     name: str
     axes: tuple[str, ...]
@@ -157,11 +161,12 @@ class Rest:
 
 @dataclass(frozen=True)
 class Cumsum:
-    """out = inclusive running sum of `of` along one axis."""
+    """out = inclusive running sum of `of` along one axis, from its start or, reverse, from its end."""
 
     out: Value
     of: Value
     along: str
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ class Kernel:
     grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers.
     consumers: 0 where all warps of a program do the same. Otherwise the body is what one of so many groups of warps
     does, which knows its number as `consumer`; loads by descriptor inside a loop are made ahead, for all of them.
+    given: values of the graph that it loads, where its name and its tensors do not say so.
     """
 
     name: str
@@ -224,6 +230,7 @@ class Kernel:
     grid: tuple[str, ...]
     body: tuple[Stmt, ...]
     consumers: int = 0
+    given: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         return next(tensor for tensor in self.tensors if tensor.name == name)

@@ -93,21 +93,21 @@ class Call:
     # ---- schedules
 
     def _single_pass(self, shape: Walk) -> None:
-        self._walk(replace(shape, outputs=True), {**self._steps(shape.prepared), "entering": self._initial()})
+        self._walk(replace(shape, outputs=True), {**self.steps(shape.prepared), "entering": self.initial()})
 
     def _segments(self, shape: Walk, segment: int, joined: bool) -> None:
-        steps = self._steps(shape.prepared)
+        steps = self.steps(shape.prepared)
         states = replace(shape, outputs=False, two_terms=False)
         if joined:
             if not shape.consumers:
                 raise ValueError(f"{shape.name} takes the states that enter from state_passing; give it consumers")
-            self._segment(segment)
+            self.cut(segment)
             whole = self.sizes["nsegments"]
             # nobody needs the summary of the last segment
             self.sizes |= {"nsegments": whole - 1, "nsummaries": whole - 1}
-            summaries = self._summaries(states, steps)
+            summaries = self.summaries(states, steps)
             self.sizes["nsegments"] = whole
-            tensors = {**steps, **summaries, "entering": self._initial()}
+            tensors = {**steps, **summaries, "entering": self.initial()}
             self._walk(replace(shape, outputs=True), tensors, HAS_SUMMARIES=True)
             return
         entering = self._entering(states, steps, segment)
@@ -116,52 +116,53 @@ class Call:
         self._walk(replace(shape, outputs=True), tensors, HAS_ENTERING=True, STORE_FINAL=False)
 
     def _split(self, shape: Scan) -> None:
-        steps = self._steps(prepared=True)
+        steps = self.steps(prepared=True)
         states = Walk(outputs=False, n_tiles=shape.n_tiles, p_tiles=shape.p_tiles)
         entering = self._entering(states, steps, self.constants["CHUNK"])
         for block in ("BLOCK_M", "BLOCK_K"):
             if self.constants["CHUNK"] % self.constants[block]:
                 raise ValueError(f"{block} is {self.constants[block]}; it must divide the chunk")
-        self._launch(scan.kernel(self.layer, shape), {**steps, "entering": entering})
+        self.launch(scan.kernel(self.layer, shape), {**steps, "entering": entering})
 
     # ---- steps of a schedule
 
-    def _steps(self, prepared: bool) -> Arrays:
+    def steps(self, prepared: bool) -> Arrays:
         """Step sizes as a walk takes them: as they were given, or with their running sums, padded to whole chunks."""
         if not prepared:
             return {}
         if self.flags["HAS_CU_SEQLENS"]:
             raise ValueError("packed sequences start anywhere; their step sizes cannot be prepared")
-        buffers = {name: self._buffer("batch", "nheads", "padded") for name in ("dt", "dA_cs")}
-        self._launch(prepare.kernel(self.layer), {"dt_raw": self.tensors["dt"], **buffers})
+        buffers = {name: self.buffer("batch", "nheads", "padded") for name in ("dt", "dA_cs")}
+        self.launch(prepare.kernel(self.layer), {"dt_raw": self.tensors["dt"], **buffers})
         return buffers
 
     def _entering(self, shape: Walk, steps: Arrays, segment: int) -> Any:
         """The state that enters each segment; the final states are stored on the way."""
-        self._segment(segment)
+        self.cut(segment)
         self.sizes["nentering"] = self.sizes["nsegments"]
-        found = self._summaries(shape, steps)
+        found = self.summaries(shape, steps)
         states = {name: self.tensors[name] for name in ("initial_states", "final_states")}
         states["summary"] = found["summary"]
-        flat = {name: state if state is None else _flat(state) for name, state in states.items()}
-        self._launch(passing.kernel(self.layer), {**flat, "total": found["total"]})
+        flattened = {name: state if state is None else flat(state) for name, state in states.items()}
+        self.launch(passing.kernel(self.layer), {**flattened, "total": found["total"]})
         return found["summary"]
 
-    def _initial(self) -> Any:
+    def initial(self) -> Any:
         """The initial states as the states that enter the only segment."""
         initial = self.tensors["initial_states"]
         return None if initial is None else initial[:, None]
 
-    def _segment(self, segment: int) -> None:
+    def cut(self, segment: int) -> None:
+        """Segments of so many tokens."""
         if segment < 1 or segment % self.constants["CHUNK"]:
             raise ValueError(f"the segment is {segment}; it must be a multiple of the chunk, {self.constants['CHUNK']}")
         self.sizes |= {"nsegments": -(-self.sizes["seqlen"] // segment), "segment_len": segment}
 
-    def _summaries(self, shape: Walk, steps: Arrays) -> dict[str, Any]:
+    def summaries(self, shape: Walk, steps: Arrays) -> dict[str, Any]:
         """What each segment adds to the state and how much of an entering one survives it."""
         found = {
-            "summary": self._buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE"),
-            "total": self._buffer("batch", "nsegments", "nheads"),
+            "summary": self.buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE"),
+            "total": self.buffer("batch", "nsegments", "nheads"),
         }
         self._walk(shape, {**steps, **found})
         return found
@@ -177,9 +178,9 @@ class Call:
         if shape.consumers and shape.n_tiles > 1:
             block = -(-self.constants["DSTATE"] // shape.n_tiles)
             rows["BLOCK_N"] = max(tiles.SMALLEST, tiles.next_power_of_two(block))
-        self._launch(walk.kernel(self.layer, shape), tensors, rows, **flags)
+        self.launch(walk.kernel(self.layer, shape), tensors, rows, **flags)
 
-    def _launch(self, kernel: Any, tensors: Arrays, constants: Mapping[str, int] | None = None, **flags: bool) -> None:
+    def launch(self, kernel: Any, tensors: Arrays, constants: Mapping[str, int] | None = None, **flags: bool) -> None:
         constants = {**self._tiles(kernel.constants), **(constants or {}), **self.constants}
         self.run(kernel, {**self.tensors, **tensors}, self.sizes, constants, {**self.flags, **flags}, self.reals)
 
@@ -196,7 +197,7 @@ class Call:
             found |= dict(zip(wanted, sizes, strict=False))
         return found
 
-    def _buffer(self, *dims: str) -> Any:
+    def buffer(self, *dims: str) -> Any:
         return self.empty(*({**self.sizes, **self.constants}[dim] for dim in dims))
 
 
@@ -206,9 +207,9 @@ def _repeated(skip: Any, buffer: Any) -> Any:
     return buffer
 
 
-def _flat(states: Any) -> Any:
+def flat(states: Any) -> Any:
     """The last two dimensions as one, on the same memory."""
     return states.reshape(*states.shape[:-2], -1)
 
 
-__all__ = ["Call", "Schedule"]
+__all__ = ["Call", "Schedule", "flat"]

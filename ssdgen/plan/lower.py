@@ -7,7 +7,8 @@ and nothing inside a loop that need not be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,38 +19,7 @@ from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Sum
 from .ir import Cumsum as CumsumStmt
 from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
 from .ir import Sum as SumStmt
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tile of an axis: a span of tile positions or, for heads, one scalar index.
-
-    position: variable with the position inside the chunk of each row; order: where the piece stands on its axis;
-    alias: suffix of a value over columns that is read here on rows, where the two are different tiles.
-    """
-
-    suffix: str
-    span: Span | None = None
-    scalar: str = ""
-    position: str = ""
-    order: int = 0
-    alias: str = ""
-
-
-Pieces = dict[str, Piece]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an input value comes from: a tensor and, per pieces, the index into it."""
-
-    tensor: str = ""
-    index: Callable[[Pieces], tuple[Index, ...]] = lambda pieces: ()
-    level: int | Callable[[Pieces], int] = 1
-    dtype: str = "float32"
-    flag: str | None = None
-    descriptor: bool = False
-    axes: tuple[str, ...] | None = None
+from .pieces import Piece, Pieces, Source
 
 
 @dataclass
@@ -60,7 +30,8 @@ class Lowering:
     notes: comment before the statements of a value;
     two_terms: operands whose rounding to the operands' dtype is made good by a second product;
     zero_past_end: values that must be zero at positions past the end;
-    constant_level: where a value that is one number is made.
+    constant_level: where a value that is one number is made;
+    kept: values whose option leaves what they are without it as it is, because that is read too.
     """
 
     graph: Graph
@@ -71,6 +42,7 @@ class Lowering:
     two_terms: frozenset[str] = frozenset()
     value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
+    kept: frozenset[str] = frozenset()
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
     rests: list[Value] = field(default_factory=list)
@@ -103,6 +75,16 @@ class Lowering:
 
     def emit(self, level: int, stmt: Stmt, flag: str | None = None) -> None:
         self.scopes[level].append(When(flag, (stmt,)) if flag else stmt)
+
+    @contextmanager
+    def under(self, flag: str) -> Iterator[None]:
+        """Statements made meanwhile stand only if the flag is set; nothing else may read what they make."""
+        outer, known = self.scopes, dict(self.made)
+        self.scopes = [[] for _ in outer]
+        yield
+        for scope, inner in zip(outer, self.scopes, strict=True):
+            scope += [When(flag, (stmt,)) for stmt in inner]
+        self.scopes, self.made = outer, known
 
     # ---- values
 
@@ -155,11 +137,11 @@ class Lowering:
         out = Value(self.variable(node.name, pieces), self._tile_axes(self.node_axes(node.name), pieces))
         if isinstance(node, Contract):
             return self.contract(node, pieces, out, acc=False)
-        if isinstance(node, Sum) or (isinstance(node, Cumsum) and node.reverse):
-            raise ValueError(f"{node.name}: sums over axes and running sums from the end are not lowered yet")
+        if isinstance(node, Sum):
+            return self._sum(node, pieces, out)
         if isinstance(node, Cumsum):
             of, level = self._exactly(node.of, pieces)
-            self.emit(level, CumsumStmt(out, of, node.along))
+            self.emit(level, CumsumStmt(out, of, node.along, node.reverse))
             return out, level
         if isinstance(node, Last):
             return self._last(node, pieces, out)
@@ -181,6 +163,27 @@ class Lowering:
         of, level = self._exactly(summed.of, pieces)
         self.emit(level, SumStmt(out, of, node.along))
         return out, level
+
+    def _sum(self, node: Sum, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
+        """A sum within each piece of the summed axes, one axis after the other; pieces are added up."""
+        if any(piece.span is None for axis in node.over for piece in self.pieces[axis]):
+            raise ValueError(f"{node.name} is a sum over {', '.join(node.over)}; a loop must add it up")
+        found: int | None = None
+        for inner in self.combinations(node.over):
+            made = self.read(node.of, {**pieces, **inner})
+            if made is None:
+                continue
+            of, level = made
+            target = out if found is None else replace(out, name=f"{out.name}_more")
+            for axis in reversed(node.over):
+                summed = replace(target, axes=tuple(kept for kept in of.axes if kept != axis))
+                self.emit(level, SumStmt(summed, of, axis))
+                of = summed
+            if found is not None:
+                terms = [entry(v.name, *v.axes) if v.axes else sympy.Symbol(v.name, real=True) for v in (out, target)]
+                self.emit(max(level, found), Let(out, sympy.Add(*terms), (out, target)))
+            found = level if found is None else max(level, found)
+        return None if found is None else (out, found)
 
     def contract(self, node: Contract, pieces: Pieces, out: Value, acc: bool) -> tuple[Value, int] | None:
         """One dot per piece of the summed axis; those that are zero everywhere are left out."""
@@ -212,11 +215,15 @@ class Lowering:
         current, level = made
         updated = Value(current.name, out.axes if len(out.axes) == len(current.axes) else current.axes)
         formula, reads, at = self.formula(node.formula, pieces, level)
-        if at != level and current.name in self.carried_over(level):
+        if node.name not in self.kept and at != level and current.name in self.carried_over(level):
             raise ValueError(
                 f"{node.name} would update {current.name}, made outside the loop, inside it; make it there"
             )
-        self.emit(at, Let(updated, formula, reads), node.option)
+        if node.name in self.kept:
+            updated = Value(out.name, updated.axes, "float32" if current.dtype == "float32" else "stored")
+            alias = entry(current.name, *current.axes) if current.axes else sympy.Symbol(current.name, real=True)
+            self.emit(at, Let(updated, alias, (current,)))
+        self.emit(at, Let(replace(updated, dtype="float32"), formula, reads), node.option)
         return updated, at
 
     def carried_over(self, level: int) -> set[str]:
@@ -321,11 +328,18 @@ class Lowering:
     # ---- leaving
 
     def store(
-        self, level: int, name: str, pieces: Pieces, tensor: str, index: tuple[Index, ...], descriptor: bool = False
+        self,
+        level: int,
+        name: str,
+        pieces: Pieces,
+        tensor: str,
+        index: tuple[Index, ...],
+        descriptor: bool = False,
+        flag: str | None = None,
     ) -> None:
         made = self.need(name, pieces)
         assert made is not None
-        self.emit(level, Store(tensor, index, made[0], descriptor))
+        self.emit(level, Store(tensor, index, made[0], descriptor), flag)
 
 
 def _after_loads(scope: list[Stmt], start: int) -> int:

@@ -34,7 +34,9 @@ pytestmark = [
 # sm_80, sm_86, sm_90, sm_100, gfx942
 GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
 SMALLEST_SHARED = 48 * 1024
-SHIPPED = sorted({path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", "functions"})
+SHIPPED = sorted(
+    {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", "functions", *catalogue.BACKWARD}
+)
 
 # every option that a kernel may have; with them all the code is at its longest
 OPTIONS = ("D_headdim", "z", "dt_bias", "dt_softplus", "dt_limit", "initial_states", "seq_idx")

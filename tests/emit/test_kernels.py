@@ -31,7 +31,8 @@ EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 
 @EACH
 def test_every_kernel_of_the_catalogue_is_emitted(layer: Layer) -> None:
-    assert sorted(sources.kernels(layer)) == sorted(kernel.name for kernel in catalogue.kernels(layer))
+    every = (*catalogue.kernels(layer), *catalogue.backward(layer))
+    assert sorted(sources.kernels(layer)) == sorted(kernel.name for kernel in every)
 
 
 @EACH

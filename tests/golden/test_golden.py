@@ -11,13 +11,13 @@ import pytest
 
 from ssdgen.emit import kernel as emission
 from ssdgen.pack import templates
+from ssdgen.plan import catalogue
 from ssdgen.plan.ir import Kernel
 from ssdgen.plan.schedules import passing, prepare, scan, walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
-from ssdgen.spec.decompose import chunk_graph
 from ssdgen.spec.layer import Layer
-from ssdgen.spec.layouts import MULTI_HEAD
+from ssdgen.spec.layouts import MULTI_CONTRACT, MULTI_HEAD
 from ssdgen.spec.masks import CONSTANT, NONE
 
 FOLDER = Path(__file__).resolve().parent
@@ -38,17 +38,23 @@ SHAPES = {
         Walk(state_major="p"),
     )
 }
+BACKWARD = catalogue.BACKWARD
 KINDS = {
     **{("ssd", name): (Layer(), make) for name, make in {**SSD, **SHAPES}.items()},
     **{("constant", name): (Layer(family=CONSTANT), SSD[name]) for name in ("dt_cumsum", "single_pass", "chunk_scan")},
     **{("none", name): (Layer(family=NONE), SSD[name]) for name in ("dt_cumsum", "segment_state", "single_pass")},
     ("multi_head", "single_pass"): (Layer(layout=MULTI_HEAD), SSD["single_pass"]),
+    **{("ssd", name): (Layer(), BACKWARD[name]) for name in BACKWARD if "_2" not in name},
+    ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),
+    **{("constant", name): (Layer(family=CONSTANT), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
+    **{("none", name): (Layer(family=NONE), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
+    ("multi_contract", "group_gradients"): (Layer(layout=MULTI_CONTRACT), BACKWARD["group_gradients"]),
 }
 
 
 def emitted(layer: Layer, kernel: Kernel) -> str:
     templates.load()
-    return emission.module(kernel, chunk_graph(layer))
+    return emission.module(kernel, catalogue.graph(kernel, layer))
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS, ids=[f"{kind}-{name}" for kind, name in KINDS])

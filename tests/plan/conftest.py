@@ -7,12 +7,12 @@ from functools import lru_cache
 
 import pytest
 
-from ssdgen.plan.schedules import passing, prepare, scan, walk
+from ssdgen.plan.schedules import groups, passing, prepare, reverse, scan, states, steps, walk
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _lowered_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (passing, prepare, scan, walk):
+        for module in (groups, passing, prepare, reverse, scan, states, steps, walk):
             patch.setattr(module, "kernel", lru_cache(maxsize=None)(module.kernel))
         yield

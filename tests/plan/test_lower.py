@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -207,11 +208,44 @@ def test_only_the_last_entry_of_a_running_sum_is_a_sum():
         lower(Map("y", ("j",), X + 1), Last("end", (), Y, "j")).need("end", {})
 
 
-def test_what_has_no_statement_is_refused():
-    """A running sum from the end must not come out as one from the start."""
-    for node in (Cumsum("s", ("j",), X, "j", reverse=True), Sum("s", (), X, ("j",))):
-        with pytest.raises(ValueError, match="s: sums over axes and running sums from the end are not lowered yet"):
-            lower(node).need("s", {"j": WHOLE})
+def test_a_running_sum_from_the_end_is_not_one_from_the_start():
+    lowering = lower(Cumsum("s", ("j",), X, "j", reverse=True))
+    lowering.need("s", {"j": WHOLE})
+    last = lowering.scopes[1][-1]
+    assert isinstance(last, ir.Cumsum) and last.reverse
+
+
+def test_a_sum_adds_up_the_pieces_of_its_axis():
+    lowering = lower(Sum("s", (), X, ("j",)))
+    lowering.pieces["j"] = (replace(WHOLE, suffix="_0"), replace(WHOLE, suffix="_1", order=1))
+    lowering.need("s", {})
+    kinds = [type(stmt).__name__ for stmt in lowering.scopes[1]]
+    assert kinds == ["Load", "Sum", "Load", "Sum", "Let"]
+
+
+def test_a_sum_over_heads_is_left_to_a_loop():
+    lowering = lower(Input("u", ("h",), "u"), Sum("s", (), entry("u", "h"), ("h",)))
+    lowering.pieces["h"] = (Piece("", scalar="head"),)
+    with pytest.raises(ValueError, match="s is a sum over h; a loop must add it up"):
+        lowering.need("s", {})
+
+
+def test_what_an_option_alone_needs_stands_under_it():
+    lowering = lower(Map("y", ("j",), X + 1), Map("w", ("j",), Y * 2))
+    with lowering.under("HAS_Z"):
+        lowering.need("w", {"j": WHOLE})
+    assert {stmt.condition for stmt in lowering.scopes[1] if isinstance(stmt, ir.When)} == {"HAS_Z"}
+    made, _ = lowering.need("y", {"j": WHOLE}) or (None, 0)
+    assert made is not None and isinstance(lowering.scopes[1][-1], ir.Let)
+
+
+def test_a_value_that_is_kept_is_not_updated_in_place():
+    lowering = lower(Map("y", ("j",), X * 2, "HAS_Z", X), kept=frozenset({"y"}))
+    made, _ = lowering.need("y", {"j": WHOLE}) or (None, 0)
+    assert made is not None and made.name == "y"
+    *_, alias, update = lowering.scopes[1]
+    assert isinstance(alias, ir.Let) and alias.formula == X
+    assert isinstance(update, ir.When) and update.condition == "HAS_Z"
 
 
 def test_a_position_past_the_end_is_zero_where_it_must_be():

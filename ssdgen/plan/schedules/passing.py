@@ -1,7 +1,7 @@
 """The scan over segments: what each leaves behind becomes what the next one starts from.  chunk_graph -> Kernel
 
 The centre factor of the block decomposition alone, on summaries (state, total decay) of segments or chunks.  It is
-element-wise in the state, which is flattened.
+element-wise in the state, which is flattened.  Backwards it is the same scan over adjoints, from the last segment on.
 """
 
 from __future__ import annotations
@@ -13,24 +13,35 @@ from ...spec.layer import Layer
 from ..ir import Arange, For, Full, Kernel, Let, Load, Mask, Span, Stmt, Store, Tensor, Value, When
 from ..ir import Scalar as ScalarStmt
 from ..lower import Lowering, Piece
-from . import common
+from . import adjoint, common
 
 AHEAD = 4  # summaries that are loaded together: each load waits for memory, and a store in between would order them
 
 
-def kernel(layer: Layer) -> Kernel:
-    """Entering states, written over the summaries in place, and the final state."""
+def kernel(layer: Layer, reverse: bool = False) -> Kernel:
+    """Entering states, written over the summaries in place, and the final state.
+
+    reverse: adjoints of the states that leave, from that of the final state, and the adjoint of the initial one.
+    """
     span = Span("n", "n", "BLOCK", "n0", "n_in")
     state = Value("state", ("n",))
     body: list[Stmt] = [ScalarStmt("first", f"step * {AHEAD}", wide=True)]
-    body += [stmt for k in range(AHEAD) for stmt in _loads(k, span)]
+    body += [stmt for k in range(AHEAD) for stmt in _loads(k, span, reverse)]
     for k in range(AHEAD):
-        body.append(When(f"{_number(k)} < nsegments", _step(layer, k, span)))
-    return Kernel(
-        "state_passing",
+        body.append(When(f"{_number(k)} < nsegments", _step(layer, k, span, reverse)))
+    about = (
         "One program carries a block of the state across all segments; each summary is replaced by the state that "
-        "enters its segment.",
-        ("state_out",),
+        "enters its segment."
+    )
+    if reverse:
+        about = (
+            "One program carries a block of the state's adjoint across all segments from the last to the first; each "
+            "summary is replaced by the adjoint of the state that leaves its segment."
+        )
+    return Kernel(
+        "adjoint_passing" if reverse else "state_passing",
+        about,
+        ("d_state",) if reverse else ("state_out",),
         _tensors(),
         ("batch", "nheads", "nsegments", "state_size"),
         (),
@@ -51,6 +62,7 @@ def kernel(layer: Layer) -> Kernel:
             For("step", f"cdiv(nsegments, {AHEAD})", tuple(body)),
             When("STORE_FINAL", (Store("final_states", ("b", "head", span), state),)),
         ),
+        given=("d_state_y_state", "centre_decay") if reverse else (),
     )
 
 
@@ -59,35 +71,45 @@ def _number(k: int) -> str:
     return f"first + {k}" if k else "first"
 
 
-def _loads(k: int, span: Span) -> tuple[Stmt, ...]:
+def _place(k: int, reverse: bool) -> str:
+    """The segment that is visited at number k of a trip, where there is one."""
+    return f"nsegments - 1 - ({_number(k)})" if reverse else _number(k)
+
+
+def _loads(k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
     """Summary number k of a trip; past the end the last one is read again, and not used."""
     segment = f"minimum({_number(k)}, nsegments - 1)" if k else "first"
+    if reverse:
+        segment = f"maximum({_place(k, reverse)}, 0)" if k else _place(k, reverse)
     return (
         Load(Value(f"total_{k}", ()), "total", ("b", segment, "head")),
         Load(Value(f"local_state_{k}", ("n",)), "summary", ("b", segment, "head", span)),
     )
 
 
-def _step(layer: Layer, k: int, span: Span) -> tuple[Stmt, ...]:
+def _step(layer: Layer, k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
     """Summary number k becomes the state that enters its segment, and the state moves on."""
     at = {"h": Piece("", scalar="head"), "p": Piece(""), "n": Piece("", span)}
-    axes: dict[str, tuple[str, ...]] = dict.fromkeys(("state", "state_out", "local_state"), ("h", "n"))
+    carried, local, made = ("state", "local_state", "state_out")
+    if reverse:
+        carried, local, made = ("d_state_out", "d_state_y_state", "d_state")
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys((carried, made, local), ("h", "n"))
     lowering = Lowering(
-        chunk_graph(layer),
+        adjoint.graph(layer) if reverse else chunk_graph(layer),
         {axis: (piece,) for axis, piece in at.items()},
         {},
-        rename=common.RENAME,
+        rename={**common.RENAME, "d_state": "state"} if reverse else common.RENAME,
         value_axes=axes,
     )
     state, total = Value("state", ("n",)), Value(f"total_{k}", ())
-    lowering.emit(1, Store("summary", ("b", _number(k), "head", span), state))
+    lowering.emit(1, Store("summary", ("b", _place(k, reverse), "head", span), state))
     centre = Value("centre_decay", ())
     # boundaries are in the total already: minus infinity
     lowering.emit(1, Let(centre, decay(sympy.Symbol(total.name, real=True)), (total,)))
-    lowering.bind("state", at, state, 1)
+    lowering.bind(carried, at, state, 1)
     lowering.bind("centre_decay", at, centre, 1)
-    lowering.bind("local_state", at, Value(f"local_state_{k}", ("n",)), 1)
-    lowering.need("state_out", at)
+    lowering.bind(local, at, Value(f"local_state_{k}", ("n",)), 1)
+    lowering.need(made, at)
     return tuple(lowering.scopes[1])
 
 

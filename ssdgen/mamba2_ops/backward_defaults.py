@@ -1,0 +1,41 @@
+"""The config of a backward pass that nobody tuned: a rule, not a list.  Problem -> config -> launchers"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .problem import Problem
+
+# programs of a walk on every multiprocessor: fewer leave it waiting for memory, more states cost more than they bring
+_PROGRAMS = 2
+
+
+def default_backward(problem: Problem, sms: int) -> dict[str, Any]:
+    """A config that is right on every GPU with 100 KB of shared memory, for one of so many multiprocessors.
+
+    sms: streaming multiprocessors (compute units), >= 1.
+    Returns: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}, without "segment" where a program walks
+    the whole sequence; MINIMAL_BACKWARD of the launcher is what fits where this does not.
+    """
+    half = problem.dtype in ("bfloat16", "float16")
+    small = problem.headdim <= 64 and problem.dstate <= 128
+    chunk = 64 if half and small else 32 if half or small else 16
+    config: dict[str, Any] = {
+        "chunk": chunk,
+        # fp16 states could overflow
+        "state_dtype": "bfloat16" if half else "float32",
+        "kernels": {name: {"num_warps": 4, "num_stages": 1} for name in _LIGHT}
+        | {
+            name: {"num_warps": 8 if chunk == 64 else 4, "num_stages": 1}
+            for name in ("reverse_walk", "group_gradients")
+        },
+    }
+    programs = max(1, problem.batch * problem.nheads)
+    wanted = -(-_PROGRAMS * sms // programs)
+    if wanted > 1 and problem.seqlen > chunk:
+        # whole chunks; one chunk is a segment where even that gives few programs
+        config["segment"] = max(1, problem.seqlen // (wanted * chunk)) * chunk
+    return config
+
+
+_LIGHT = ("segment_state", "segment_adjoint", "chunk_states")

@@ -1,0 +1,421 @@
+"""Backward launches.  config, operands, adjoints of the results -> launches -> gradients
+
+step sizes    and running sums, padded to whole chunks
+states        that enter each chunk: a walk forwards through the chunks of each segment
+walk          backwards through the chunks of each segment: d_x, d_z, d_D and, per token, a part of d_dt
+groups        chunk by chunk, the heads of a group added up: d_B, d_C and another part of d_dt
+steps         d_dt, d_A and d_dt_bias from those parts
+
+With several segments, what enters each from the left and its adjoint from the right are made first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..kernels import (
+    adjoint_passing,
+    chunk_states,
+    chunk_states_2n,
+    dt_cumsum,
+    dt_gradients,
+    group_gradients,
+    group_gradients_2n,
+    group_gradients_2n_2p,
+    group_gradients_2p,
+    reverse_walk,
+    reverse_walk_2n,
+    reverse_walk_2n_2p,
+    reverse_walk_2p,
+    segment_adjoint,
+    segment_adjoint_2n,
+    segment_state,
+    segment_state_2n,
+    state_passing,
+)
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, key_of
+from ..tiles import LARGEST, SMALLEST, cut, next_power_of_two
+from .forward import _blocks, _narrow, _precision
+
+# dimensions of the operands, as the kernels' stride parameters name them
+DIMS = {
+    "B": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "C": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "D": ("nheads", "HEADDIM"),
+    "d_y": ("batch", "seqlen", "nheads", "HEADDIM"),
+    "dt_raw": ("batch", "seqlen", "nheads"),
+    "x": ("batch", "seqlen", "nheads", "HEADDIM"),
+    "z": ("batch", "seqlen", "nheads", "HEADDIM"),
+}
+
+# tiles of dstate and, where a program has all of it, of headdim
+SEGMENT_STATE = {
+    1: segment_state,
+    2: segment_state_2n,
+}
+CHUNK_STATES = {
+    1: chunk_states,
+    2: chunk_states_2n,
+}
+SEGMENT_ADJOINT = {
+    1: segment_adjoint,
+    2: segment_adjoint_2n,
+}
+REVERSE_WALK = {
+    (1, 1): reverse_walk,
+    (2, 1): reverse_walk_2n,
+    (1, 2): reverse_walk_2p,
+    (2, 2): reverse_walk_2n_2p,
+}
+GROUP_GRADIENTS = {
+    (1, 1): group_gradients,
+    (2, 1): group_gradients_2n,
+    (1, 2): group_gradients_2p,
+    (2, 2): group_gradients_2n_2p,
+}
+# runs in 48 KB of shared memory up to a headdim * dstate of 32768
+MINIMAL_BACKWARD: dict[str, Any] = {
+    "chunk": 16,
+    "state_dtype": "float32",
+    "kernels": {
+        "segment_state": {"block_p": 16},
+        "chunk_states": {"block_p": 16},
+        "segment_adjoint": {"block_p": 16},
+        "reverse_walk": {"block_n": 16, "block_p": 16},
+        "group_gradients": {"block_n": 16, "block_p": 16},
+    },
+}
+
+# inputs whose gradients need what decays and step sizes get
+OF_STEPS = frozenset({"dt", "A", "dt_bias"})
+
+_recipes = Recipes()
+
+
+def backward(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    d_y: Tensor,
+    d_final_states: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
+
+    config: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without "segment" a
+    program walks the whole sequence.  numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate
+    and headdim are cut in two.  On the current device; arguments already checked, batch at least 1.
+    x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
+    B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
+    initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
+    needs: any of "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", those that are there.
+    Returns: each in the shape and dtype of its input, d_dt of the step size before its transform; the same bits from
+    call to call.
+    Errors: OptionError for a headdim or dstate over 512; Triton's OutOfResources if the config does not fit.
+    """
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    needs = frozenset(name for name in needs if tensors[name] is not None)
+    options = (dt_softplus, dt_limit, needs)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+    else:
+        plan = _plan(config, tensors, *options)
+        _recipes.run(key, plan, config)
+        tensors = plan.tensors
+    return {name: _gradient(tensors, name) for name in sorted(needs)}
+
+
+def launches(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    d_y: Tensor,
+    d_final_states: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Plan:
+    """The launches of a call, not yet made.  Arguments as in `backward`; tensors may be on "meta"."""
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    return _plan(config, tensors, dt_softplus, dt_limit, frozenset(n for n in needs if tensors[n] is not None))
+
+
+def _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx) -> dict[str, Tensor | None]:
+    """The operands by name, as the kernels take them."""
+
+    def whole(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.contiguous()
+
+    d_y = d_y.to(x.dtype)
+    return {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        # the sum of y has an adjoint without strides
+        "d_y": d_y if d_y.stride(-1) == 1 else d_y.contiguous(),
+        "d_final_states": whole(d_final_states),
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": whole(initial_states),
+        "seq_idx": whole(seq_idx),
+    }
+
+
+def _plan(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Plan:
+    tensors = tensors.copy()
+    x, B, C = tensors["x"], tensors["B"], tensors["C"]
+    batch, seqlen, _, headdim = x.shape
+    dstate, nheads = B.shape[3], tensors["dt"].shape[2]
+    for name, extent in (("headdim", headdim), ("dstate", dstate)):
+        if extent > 2 * LARGEST:
+            raise OptionError(f"{name} is {extent}; the backward kernels take at most {2 * LARGEST}")
+    chunk = config["chunk"]
+    whole = -(-seqlen // chunk) * chunk
+    length = min(whole, -(-config.get("segment", whole) // chunk) * chunk)
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=min(x.shape[2], B.shape[2], C.shape[2]),
+        padded=whole,
+        state_size=headdim * dstate,
+        dt_min=float(dt_limit[0]),
+        dt_max=float(dt_limit[1]),
+        nchunks=whole // chunk,
+        nsegments=-(-seqlen // length),
+        segment_len=length,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_D=tensors["D"] is not None,
+        HAS_Z=tensors["z"] is not None,
+        HAS_DT_BIAS=tensors["dt_bias"] is not None,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+        DT_SOFTPLUS=dt_softplus,
+        NEEDS_X="x" in needs,
+        NEEDS_Z="z" in needs,
+        NEEDS_D="D" in needs,
+        NEEDS_B="B" in needs,
+        NEEDS_C="C" in needs,
+        NEEDS_A="A" in needs,
+        NEEDS_DT=bool(needs & OF_STEPS),
+        NEEDS_DT_BIAS="dt_bias" in needs,
+    )
+    names = sizes.names
+    steps, groups = names["NEEDS_DT"], bool(needs & {"B", "C"})
+    vector = (batch, nheads, whole)
+    sizes.allocate("dt_ready", vector, torch.float32)
+    sizes.allocate("dA_cs", vector, torch.float32)
+    sizes.launch(
+        dt_cumsum, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
+    )
+    if "initial_states" in needs:
+        initial = tensors["initial_states"]
+        sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
+    several = names["nsegments"] > 1
+    entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
+    # where a segment is a chunk, what enters and leaves it is there already
+    kept = not (several and length == chunk)
+    if kept and (steps or groups or "z" in needs):
+        _keep_states(sizes, config, entering)
+        entering = "states"
+    if not several or kept:
+        adjoints = "d_states"
+        if steps or groups:
+            sizes.allocate("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    else:
+        adjoints = leaving
+    if needs - {"B", "C"} or kept:
+        _walk_back(sizes, config, entering, leaving, kept and (steps or groups), several)
+    if steps or groups:
+        _add_groups(sizes, config, entering, adjoints)
+    if steps:
+        _finish_steps(sizes, config)
+    return sizes.plan()
+
+
+def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
+    """The states that enter the segments and the adjoints of those that leave them, by name."""
+    names, dtype = sizes.names, _state_dtype(config)
+    n_tiles = cut(names["DSTATE"])
+    for name in ("summary", "d_summary"):
+        sizes.allocate(name, _states(sizes, "nsegments"), dtype)
+    sizes.allocate("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
+    numbers, blocks = _shared(sizes, config, "segment_state")
+    sizes.launch(_there(SEGMENT_STATE, len(n_tiles), sizes), numbers, {"dt": "dt_ready"}, **blocks)
+    numbers = _numbers(config, "state_passing")
+    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
+    entering = sizes.tensors["initial_states"] is not None
+    sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
+    numbers, blocks = _shared(sizes, config, "segment_adjoint")
+    sizes.launch(_there(SEGMENT_ADJOINT, len(n_tiles), sizes), numbers, {"summary": "d_summary"}, **blocks)
+    slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
+    leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
+    numbers = _numbers(config, "adjoint_passing")
+    sizes.launch(adjoint_passing, numbers, slots, BLOCK=block, HAS_ENTERING=leaving, STORE_FINAL=wanted)
+    return "summary", "d_summary"
+
+
+def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
+    """The state that enters each chunk, in `states`."""
+    sizes.allocate("states", _states(sizes, "nchunks"), _state_dtype(config))
+    numbers, blocks = _shared(sizes, config, "chunk_states")
+    there = sizes.tensors[entering] is not None
+    module = _there(CHUNK_STATES, len(cut(sizes.names["DSTATE"])), sizes)
+    sizes.launch(module, numbers, {"entering": entering, "dt": "dt_ready"}, HAS_ENTERING=there, **blocks)
+
+
+def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
+    names, tensors = sizes.names, sizes.tensors
+    tokens = (names["batch"], names["seqlen"], names["nheads"], names["HEADDIM"])
+    if names["NEEDS_X"]:
+        sizes.allocate("d_x", tokens, tensors["x"].dtype)
+    if names["NEEDS_Z"]:
+        sizes.allocate("d_z", tokens, tensors["z"].dtype)
+    if names["NEEDS_D"]:
+        sizes.allocate("d_D", (names["batch"], names["nsegments"], *tokens[2:]), torch.float32)
+    _vectors(sizes, ["d_dA_cs_walk", "d_dt_walk", "d_right_decay"], [])
+    slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
+    flags = {
+        "HAS_LEAVING": tensors[leaving] is not None,
+        "STORE_ADJOINTS": store,
+        "STORE_INITIAL": not several and "d_initial" in tensors,
+    }
+    module, numbers, blocks = _whole(REVERSE_WALK, sizes, config, "reverse_walk")
+    sizes.launch(module, numbers, slots, **flags, **blocks)
+
+
+def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: str) -> None:
+    names, tensors = sizes.names, sizes.tensors
+    shape = (names["batch"], names["seqlen"], names["ngroups"], names["DSTATE"])
+    if names["NEEDS_B"]:
+        sizes.allocate("d_B", shape, tensors["B"].dtype)
+    if names["NEEDS_C"]:
+        sizes.allocate("d_C", shape, tensors["C"].dtype)
+    _vectors(sizes, ["d_left_decay"], ["d_centre_decay"])
+    module, numbers, blocks = _whole(GROUP_GRADIENTS, sizes, config, "group_gradients")
+    sizes.launch(module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
+
+
+def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
+    names, dt = sizes.names, sizes.tensors["dt"]
+    sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
+    for name in ("A", "dt_bias"):
+        if names[f"NEEDS_{name.upper()}"]:
+            sizes.allocate(f"d_{name}", (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+    numbers = _numbers(config, "dt_gradients")
+    sizes.launch(dt_gradients, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
+
+
+def _gradient(tensors: dict[str, Tensor | None], name: str) -> Tensor:
+    """The gradient of an input in its shape and dtype, from what the kernels left of it."""
+    given, made = tensors[name], tensors["d_initial" if name == "initial_states" else f"d_{name}"]
+    if name in ("A", "dt_bias"):
+        made = made.sum((0, 1))
+    elif name == "D":
+        made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
+    return made.to(given.dtype)
+
+
+def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str]) -> None:
+    """Buffers for what step sizes get, if they are to get anything: one number a token, one a chunk."""
+    names = sizes.names
+    if names["NEEDS_DT"]:
+        for name in vectors:
+            sizes.allocate(name, (names["batch"], names["nheads"], names["padded"]), torch.float32)
+        for name in numbers:
+            sizes.allocate(name, (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+
+
+def _states(sizes: Sizes, count: str) -> tuple[int, ...]:
+    return tuple(sizes.names[name] for name in ("batch", count, "nheads", "HEADDIM", "DSTATE"))
+
+
+def _state_dtype(config: dict[str, Any]) -> torch.dtype:
+    return getattr(torch, config.get("state_dtype", "float32"))
+
+
+def _numbers(config: dict[str, Any], kernel: str) -> dict[str, Any]:
+    return config["kernels"].get(kernel, {})
+
+
+def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
+    """Heads of one program that works on step sizes."""
+    names = sizes.names
+    block = _numbers(config, "dt_cumsum").get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
+    return next_power_of_two(block)
+
+
+def _shared(sizes: Sizes, config: dict[str, Any], kernel: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Numbers and tiles of a kernel whose programs share out headdim."""
+    names, numbers = sizes.names, _numbers(config, kernel)
+    block = max(SMALLEST, min(numbers.get("block_p", 64), next_power_of_two(names["HEADDIM"])))
+    if block < 64 or names["CHUNK"] < 64:
+        numbers = _narrow(numbers, sizes.tensors["x"])
+    return numbers, {**_blocks("BLOCK_N", cut(names["DSTATE"])), "BLOCK_P": block}
+
+
+def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
+    """Module, numbers and tiles of a kernel whose programs have all of headdim.
+
+    block_n, block_p: what is wider is cut in two.
+    """
+    names, numbers = sizes.names, _numbers(config, kernel)
+    n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
+    p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
+    if min(p_tiles) < 64 or names["CHUNK"] < 64:
+        numbers = _narrow(numbers, sizes.tensors["x"])
+    module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
+    return module, numbers, {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
+
+
+def _halves(extent: int, block: int) -> tuple[int, ...]:
+    """The tiles of an extent, two where it is wider than `block`."""
+    return cut(extent, max(SMALLEST, block, next_power_of_two(-(-extent // 2))))
+
+
+def _there(table: dict, tiles: Any, sizes: Sizes) -> Any:
+    """The module for so many tiles; a package for fixed sizes may lack it."""
+    if tiles not in table:
+        sizes_ = f"headdim {sizes.names['HEADDIM']} and dstate {sizes.names['DSTATE']}"
+        raise OptionError(f"this package has no backward kernel for {sizes_}: emit it for them, or for all sizes")
+    return table[tiles]

@@ -1,0 +1,138 @@
+"""Gradients of B and C of one chunk, added up over the heads that share them.  chunk_adjoint -> Kernel
+
+The heads of a group are a loop of one program, so that what they share is written once.  Where B or C is per head a
+program has one head, and its part of what is shared is added up afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...spec.dims import entry
+from ...spec.layer import Layer
+from ..ir import For, Full, Kernel, Let, Scalar, Stmt, Tensor, Value
+from ..lower import Lowering, merge
+from . import adjoint, common
+from .reverse import row_mask, row_pieces, tile_offsets
+from .walk import sizes_of
+
+OUTSIDE, LOOP, AFTER = 0, 1, 2
+SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
+NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through C B^T"}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Shape of the code: tiles of dstate and headdim."""
+
+    n_tiles: int = 1
+    p_tiles: int = 1
+
+    @property
+    def name(self) -> str:
+        parts = ["group_gradients"]
+        parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
+        parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        return "_".join(parts)
+
+
+def kernel(layer: Layer, shape: Groups) -> Kernel:
+    """d_B and d_C of a chunk, and the adjoints of the decays that meet the entering state."""
+    n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
+    pieces = row_pieces(n_sizes, p_sizes, "0")
+    loops = adjoint.loops(layer)
+    after = AFTER if loops else LOOP
+    lowering = Lowering(
+        adjoint.graph(layer),
+        pieces,
+        _sources(layer),
+        rename=adjoint.RENAME,
+        notes=dict(NOTES),
+        kept=adjoint.KEPT,
+        scopes=[[], [], []],
+    )
+    zeros: list[Stmt] = []
+    for name, part in SUMMED.items() if loops else ():
+        for at in lowering.combinations(lowering.graph[name].axes):
+            total = Value(lowering.variable(name, at), lowering.graph[name].axes)
+            zeros.append(Full(total, tuple(span.size for axis in total.axes if (span := at[axis].span))))
+            made = lowering.need(part, {**at, "h": pieces["h"][0]})
+            assert made is not None
+            added = entry(total.name, *total.axes) + entry(made[0].name, *total.axes)
+            lowering.emit(LOOP, Let(total, added, (total, made[0])))
+            lowering.bind(name, at, total, AFTER)
+    _decays(lowering, layer)
+    for name in ("B", "C"):
+        wanted = f"d_{name}" if loops else adjoint.head_part(layer, f"d_{name}")
+        owner = "group" if loops else "head"
+        for at in lowering.combinations(lowering.graph[wanted].axes):
+            rows, columns = (common.on(at[axis], axis) for axis in lowering.graph[wanted].axes if axis != "h")
+            lowering.store(after, wanted, at, f"d_{name}", ("b", rows, owner, columns), flag=f"NEEDS_{name}")
+    inside = common.loads_first(lowering.scopes[LOOP])
+    heads = [Scalar("head", "group * (nheads // ngroups) + step")]
+    body = [For("step", "nheads // ngroups", merge((*heads, *inside)))] if loops else merge(inside)
+    vectors = adjoint.there(layer, *adjoint.GROUP_VECTORS, *adjoint.GROUP_NUMBERS)
+    return Kernel(
+        shape.name,
+        "One program makes the gradients of B and C of one chunk for "
+        + ("the heads of a group, one after the other." if loops else "one head."),
+        (*(("d_B", "d_C") if loops else (adjoint.head_part(layer, name) for name in ("d_B", "d_C"))), *vectors),
+        _tensors(layer),
+        ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded"),
+        (),
+        ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
+        ("HAS_SEQ_IDX", "HAS_Z", "NEEDS_B", "NEEDS_C", *(("NEEDS_DT",) if vectors else ())),
+        ("ngroups" if loops else "nheads", "nchunks", "batch"),
+        (
+            Scalar("group" if loops else "head", "program_id(0)", wide=True),
+            *(() if loops or not common.has_groups(layer) else (Scalar("group", common.group_expr(layer, "head")),)),
+            Scalar("chunk", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            Scalar("row0", "chunk * CHUNK"),
+            *tile_offsets(pieces, "CHUNK"),
+            row_mask(pieces, "seqlen"),
+            *merge(common.loads_first(lowering.scopes[OUTSIDE])),
+            *zeros,
+            *body,
+            *merge(tuple(lowering.scopes[AFTER])),
+        ),
+        given=("dt", "dA_cs", "dA_last"),
+    )
+
+
+def _decays(lowering: Lowering, layer: Layer) -> None:
+    """What the decays that meet the entering state get."""
+    for name in adjoint.there(layer, *adjoint.GROUP_VECTORS):
+        for at in lowering.combinations(("h", "i")):
+            lowering.store(LOOP, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
+    for name in adjoint.there(layer, *adjoint.GROUP_NUMBERS):
+        for at in lowering.combinations(("h",)):
+            lowering.store(LOOP, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
+
+
+def _sources(layer: Layer):
+    # without a loop everything is at one level
+    outside = OUTSIDE if adjoint.loops(layer) else LOOP
+    found = adjoint.operand_sources(layer, LOOP, "B", "C", shared_level=outside)
+    found |= common.option_sources("b", level=LOOP)
+    last = "minimum(row0 + CHUNK, seqlen) - 1"
+    found |= common.seq_sources("b", first="row0", last=last, level=outside, scalar_level=outside)
+    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1")
+    found["state"] = adjoint.state_source("states", ("p", "n"), LOOP)
+    found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP)
+    return found
+
+
+def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+    loops = adjoint.loops(layer)
+    found = [common.operand(layer, name, last) for name, last in (("x", "HEADDIM"), ("B", "DSTATE"), ("C", "DSTATE"))]
+    found += [adjoint.d_y_tensor(), *common.prepared_tensors(layer), common.seq_tensor(), common.gate_tensor()]
+    found += [adjoint.states_tensor("states"), adjoint.states_tensor("d_states")]
+    for name in ("B", "C"):
+        whole = loops or layer.layout.per_head(name)
+        dims = ("batch", "seqlen", "ngroups" if loops else "nheads", "DSTATE")
+        found.append(Tensor(f"d_{name}", dims, "operand" if whole else "float32", flag=f"NEEDS_{name}", out=True))
+    return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.GROUP_NUMBERS, out=True))
+
+
+__all__ = ["Groups", "kernel"]

@@ -1,0 +1,232 @@
+"""The emitted backward pass against float64: every gradient, option and length; interpreted here, compiled on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssdgen.mamba2_ops.backward_defaults import default_backward
+from ssdgen.mamba2_ops.launchers import backward as launcher
+from ssdgen.mamba2_ops.problem import Problem
+from ssdgen.spec import oracle_gradient
+from ssdgen.tune.gate import poisoned_memory
+from tests.parity import tolerances
+from tests.parity.cases import DTYPES, Call, Case, draw, layer
+
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.interpreter, id="interpreter"),
+    pytest.param("cuda", marks=pytest.mark.gpu, id="gpu"),
+]
+WALK: dict[str, Any] = {"chunk": 16, "state_dtype": "float32", "kernels": {}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "walk": WALK,
+    "segments": {**WALK, "segment": 32},
+    "split": {**WALK, "segment": 16},
+}
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+SMALL = Case(batch=2, seqlen=37, nheads=2, headdim=16, dstate=16)
+EVERYTHING = ("D_headdim", "z", "dt_bias", "dt_softplus", "dt_limit", "initial_states", "seq_idx", "strided")
+OPTIONS = [
+    (),
+    ("D",),
+    ("D_headdim",),
+    ("z",),
+    ("D", "z"),
+    ("dt_bias", "dt_softplus"),
+    ("dt_softplus", "dt_limit"),
+    ("initial_states",),
+    ("seq_idx",),
+    ("initial_states", "seq_idx"),
+    ("strided",),
+    EVERYTHING,
+]
+
+# A gradient is a sum over more roundings than y is: those of the states and of their adjoints, of scores and of their
+# adjoints, each as large as y's own.  Those of dt, A and dt_bias are besides differences of sums, and d_A and d_D sums
+# over all tokens.
+TIMES = {"x": 2, "B": 2, "C": 2, "z": 2, "D": 2, "initial_states": 2, "dt": 4, "A": 8, "dt_bias": 8}
+
+
+def adjoints(case: Case, final: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    random = torch.Generator().manual_seed(11)
+    d_y = torch.randn(case.batch, case.seqlen, case.nheads, case.headdim, generator=random)
+    d_final = torch.randn(case.batch, case.nheads, case.headdim, case.dstate, generator=random)
+    return d_y.to(getattr(torch, case.dtype)), d_final if final else None
+
+
+@lru_cache(maxsize=64)
+def exact(case: Case, final: bool) -> dict[str, np.ndarray]:
+    """Gradients in float64, of the numbers that the kernels get."""
+    call = draw(case)
+    inputs = {name: _float64(value) for name, value in (call.operands | call.options).items() if name != "dt_softplus"}
+    d_y, d_final = (_float64(value) for value in adjoints(case, final))
+    return oracle_gradient.backward(layer(case), inputs, d_y, d_final, chunk=64)
+
+
+def _float64(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return (value.double() if value.is_floating_point() else value).numpy()
+
+
+def arguments(call: Call, d_y: torch.Tensor, d_final: torch.Tensor | None) -> dict[str, Any]:
+    options = dict.fromkeys(("D", "z", "dt_bias", "initial_states", "seq_idx"))
+    given = {**options, "dt_limit": (0.0, math.inf), **call.options}
+    return {**call.operands, **given, "d_y": d_y, "d_final_states": d_final}
+
+
+def run(config: dict[str, Any], case: Case, device: str, final: bool = True, needs: frozenset[str] | None = None):
+    call = draw(case).on(device)
+    d_y, d_final = adjoints(case, final)
+    given = arguments(call, d_y.to(device), None if d_final is None else d_final.to(device))
+    names = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
+    needs = frozenset(name for name in names if given.get(name) is not None) if needs is None else needs
+    with poisoned_memory():
+        return given, launcher.backward(config, **given, needs=needs)
+
+
+def verify(config: dict[str, Any], case: Case, device: str, **options: Any) -> None:
+    """Every gradient that is asked for, in memory that was full of NaN, against float64."""
+    given, found = run(config, case, device, **options)
+    wanted = exact(case, options.get("final", True))
+    needs = options.get("needs")
+    assert {f"d_{name}" for name in found} == {
+        name for name in wanted if needs is None or name.removeprefix("d_") in needs
+    }
+    base = tolerances.limit(case.dtype, config.get("state_dtype", "float32"), tensor_cores=device == "cuda")
+    for name, gradient in found.items():
+        assert gradient.dtype == given[name].dtype and gradient.shape == given[name].shape
+        allowed = tolerances.Limit(base.relative * TIMES[name], base.largest * TIMES[name])
+        tolerances.check(f"d_{name}", gradient, wanted[f"d_{name}"], allowed)
+
+
+@on_devices
+@each_config
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_every_option(options: tuple[str, ...], config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, options=options), device)
+
+
+@on_devices
+@each_config
+@pytest.mark.parametrize("seqlen", [1, 7, 16, 17, 65])
+def test_every_length(seqlen: int, config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, batch=1, seqlen=seqlen, options=("D", "initial_states")), device)
+
+
+@on_devices
+@each_config
+@pytest.mark.parametrize(("headdim", "dstate"), [(8, 2), (80, 16), (16, 96), (80, 96)])
+def test_odd_sizes(headdim: int, dstate: int, config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, nheads=1, headdim=headdim, dstate=dstate, options=EVERYTHING), device)
+
+
+@on_devices
+@each_config
+@pytest.mark.parametrize(("nheads", "ngroups"), [(3, 1), (4, 2), (3, 3)])
+def test_groups(nheads: int, ngroups: int, config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, nheads=nheads, ngroups=ngroups, options=("z", "dt_softplus")), device)
+
+
+@on_devices
+@each_config
+@pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C"}, {"dt"}, {"A", "dt_bias"}, {"D", "z"}, {"initial_states"}])
+def test_only_what_is_asked_for(needs: set[str], config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, batch=1, options=EVERYTHING), device, needs=frozenset(needs))
+
+
+@on_devices
+@each_config
+def test_without_final_states(config: dict[str, Any], device: str) -> None:
+    verify(config, replace(SMALL, options=("initial_states",)), device, final=False)
+
+
+@on_devices
+@pytest.mark.parametrize("chunk", [32, 64])
+def test_longer_chunks(chunk: int, device: str) -> None:
+    verify({**WALK, "chunk": chunk}, replace(SMALL, batch=1, seqlen=100, options=("D",)), device)
+
+
+@on_devices
+@pytest.mark.parametrize("options", [(), EVERYTHING], ids=["plain", "everything"])
+def test_the_smallest_config(options: tuple[str, ...], device: str) -> None:
+    """What is wider than a tile of 16 is cut in two."""
+    verify(launcher.MINIMAL_BACKWARD, replace(SMALL, batch=1, headdim=40, dstate=32, options=options), device)
+
+
+@on_devices
+@pytest.mark.parametrize("sms", [1, 132])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_default(dtype: str, sms: int, device: str) -> None:
+    case = replace(SMALL, batch=1, seqlen=150, dtype=dtype, options=("D", "initial_states"))
+    problem = Problem(case.batch, case.seqlen, case.nheads, case.headdim, case.dstate, case.ngroups, dtype)
+    verify(default_backward(problem, sms), case, device)
+
+
+@on_devices
+def test_the_adjoint_of_a_sum(device: str) -> None:
+    """It is one number, spread without strides."""
+    call = draw(SMALL).on(device)
+    d_y = torch.ones((), device=device).expand(2, 37, 2, 16)
+    given = arguments(call, d_y, None)
+    spread, plain = (
+        launcher.backward(WALK, **{**given, "d_y": d_y}, needs=frozenset({"x"}))["x"] for d_y in (d_y, d_y.contiguous())
+    )
+    assert torch.equal(spread, plain)
+
+
+def test_only_kernels_that_are_needed_are_launched() -> None:
+    meta = draw(replace(SMALL, options=("D", "z"))).on("meta")
+    given = arguments(meta, *(t.to("meta") for t in adjoints(SMALL, True) if t is not None))
+
+    def names(config: dict[str, Any], *needs: str) -> list[str]:
+        plan = launcher.launches(config, **given, needs=frozenset(needs))
+        return [launch.kernel.__name__ for launch in plan.launches]
+
+    passed = ["segment_state", "state_passing", "segment_adjoint", "adjoint_passing"]
+    assert names(WALK, "x", "B", "C", "dt", "A") == [
+        "dt_cumsum", "chunk_states", "reverse_walk", "group_gradients", "dt_gradients",
+    ]  # fmt: skip
+    assert names(WALK, "x") == ["dt_cumsum", "reverse_walk"]
+    assert names(WALK, "B") == ["dt_cumsum", "chunk_states", "reverse_walk", "group_gradients"]
+    assert names(CONFIGS["split"], "B") == ["dt_cumsum", *passed, "group_gradients"]
+    assert names(CONFIGS["segments"], "z") == ["dt_cumsum", *passed, "chunk_states", "reverse_walk"]
+
+
+MODEL = Case(2, 500, 8, 64, 128, 2, options=("D", "z", "dt_bias", "dt_softplus", "initial_states"))
+MODEL_CONFIGS: dict[str, dict[str, Any]] = {
+    "minimal": launcher.MINIMAL_BACKWARD,
+    "walk": {"chunk": 64, "kernels": {}},
+    "segments": {"chunk": 64, "segment": 128, "state_dtype": "bfloat16", "kernels": {}},
+    "split": {"chunk": 32, "segment": 32, "kernels": {}},
+    "eight warps": {
+        "chunk": 64,
+        "segment": 128,
+        "kernels": {name: {"num_warps": 8, "num_stages": 2} for name in ("reverse_walk", "group_gradients")},
+    },
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", MODEL_CONFIGS.values(), ids=MODEL_CONFIGS)
+@pytest.mark.parametrize("options", [(), MODEL.options, (*MODEL.options, "seq_idx", "strided")], ids=len)
+def test_sizes_of_a_model(options: tuple[str, ...], config: dict[str, Any], dtype: str) -> None:
+    if dtype == "float32" and config["chunk"] == 64:
+        config = {**config, "chunk": 32, "kernels": {}}
+    verify(config, replace(MODEL, dtype=dtype, options=options), "cuda")
+
+
+@pytest.mark.gpu
+def test_the_same_bits_from_call_to_call() -> None:
+    case = replace(MODEL, dtype="bfloat16")
+    first, second = (run(MODEL_CONFIGS["segments"], case, "cuda")[1] for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,42 @@
+"""The rule for backward passes that nobody tuned: tiles by dtype and sizes, segments by how full the GPU is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ssdgen.mamba2_ops.backward_defaults import default_backward
+from ssdgen.mamba2_ops.problem import Problem
+
+MODEL = Problem(8, 2048, 80, 64, 128, 1, "bfloat16")
+
+
+def test_a_full_gpu_walks_whole_sequences() -> None:
+    assert "segment" not in default_backward(MODEL, 132)
+
+
+@pytest.mark.parametrize(("batch", "segment"), [(1, 512), (2, 1024), (4, None)])
+def test_segments_fill_the_gpu(batch: int, segment: int | None) -> None:
+    assert default_backward(replace(MODEL, batch=batch), 132).get("segment") == segment
+
+
+def test_a_segment_is_at_least_a_chunk() -> None:
+    small = replace(MODEL, batch=1, seqlen=300, nheads=2)
+    assert default_backward(small, 132)["segment"] == default_backward(small, 132)["chunk"]
+    assert "segment" not in default_backward(replace(small, seqlen=64), 132)
+
+
+@pytest.mark.parametrize(
+    ("problem", "chunk", "states"),
+    [
+        (MODEL, 64, "bfloat16"),
+        (replace(MODEL, dtype="float16"), 64, "bfloat16"),
+        (replace(MODEL, dtype="float32"), 32, "float32"),
+        (replace(MODEL, dstate=256), 32, "bfloat16"),
+        (replace(MODEL, dstate=256, dtype="float32"), 16, "float32"),
+    ],
+)
+def test_tiles_and_states_by_size(problem: Problem, chunk: int, states: str) -> None:
+    config = default_backward(problem, 132)
+    assert (config["chunk"], config["state_dtype"]) == (chunk, states)
