@@ -61,7 +61,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
         tokens, targets = (t.to(device) for t in task.batch(batch, seed * 1_000_003 + step))
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=low):
             logits = model(tokens)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
@@ -70,7 +70,7 @@ def train(
         optimizer.step()
         losses.append(loss.detach())
     right = asked = 0
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=low):
         for index in range(4):
             tokens, targets = (t.to(device) for t in task.batch(batch, seed * 1_000_003 + 900_000 + index))
             wanted = targets != IGNORED

@@ -1,4 +1,4 @@
-"""The public call.  arguments -> checks -> config -> launchers, an operator with gradients, or the PyTorch path"""
+"""The public call.  arguments -> checks -> config -> launchers, the same with gradients, or the PyTorch path"""
 
 from __future__ import annotations
 
@@ -101,9 +101,8 @@ def mamba_chunk_scan_combined(
         if not (problem.batch and paths.runs_kernels(x)):
             run = fallback.forward
         elif _needs_gradient(x, dt, A, B, C, D, z, dt_bias, initial_states):
-            run = partial(autograd.scan, chunk_size=chunk_size, varlen_states=return_varlen_states)
+            run = partial(autograd.scan, problem=problem, varlen_states=return_varlen_states)
         else:
-            # past torch's dispatcher: it would take longer than a launch
             run = partial(paths.forward, problem)
     if cu_seqlens is not None:
         seq_idx = None

@@ -1,7 +1,8 @@
-"""The layer as operators of torch, with gradients.  interface -> autograd -> paths, fallback
+"""The layer with gradients: a function in eager mode, operators of torch elsewhere.  interface -> autograd -> paths
 
 `chunk_scan` and `chunk_scan_backward` are opaque to torch.compile, which neither traces a launch nor breaks its graph.
-Their namespace is that of the package, so that two packages in one process have operators of their own.
+Their namespace is that of the package, so that two packages in one process have operators of their own.  In eager mode
+an autograd function runs the same code: an operator written in Python costs the host as much as several launches.
 
 Kept for the backward pass are the operands alone; chunk states are computed again.  No kernel adds atomically, so
 torch.use_deterministic_algorithms has nothing to switch.  Nothing here waits for the device.
@@ -9,6 +10,7 @@ torch.use_deterministic_algorithms has nothing to switch.  Nothing here waits fo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import NoReturn
 
@@ -23,7 +25,9 @@ from .sequences import seq_idx_of
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
-_INDICES = ("seq_idx", "cu_seqlens")
+# the operators' first arguments: these, seq_idx and cu_seqlens
+_TENSORS = len(DIFFERENTIABLE) + 2
+_ARGUMENTS = _TENSORS + 6
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _OWN = "mamba2_ops"
@@ -55,9 +59,11 @@ def scan(
     state_dtype: torch.dtype | None = None,
     chunk_size: int = 64,
     varlen_states: bool = False,
+    problem: Problem | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`fallback.forward` as an operator: on kernels where they can run, and differentiable once.
+    """`fallback.forward` on kernels where they can run, differentiable once.
 
+    problem: the sizes, of arguments that were checked; None: by the operator, which checks them.
     varlen_states: whether a state is wanted for each packed sequence.  Without it only the last one is returned, where
     cu_seqlens can become seq_idx: unless there are initial states for more than the first sequence.
     Errors: those of `check_forward`, from inside of the operator.
@@ -67,11 +73,17 @@ def scan(
             raise OptionError("return_varlen_states=True needs cu_seqlens; give it, or ask for return_final_states")
     elif not varlen_states and (initial_states is None or initial_states.shape[0] == 1):
         seq_idx, cu_seqlens = seq_idx_of(cu_seqlens, x.shape[1]), None
+        problem = problem and replace(problem, sequences=0)
     low, high = dt_limit
-    y, ends = chunk_scan(
+    given = (
         x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, float(low), float(high),
         chunk_size, final_states, state_dtype,
     )  # fmt: skip
+    # a subclass of Tensor is a tracer's, and knows operators alone
+    if problem is not None and type(x) in (Tensor, torch.nn.Parameter):
+        y, ends = _Scan.apply(problem, *given)
+    else:
+        y, ends = chunk_scan(*given)
     return y, ends if final_states else None
 
 
@@ -85,13 +97,10 @@ def _checked(
 
 
 def _forward(
-    x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max, chunk_size,
-    final_states, state_dtype,
+    problem, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
+    chunk_size, final_states, state_dtype,
 ):  # fmt: skip
     """y, and the last state of each row or packed sequence; no elements where states are not wanted."""
-    problem = _checked(
-        x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_min, dt_max, chunk_size, state_dtype
-    )
     options = {
         "D": D,
         "z": z,
@@ -114,6 +123,12 @@ def _forward(
     return y.contiguous(), ends.contiguous()
 
 
+def _forward_checked(*given):
+    """`_forward` of arguments that nobody has looked at."""
+    tensors, (_, *limits, chunk_size, _, state_dtype) = given[:_TENSORS], given[_TENSORS:]
+    return _forward(_checked(*tensors, *limits, chunk_size, state_dtype), *given)
+
+
 def _forward_fake(
     x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max, chunk_size,
     final_states, state_dtype,
@@ -132,11 +147,10 @@ def _state_dtype(x: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _backward(
-    d_y, d_states, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
-    needs,
+    problem, d_y, d_states, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min,
+    dt_max, needs,
 ):  # fmt: skip
     """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
-    problem = _checked(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_min, dt_max)
     _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
     names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
     options = {
@@ -156,6 +170,12 @@ def _backward(
     else:
         found = fallback.backward(x, dt, A, B, C, **options, cu_seqlens=cu_seqlens)
     return [found[name].contiguous() for name in names]
+
+
+def _backward_checked(d_y, d_states, *given):
+    """`_backward` of arguments that nobody has looked at."""
+    tensors, (_, *limits, _) = given[:_TENSORS], given[_TENSORS:]
+    return _backward(_checked(*tensors, *limits), d_y, d_states, *given)
 
 
 def _backward_fake(
@@ -190,19 +210,45 @@ def _check_gradients(d_y, d_states, x, dt, B, cu_seqlens) -> None:
 
 
 def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[: len(DIFFERENTIABLE) + len(_INDICES)])
-    ctx.options = inputs[len(DIFFERENTIABLE) + len(_INDICES) :][:3]
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:][:3]
     # a result that nobody used has no gradient, instead of one full of zeros
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, d_y, d_states):
-    none = [None] * (len(_INDICES) + 6)
     needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
-    if (d_y is None and d_states is None) or not any(needs):
-        return (*[None] * len(DIFFERENTIABLE), *none)
-    found = iter(chunk_scan_backward(d_y, d_states, *ctx.saved_tensors, *ctx.options, needs))
-    return (*(next(found) if needed else None for needed in needs), *none)
+    found = None
+    if d_y is not None or d_states is not None:
+        found = chunk_scan_backward(d_y, d_states, *ctx.saved_tensors, *ctx.options, needs)
+    return _spread(found, needs)
+
+
+def _spread(found: list[Tensor] | None, needs: list[bool]) -> tuple[Tensor | None, ...]:
+    """A gradient, or None, for each argument of the operator."""
+    each = iter(found or ())
+    gradients = [next(each) if needed and found is not None else None for needed in needs]
+    return (*gradients, *[None] * (_ARGUMENTS - len(needs)))
+
+
+class _Scan(torch.autograd.Function):
+    """`chunk_scan` past the dispatcher.  Arguments: the sizes, then those of the operator."""
+
+    @staticmethod
+    def forward(ctx, problem, *given):
+        ctx.problem = problem
+        _keep(ctx, given, None)
+        return _forward(problem, *given)
+
+    @staticmethod
+    def backward(ctx, d_y, d_states):  # type: ignore[override]
+        needs = list(ctx.needs_input_grad[1 : 1 + len(DIFFERENTIABLE)])
+        found = None
+        if d_y is not None or d_states is not None:
+            given = (d_y, d_states, *ctx.saved_tensors, *ctx.options, needs)
+            # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+            found = chunk_scan_backward(*given) if torch.is_grad_enabled() else _backward(ctx.problem, *given)
+        return (None, *_spread(found, needs))
 
 
 def _differentiate_again(ctx, *gradients) -> NoReturn:
@@ -214,7 +260,7 @@ def _differentiate_again(ctx, *gradients) -> NoReturn:
 
 chunk_scan = torch.library.custom_op(
     f"{NAMESPACE}::chunk_scan",
-    _forward,
+    _forward_checked,
     mutates_args=(),
     schema=f"({_OPERANDS}, int chunk_size, bool final_states, ScalarType? state_dtype) -> (Tensor, Tensor)",
 )
@@ -223,7 +269,7 @@ chunk_scan.register_autograd(_differentiate, setup_context=_keep)
 
 chunk_scan_backward = torch.library.custom_op(
     f"{NAMESPACE}::chunk_scan_backward",
-    _backward,
+    _backward_checked,
     mutates_args=(),
     schema=f"(Tensor? d_y, Tensor? d_states, {_OPERANDS}, bool[] needs) -> Tensor[]",
 )

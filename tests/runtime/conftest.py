@@ -46,3 +46,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
     paths.backward_launcher.cache_clear()
     yield calls
     paths.backward_launcher.cache_clear()
+
+
+@pytest.fixture(params=["function", "operator"])
+def path(request: pytest.FixtureRequest) -> str:
+    """Both ways to gradients: the function of eager mode, and the operators."""
+    request.getfixturevalue("kernels" if request.param == "function" else "operator")
+    return request.param

@@ -48,7 +48,7 @@ def test_in_float64_they_agree_to_the_last_digits(case: Case, compiled: bool, mo
         torch.testing.assert_close(found[name], torch.from_numpy(wanted), rtol=1e-9, atol=1e-9)
 
 
-def test_only_the_final_states_are_used(operator: None) -> None:
+def test_only_the_final_states_are_used(path: str) -> None:
     call = draw(EVERYTHING)
     some = gradients.draw_adjoints(call)
     only = gradients.Adjoints(None, some.d_final)
@@ -134,7 +134,7 @@ def test_the_default_config_is_one_object(kernels: list) -> None:
     assert first is second
 
 
-def test_no_rows(operator: None) -> None:
+def test_no_rows(path: str) -> None:
     call = draw(BASE)
     empty = {name: (t if name == "A" else t[:0]).requires_grad_() for name, t in call.operands.items()}
     y, final = scan(**empty, chunk_size=64, return_final_states=True)
@@ -142,10 +142,10 @@ def test_no_rows(operator: None) -> None:
     assert all(t.grad.shape == t.shape for t in empty.values()) and empty["A"].grad.eq(0).all()
 
 
-@pytest.mark.parametrize("path", ["call", "operator"])
-def test_two_halves_are_the_whole(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_halves_are_the_whole(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state handed over, and its gradient handed back: outputs and every gradient of one sequence."""
-    monkeypatch.setattr(interface, "is_compiling", lambda: path == "operator")
+    monkeypatch.setattr(interface, "is_compiling", lambda: compiled)
     call = gradients.double(draw(Case(options=("D", "z", "dt_bias", "dt_softplus", "initial_states"))))
     adjoints = gradients.draw_adjoints(call)
     results, wanted = gradients.run(scan, call, adjoints)
@@ -154,7 +154,7 @@ def test_two_halves_are_the_whole(path: str, monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(found, wanted)
 
 
-def test_truncated_backpropagation(operator: None) -> None:
+def test_truncated_backpropagation(path: str) -> None:
     """With the state detached, each half has the gradients of a sequence of its own."""
     call = gradients.double(draw(Case(options=("D", "dt_bias", "dt_softplus"))))
     adjoints = gradients.draw_adjoints(call, final=False)

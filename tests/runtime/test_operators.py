@@ -72,7 +72,7 @@ def test_compiled_with_inductor() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_mistakes_are_found_in_what_is_compiled(operator: None) -> None:
+def test_mistakes_are_found_in_what_is_compiled(path: str) -> None:
     call = draw(BASE)
     with pytest.raises(ShapeError, match="dt has shape"):
         scan(**{**call.operands, "dt": call.operands["dt"][:, 1:]}, chunk_size=64)
@@ -106,7 +106,7 @@ def test_autocast(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(reentrant: bool, operator: None) -> None:
+def test_activation_checkpointing(reentrant: bool, path: str) -> None:
     call = draw(EVERYTHING)
     adjoints = gradients.draw_adjoints(call)
     _, wanted = gradients.run(scan, call, adjoints)
@@ -118,7 +118,7 @@ def test_activation_checkpointing(reentrant: bool, operator: None) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
-def test_parameters_that_are_views_of_one_buffer(operator: None) -> None:
+def test_parameters_that_are_views_of_one_buffer(path: str) -> None:
     """As sharded training keeps them: gradients arrive in the buffer."""
     call = draw(EVERYTHING)
     adjoints = gradients.draw_adjoints(call)
@@ -134,7 +134,7 @@ def test_parameters_that_are_views_of_one_buffer(operator: None) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "seq_idx"])
-def test_an_operand_changed_in_place_is_noticed(name: str, operator: None) -> None:
+def test_an_operand_changed_in_place_is_noticed(name: str, path: str) -> None:
     call = draw(EVERYTHING)
     given = {**call.operands, **call.options}
     given["dt"] = given["dt"].requires_grad_().clone()
@@ -145,7 +145,7 @@ def test_an_operand_changed_in_place_is_noticed(name: str, operator: None) -> No
         y.sum().backward()
 
 
-def test_a_second_derivative_is_an_error(operator: None) -> None:
+def test_a_second_derivative_is_an_error(path: str) -> None:
     call = gradients.leaves(draw(BASE))
     y = scan(**call.operands, **call.options, chunk_size=64)
     (first,) = torch.autograd.grad(y.square().sum(), call.operands["x"], create_graph=True)
@@ -165,13 +165,13 @@ def test_a_gradient_that_does_not_fit_is_an_error(change: Callable, message: str
     given = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments(BASE)]
     needs = [t is not None for t in given[: len(autograd.DIFFERENTIABLE)]]
     with pytest.raises(GradientError, match=message):
-        autograd._backward(change(given[0]), None, *given[:14], needs)
+        autograd._backward_checked(change(given[0]), None, *given[:14], needs)
     y = scan(**gradients.leaves(draw(BASE)).operands, chunk_size=64)
     with pytest.raises(RuntimeError, match="hape"):
         y.backward(torch.ones(3))
 
 
-def test_the_operands_alone_are_kept(operator: None) -> None:
+def test_the_operands_alone_are_kept(path: str) -> None:
     """Neither chunk states nor y: only what the caller holds anyway."""
     call = gradients.leaves(draw(EVERYTHING))
     kept: list[torch.Tensor] = []
@@ -185,7 +185,7 @@ def test_the_operands_alone_are_kept(operator: None) -> None:
     assert gone() is None
 
 
-def test_deterministic_algorithms_change_nothing(operator: None) -> None:
+def test_deterministic_algorithms_change_nothing(path: str) -> None:
     """Nothing adds atomically, so there is nothing to switch: the same bits each time, asked for or not."""
     call = draw(EVERYTHING)
     adjoints = gradients.draw_adjoints(call)
