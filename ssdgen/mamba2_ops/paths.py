@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SsdWarning
+from .errors import OptionError, SsdWarning
 from .problem import Problem
-from .select import config_for, replace
+from .select import config_for, gpu_of, replace
 
 
 # looked for, not imported: importing Triton takes a second and is not needed on a CPU
@@ -90,14 +90,17 @@ def backward_launcher() -> ModuleType | None:
         return None
 
 
-# the default of each bucket: launchers remember what they compiled by the identity of the config
-_backward_configs: dict[tuple, dict[str, Any]] = {}
+# of each bucket: launchers remember what they compiled by the identity of the config; None: no config fits
+_backward_configs: dict[tuple, dict[str, Any] | None] = {}
 
 
 def backward(
     problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, d_y: Tensor | None, **options
 ):
-    """Gradients by the emitted kernels, on the device of x.  As `fallback.backward`, without cu_seqlens."""
+    """Gradients by the emitted kernels, on the device of x, or None where no kernel takes these sizes.
+
+    Arguments as in `fallback.backward`, without cu_seqlens.  Warns (SsdWarning) once per bucket that has no kernel.
+    """
     launcher = backward_launcher()
     assert launcher is not None
     x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
@@ -116,17 +119,26 @@ def backward(
 def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
     """Run on the current device; where the config does not fit, a small one from then on."""
     key = (problem.bucket(), x.device)
-    config = _backward_configs.get(key)
-    if config is None:
-        config = _backward_configs[key] = launcher.default_backward(problem.bucketed())
-    try:
-        return launcher.backward(config, x, dt, A, B, C, **options)
-    except Exception as error:
-        if not _is_too_large(error) or config is launcher.MINIMAL_BACKWARD:
-            raise
-        _warn_too_large(problem, error)
-    _backward_configs[key] = launcher.MINIMAL_BACKWARD
-    return launcher.backward(launcher.MINIMAL_BACKWARD, x, dt, A, B, C, **options)
+    if key not in _backward_configs:
+        from .backward_defaults import default_backward
+
+        _backward_configs[key] = default_backward(problem.bucketed(), gpu_of(x.device).sms)
+    while (config := _backward_configs[key]) is not None:
+        try:
+            return launcher.backward(config, x, dt, A, B, C, **options)
+        except OptionError as error:
+            reason = error
+        except Exception as error:
+            if not _is_too_large(error):
+                raise
+            if config is not launcher.MINIMAL_BACKWARD:
+                _warn_too_large(problem, error)
+                _backward_configs[key] = launcher.MINIMAL_BACKWARD
+                continue
+            reason = error
+        _backward_configs[key] = None
+        warnings.warn(f"no backward kernel takes {problem} ({reason}): PyTorch's runs", SsdWarning, stacklevel=5)
+    return None
 
 
 def _is_too_large(error: Exception) -> bool:

@@ -165,9 +165,10 @@ def _backward(
         "dt_limit": (dt_min, dt_max),
         "needs": frozenset(names),
     }
+    found = None
     if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher() is not None:
         found = paths.backward(problem, x, dt, A, B, C, **options)
-    else:
+    if found is None:
         found = fallback.backward(x, dt, A, B, C, **options, cu_seqlens=cu_seqlens)
     return [found[name].contiguous() for name in names]
 

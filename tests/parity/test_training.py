@@ -171,6 +171,21 @@ def test_compiled_by_inductor_as_one_graph(mode: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("case", [FULL, Case(1, 65, 3, 16, 16, 1, "float32", ("cu_seqlens",))], ids=str)
+def test_opcheck(case: Case) -> None:
+    """Schemas, fake implementations and gradients of the operators, with kernels behind them."""
+    call = gradients.leaves(draw(case).on("cuda"))
+    given = {**call.operands, **call.options}
+    tensors = [given.get(name) for name in (*ops.autograd.DIFFERENTIABLE, "seq_idx", "cu_seqlens")]
+    arguments = (*tensors, bool(given.get("dt_softplus")), *given.get("dt_limit", (0.0, float("inf"))))
+    torch.library.opcheck(ops.autograd.chunk_scan, (*arguments, 64, True, None))
+    y, states = (t.detach() for t in ops.autograd.chunk_scan(*arguments, 64, True, None))
+    plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
+    needs = [t is not None for t in tensors[: len(ops.autograd.DIFFERENTIABLE)]]
+    torch.library.opcheck(ops.autograd.chunk_scan_backward, (y, states, *plain, needs))
+
+
+@pytest.mark.gpu
 def test_autocast() -> None:
     """fp32 operands run in bf16; the gradients come back in fp32."""
     call = draw(Case(2, 130, 4, 64, 64, 1, "float32", ("D", "z", "dt_bias", "dt_softplus")))

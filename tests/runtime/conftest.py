@@ -34,9 +34,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
 
     launchers = ModuleType("ssdgen.runtime.launchers")
     launchers.forward = SimpleNamespace(forward=forward, MINIMAL={})
-    launchers.backward = SimpleNamespace(
-        backward=backward, MINIMAL_BACKWARD={"minimal": True}, default_backward=lambda problem: {"chunk": 64}
-    )
+    launchers.backward = SimpleNamespace(backward=backward, MINIMAL_BACKWARD={"minimal": True})
+    defaults = ModuleType("ssdgen.runtime.backward_defaults")
+    defaults.default_backward = lambda problem, sms: {"chunk": 64}
+    monkeypatch.setitem(sys.modules, defaults.__name__, defaults)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.backward", launchers.backward)
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ssdgen.runtime import interface, paths
+from ssdgen.runtime.errors import OptionError, SsdWarning
 from ssdgen.runtime.sequences import seq_idx_of
 from tests.parity import gradients
 from tests.parity.cases import BASE, PACKED, SHAPES, TOGETHER, Call, Case, draw
@@ -123,6 +125,21 @@ def test_a_config_that_does_not_fit_is_replaced(kernels: list, monkeypatch: pyte
     verify(call, gradients.draw_adjoints(call), "float32")
     configs = [given.config for kind, given in kernels if kind == "backward"]
     assert configs == [launcher.MINIMAL_BACKWARD] * 2
+
+
+def test_sizes_without_a_kernel_have_gradients_all_the_same(kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning, and PyTorch's backward pass from then on."""
+
+    def fails(config, *operands, **options):
+        raise OptionError("headdim is 1000; the backward kernels take at most 512")
+
+    monkeypatch.setattr(paths.backward_launcher(), "backward", fails)
+    call = draw(BASE)
+    with pytest.warns(SsdWarning, match="no backward kernel takes .*headdim is 1000"):
+        verify(call, gradients.draw_adjoints(call), "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verify(call, gradients.draw_adjoints(call), "float32")
 
 
 def test_the_default_config_is_one_object(kernels: list) -> None:
