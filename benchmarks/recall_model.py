@@ -22,10 +22,10 @@ class Task:
     Where a key comes again its value is to be said.  pairs: of a sequence; keys, values: to choose from.
     """
 
-    pairs: int = 16
-    seqlen: int = 256
-    keys: int = 64
-    values: int = 64
+    pairs: int = 8
+    seqlen: int = 192
+    keys: int = 32
+    values: int = 32
 
     @property
     def vocabulary(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ from ssdgen.mamba2_ops import mamba_chunk_scan_combined  # noqa: E402
 
 TASK, SIZES = Task(pairs=4, seqlen=24, keys=8, values=8), Sizes(d_model=32, headdim=16, dstate=16)
 RUN = {"device": "cpu", "steps": 3, "seed": 1, "task": TASK, "sizes": SIZES, "batch": 4, "low": False}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors are small: threads that wait for each other on a busy machine take longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_task_asks_for_the_value_of_a_key() -> None:
@@ -51,8 +61,8 @@ def test_the_public_call_trains_like_the_pytorch_path() -> None:
 
 
 def test_it_learns() -> None:
-    losses, _ = recall.train(recall.in_pytorch, rounded=False, **{**RUN, "steps": 40, "batch": 16})
-    assert recall.smooth(losses)[-1] < recall.smooth(losses)[0] - 0.1
+    losses, _ = recall.train(recall.in_pytorch, rounded=False, **{**RUN, "steps": 30, "batch": 16})
+    assert recall.smooth(losses)[-1] < recall.smooth(losses)[0] - 0.05
 
 
 @pytest.mark.parametrize(("offset", "agrees"), [(0.0, True), (0.05, True), (0.5, False), (math.nan, False)])
@@ -62,6 +72,11 @@ def test_curves_agree_within_measured_noise(offset: float, agrees: bool) -> None
     curves[recall.OURS] = [loss + (offset if step >= 50 else 0) for step, loss in enumerate(exact)]
     found = recall.verdict(curves)
     assert found["noise"] == pytest.approx(0.01) and found["agree"] == agrees
+    # what training in bf16 itself costs, the peer shows
+    curves[recall.PEER] = [loss + 0.4 for loss in exact]
+    assert recall.verdict(curves)["agree"] == (offset == offset)
+    curves[recall.PEER] = [math.nan for _ in exact]
+    assert recall.verdict(curves)["agree"] == agrees
 
 
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
