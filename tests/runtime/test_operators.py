@@ -72,6 +72,22 @@ def test_compiled_with_inductor() -> None:
     torch.testing.assert_close(found, wanted)
 
 
+def test_autocast_inside_of_a_graph_and_a_checkpoint() -> None:
+    torch._dynamo.reset()
+
+    def step(x, **given):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return checkpoint(lambda x: scan(x, **given), x, use_reentrant=False)
+
+    call = draw(Case(seqlen=9, options=("D", "z", "dt_bias")))
+    drawn = gradients.draw_adjoints(call)
+    adjoints = gradients.Adjoints(drawn.d_y.bfloat16(), drawn.d_final)
+    results, wanted = gradients.run(step, call, adjoints)
+    again, found = gradients.run(torch.compile(step, fullgraph=True, backend="aot_eager"), call, adjoints)
+    assert again["y"].dtype is torch.bfloat16
+    torch.testing.assert_close((again, found), (results, wanted))
+
+
 def test_mistakes_are_found_in_what_is_compiled(path: str) -> None:
     call = draw(BASE)
     with pytest.raises(ShapeError, match="dt has shape"):
