@@ -6,6 +6,7 @@ JOBS ?= 2
 # the GPU to predict for where there is none to measure on
 GPU ?= h200
 TUNE_ARGS ?=
+BENCH ?= forward
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ssdgen-ready
@@ -56,8 +57,8 @@ format: $(READY)  ## let ruff rewrite the files
 golden: $(READY)  ## rewrite the golden files after a change that was meant; read the diff
 	$(BIN)/python -m pytest -n 0 --update-golden tests/golden
 
-bench: $(READY)  ## the forward benchmark (needs a CUDA GPU); BENCH_ARGS="--quick"
-	$(BIN)/python benchmarks/forward.py $(BENCH_ARGS)
+bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training or recall; BENCH_ARGS="--quick"
+	$(BIN)/python benchmarks/$(BENCH).py $(BENCH_ARGS)
 
 clean:  ## remove what was built, the environment too
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -110,10 +110,11 @@ def compare(shape: workload.Shape, results: dict, ceilings: dict[str, float]) ->
     return row
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: list[str] | None, about: str = __doc__, name: str = "forward") -> argparse.Namespace:
+    """The command line of this benchmark, or of another one with the same options."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--shapes", default="", help="names, prefixes of names or b,L,H,P,N,G, separated by spaces")
-    parser.add_argument("--out", type=Path, help="JSON file to write; default: benchmarks/results/forward_GPU.json")
+    parser.add_argument("--out", type=Path, help=f"JSON file to write; default: benchmarks/results/{name}_GPU.json")
     parser.add_argument("--no-peer", action="store_true", help="measure ssdgen alone")
     parser.add_argument("--quick", action="store_true", help="two short shapes and the peer's chunk size 256 only")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""mamba_ssm's forward, if it can be imported.  -> forward"""
+"""mamba_ssm's functions, if they can be imported.  -> forward, training, recall"""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def load() -> tuple[Callable[..., torch.Tensor] | None, str]:
         return forward(x, dt, A, B, C, chunk_size, D=args["D"], dt_bias=args["dt_bias"], dt_softplus=True)[0]
 
     return call, _version()
+
+
+def load_public() -> tuple[Callable[..., torch.Tensor] | None, str]:
+    """(mamba_chunk_scan_combined or None, what was found or why not): the public function, which has gradients."""
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError as error:
+        return None, f"mamba_ssm cannot be imported ({error}); it is left out"
+    return mamba_chunk_scan_combined, _version()
 
 
 def _version() -> str:

@@ -39,13 +39,15 @@ def slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
 
 
-def floor(shape: Shape, ceilings: dict[str, float]) -> dict[str, float | str]:
+def floor(shape: Shape, ceilings: dict[str, float], backward: bool = False) -> dict[str, float | str]:
     """The least time of the call that is measured, y alone, from the description: floor_us, and what it is bound by.
 
-    ceilings: copy_tbs and bf16_tflops, as timing measures them.
+    ceilings: copy_tbs and bf16_tflops, as timing measures them.  backward: of the backward pass instead.
     """
     layer = Layer(skip="head", dt_bias=True, dt_softplus=True)
-    least = roofline.floor(layer, *shape.sizes, Problem(*shape.sizes).element_bytes, CHUNK, **ceilings)
+    least = roofline.floor(
+        layer, *shape.sizes, Problem(*shape.sizes).element_bytes, CHUNK, **ceilings, backward=backward
+    )
     return {"floor_us": least.us, "bound_by": least.binds}
 
 
@@ -70,11 +72,15 @@ def _row(row: dict) -> tuple[str, ...]:
     )
 
 
+def aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """Lines of cells with columns of one width: it must print where neither rich nor a terminal is."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+
+
 def table(rows: list[dict]) -> str:
-    """A plain table, times in microseconds: it must print where neither rich nor a terminal is."""
-    lines = [COLUMNS, *(_row(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    """A plain table, times in microseconds."""
+    text = aligned([COLUMNS, *(_row(row) for row in rows)])
     notes = (
         "times in us, GPU times with a cold L2; eager, host, peer: wall time per call; error: |y - float64| / |float64|"
     )

@@ -31,6 +31,14 @@ class SequenceError(SsdError):
     """The contents of cu_seqlens do not cut the packed row into sequences."""
 
 
+class GradientError(SsdError):
+    """A gradient that was handed to the backward pass does not fit the output that it is of."""
+
+
+class DoubleBackwardError(SsdError, RuntimeError):
+    """A gradient of a gradient was asked for; the kernels have first derivatives only."""
+
+
 class RecordError(SsdError):
     """A file or folder of tuned records cannot be used; the message names it."""
 

@@ -1,33 +1,16 @@
-"""The public call.  arguments -> checks -> config -> launchers, or the PyTorch path"""
+"""The public call.  arguments -> checks -> config -> launchers, the same with gradients, or the PyTorch path"""
 
 from __future__ import annotations
 
-import os
-import warnings
 from functools import partial
-from importlib.util import find_spec
 from math import inf
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from . import fallback
+from . import autograd, fallback, paths
 from .checks import check_forward
-from .errors import SsdWarning
-from .problem import Problem
-from .select import config_for, replace
-
-
-# looked for, not imported: importing Triton takes a second and is not needed on a CPU
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ImportError:
-        return False
-
-
-HAVE_TRITON = _installed("triton")
-_OPTIONAL = ("D", "z", "dt_bias", "initial_states", "seq_idx", "cu_seqlens")
 
 
 def mamba_chunk_scan_combined(
@@ -83,22 +66,46 @@ def mamba_chunk_scan_combined(
     All math on decays and states is in fp32.  x, B, C and z are read in place if their last stride is 1 (slices of a
     wider projection) and copied otherwise.  NaN in gives NaN out.
 
-    The PyTorch path (`fallback`, slower) runs on a CPU, where there is no Triton, for float64, and whenever an input
-    requires a gradient.  With TRITON_INTERPRET=1 and SSDGEN_FORCE_TRITON=1 the kernels run on CPU tensors, interpreted.
+    Gradients of y and of returned states reach every floating operand, and are computed for those that require one.
+    Only operands are kept for the backward pass.  First derivatives only: a second one is a DoubleBackwardError where
+    kernels ran.  The same call gives the same bits each time, also in the backward pass: nothing is added atomically,
+    and torch.use_deterministic_algorithms changes nothing.  With gradients, cu_seqlens becomes seq_idx on the device;
+    with return_varlen_states or initial states for more than the first sequence the backward pass is PyTorch's.
+    torch.compile takes the call whole (fullgraph); the contents of cu_seqlens are then not checked.
+    Under torch.autocast x, B, C and z are cast to its dtype, as the projection in front would have given them; the
+    others, and all sums and decays, stay in the precision that they have.
+
+    The PyTorch path (`fallback`, slower) runs on a CPU, where there is no Triton, and for float64.  With
+    TRITON_INTERPRET=1 and SSDGEN_FORCE_TRITON=1 the kernels run on CPU tensors, interpreted.
 
     Errors, all before any launch, all ValueError: ShapeError, DtypeError, DeviceError, OptionError, OperandError,
     SequenceError (contents of cu_seqlens), RecordError (a tuned file is broken), UntunedError (SSDGEN_ASSERT_TUNED=1).
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
-    problem = check_forward(
-        x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_limit, return_varlen_states,
-        state_dtype,
-    )  # fmt: skip
+    if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        x, B, C, z = (_autocast(tensor) for tensor in (x, B, C, z))
+        with torch.autocast(x.device.type, enabled=False):
+            return mamba_chunk_scan_combined(
+                x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+                return_final_states, return_varlen_states, state_dtype,
+            )  # fmt: skip
     states = return_final_states or return_varlen_states
+    if is_compiling():
+        # one operator, which checks its arguments itself: nothing below can be traced
+        run = partial(autograd.scan, chunk_size=chunk_size, varlen_states=return_varlen_states)
+    else:
+        problem = check_forward(
+            x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_limit,
+            return_varlen_states, state_dtype,
+        )  # fmt: skip
+        if not (problem.batch and paths.runs_kernels(x)):
+            run = fallback.forward
+        elif _needs_gradient(x, dt, A, B, C, D, z, dt_bias, initial_states):
+            run = partial(autograd.scan, problem=problem, varlen_states=return_varlen_states)
+        else:
+            run = partial(paths.forward, problem)
     if cu_seqlens is not None:
         seq_idx = None
-    kernels = problem.batch and _runs_kernels(x) and not _needs_gradient(x, dt, A, B, C, D, z, dt_bias, initial_states)
-    run = partial(_launch, problem) if kernels else fallback.forward
     y, ends = run(
         x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states, seq_idx=seq_idx,
         cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit, final_states=states, state_dtype=state_dtype,
@@ -113,22 +120,11 @@ def mamba_chunk_scan_combined(
     return (y, final, ends) if return_final_states else (y, ends)
 
 
-def _runs_kernels(x: Tensor) -> bool:
-    """Whether the emitted kernels can run on this tensor."""
-    if x.dtype is torch.float64:
-        return False
-    if x.is_cuda:
-        if not HAVE_TRITON:
-            _warn_no_triton()
-        return HAVE_TRITON
-    # the interpreter computes with NumPy, which has no bf16
-    return (
-        x.device.type == "cpu"
-        and x.dtype is not torch.bfloat16
-        and HAVE_TRITON
-        and os.environ.get("TRITON_INTERPRET") == "1"
-        and os.environ.get("SSDGEN_FORCE_TRITON") == "1"
-    )
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    """In the dtype of the autocast that is on; float64 and what is no floating tensor stay as they are."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:
@@ -137,47 +133,3 @@ def _needs_gradient(*operands: Tensor | None) -> bool:
             if operand is not None and operand.requires_grad:
                 return True
     return False
-
-
-def _launch(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options):
-    """Run the emitted kernels on the device of x.  They take dt with any strides, the rest with a last one of 1."""
-    from .launchers import forward
-
-    device = x.device
-    x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
-    for name in _OPTIONAL:
-        options[name] = _unit_stride(options[name])
-    options["state_dtype"] = options["state_dtype"] or torch.float32
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        # Triton launches on the current device, whatever the tensors are on
-        with torch.cuda.device(device):
-            return _launch_here(forward, problem, x, dt, A, B, C, options)
-    return _launch_here(forward, problem, x, dt, A, B, C, options)
-
-
-def _launch_here(forward, problem: Problem, x, dt, A, B, C, options):
-    """Run on the current device; where the config does not fit, a small one from then on."""
-    config = config_for(problem, x.device)
-    try:
-        return forward.forward(config, x, dt, A, B, C, **options)
-    except Exception as error:
-        if type(error).__name__ != "OutOfResources" or config is forward.MINIMAL:
-            raise
-        warnings.warn(f"the config for {problem} does not fit ({error}); a small one runs", SsdWarning, stacklevel=5)
-    replace(problem, x.device, forward.MINIMAL)
-    return forward.forward(forward.MINIMAL, x, dt, A, B, C, **options)
-
-
-def _unit_stride(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-_warnings: set[str] = set()
-
-
-def _warn_no_triton() -> None:
-    if "triton" not in _warnings:
-        _warnings.add("triton")
-        warnings.warn(
-            "Triton is not installed: the much slower PyTorch path runs; `pip install triton`", SsdWarning, stacklevel=4
-        )

@@ -1,4 +1,7 @@
-"""The contents of cu_seqlens: read on the host at most once per tensor, then remembered.  checks -> sequences"""
+"""The contents of cu_seqlens: read on the host at most once per tensor, then remembered.  checks -> sequences
+
+And the same cuts as seq_idx, made on the device.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import weakref
 import torch
 
 from .errors import SequenceError
+
+# a subclass is a tracer's, or a wrapper around tensors that lie elsewhere
+_WITH_CONTENTS = (torch.Tensor, torch.nn.Parameter)
 
 # id of a tensor -> (the tensor, its version, the seqlen it was found right for)
 _seen: dict[int, tuple[weakref.ref, int, int]] = {}
@@ -21,9 +27,11 @@ def check_sequences(cu_seqlens: torch.Tensor, seqlen: int) -> None:
 
     The contents are read once per tensor object and in-place version: on a GPU that is one wait for the device, and
     the layers of a model that share the tensor share it.  Tensors made in inference mode carry no version: those are
-    read once per object.  Nothing is read while a CUDA graph is captured, for a tensor without contents (meta), or
-    with SSDGEN_ASSUME_VALID=1; wrong contents then give wrong numbers.
+    read once per object.  Nothing is read while a CUDA graph is captured, for a tensor without contents (meta, or one
+    of a tracer's), or with SSDGEN_ASSUME_VALID=1; wrong contents then give wrong numbers.
     """
+    if type(cu_seqlens) not in _WITH_CONTENTS:
+        return
     version = -1 if cu_seqlens.is_inference() else cu_seqlens._version
     entry = _seen.get(id(cu_seqlens))
     if entry is not None and entry[0]() is cu_seqlens and entry[1] == version and entry[2] == seqlen:
@@ -61,3 +69,13 @@ def _remember(tensor: torch.Tensor, version: int, seqlen: int) -> None:
             del _seen[key]
 
     _seen[key] = (weakref.ref(tensor, forget), version, seqlen)
+
+
+def seq_idx_of(cu_seqlens: torch.Tensor, seqlen: int) -> torch.Tensor:
+    """The sequence that each position belongs to, [1, seqlen], int32.  Waits for nothing.
+
+    cu_seqlens: [number of sequences + 1], int32 or int64, checked before.
+    """
+    positions = torch.arange(seqlen, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    ends = cu_seqlens[1:].contiguous()
+    return torch.searchsorted(ends, positions, right=True, out_int32=True).unsqueeze(0)

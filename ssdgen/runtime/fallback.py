@@ -1,10 +1,12 @@
-"""The forward in plain PyTorch, chunk by chunk: for CPUs, devices without Triton, float64, and gradients.  -> interface
+"""The layer in plain PyTorch, chunk by chunk: for CPUs, devices without Triton and float64.  -> interface, autograd
 
 The same decomposition as the kernels' (docs/maths.md), so its memory grows with seqlen and not with its square.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from math import inf
 
@@ -63,6 +65,72 @@ def forward(
         y = torch.cat([y for y, _ in rows], dim=1)
         states = torch.cat([state for _, state in rows])
     return y, states.to(state_dtype or math) if final_states else None
+
+
+def backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    d_y: Tensor | None,
+    d_final_states: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """Gradients of sum(d_y * y) + sum(d_final_states * states) by automatic differentiation of `forward`.
+
+    d_y: as y; d_final_states: as the states of `forward`, any floating dtype; None: zero.  needs: names of operands.
+    Returns: {name: gradient}, in the shapes and dtypes of the operands.  May be called inside of an operator.
+    """
+    given = {"x": x, "dt": dt, "A": A, "B": B, "C": C}
+    given |= {"D": D, "z": z, "dt_bias": dt_bias, "initial_states": initial_states}
+    with _differentiable(), torch.autocast(x.device.type, enabled=False):
+        leaves = {
+            name: None if tensor is None else tensor.detach().requires_grad_(name in needs)
+            for name, tensor in given.items()
+        }
+        operands = [leaves.pop(name) for name in ("x", "dt", "A", "B", "C")]
+        y, states = forward(
+            *operands, **leaves, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit,
+            final_states=d_final_states is not None,
+        )  # fmt: skip
+        leaves |= zip(("x", "dt", "A", "B", "C"), operands, strict=True)
+        pairs = [(y, d_y)]
+        if states is not None and d_final_states is not None:
+            pairs.append((states, d_final_states.to(states.dtype)))
+        # an output of operands that need no gradient has none to hand on
+        pairs = [(out, d_out) for out, d_out in pairs if d_out is not None and out.requires_grad]
+        wanted = {name: leaf for name, leaf in leaves.items() if name in needs and leaf is not None}
+        found = (
+            torch.autograd.grad(
+                [out for out, _ in pairs], list(wanted.values()), [d_out for _, d_out in pairs], allow_unused=True
+            )
+            if pairs
+            else [None] * len(wanted)
+        )
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(wanted.items(), found, strict=True)
+    }
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Record gradients, also inside of an operator, where torch's dispatcher passes autograd by."""
+    off = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        off = off - torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), off), torch.enable_grad():
+        yield
 
 
 def _by_layout(x: Tensor, B: Tensor, C: Tensor, nheads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from ssdgen.runtime import interface
+from ssdgen.runtime import autograd, interface, paths
 from ssdgen.runtime.interface import mamba_chunk_scan_combined
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
-    monkeypatch.setattr(interface, "HAVE_TRITON", True)
+    monkeypatch.setattr(paths, "HAVE_TRITON", True)
     return calls
 
 
@@ -77,11 +77,9 @@ def test_the_kernels_run_where_they_can(launched: list) -> None:
     assert call.config["schedule"] and call.final_states is False and call.state_dtype is torch.float32
 
 
-@pytest.mark.parametrize("reason", ["gradient", "float64", "no rows", "not interpreted", "not asked for", "no Triton"])
+@pytest.mark.parametrize("reason", ["float64", "no rows", "not interpreted", "not asked for", "no Triton"])
 def test_the_pytorch_path_runs_otherwise(launched: list, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     call = operands(batch=0 if reason == "no rows" else 1)
-    if reason == "gradient":
-        call["dt"].requires_grad_()
     if reason == "float64":
         call = {name: value if name == "chunk_size" else value.double() for name, value in call.items()}
     if reason == "not interpreted":
@@ -89,13 +87,27 @@ def test_the_pytorch_path_runs_otherwise(launched: list, monkeypatch: pytest.Mon
     if reason == "not asked for":
         monkeypatch.delenv("SSDGEN_FORCE_TRITON")
     if reason == "no Triton":
-        monkeypatch.setattr(interface, "HAVE_TRITON", False)
+        monkeypatch.setattr(paths, "HAVE_TRITON", False)
     y = mamba_chunk_scan_combined(**call)
     assert not launched and y.shape == call["x"].shape
-    if reason == "gradient":
-        with torch.no_grad():
-            mamba_chunk_scan_combined(**call)
-        assert launched
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_dispatcher_is_passed_by_in_eager_mode(
+    launched: list, monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    """An operator costs the host more than a launch; in what is compiled there is no way around it."""
+    seen = []
+    operator = autograd.chunk_scan
+    monkeypatch.setattr(autograd, "chunk_scan", lambda *args: seen.append(args) or operator(*args))
+    monkeypatch.setattr(interface, "is_compiling", lambda: traced)
+    call = operands()
+    call["dt"].requires_grad_()
+    with torch.no_grad():
+        mamba_chunk_scan_combined(**call)
+    assert len(launched) == 1 and len(seen) == traced
+    y = mamba_chunk_scan_combined(**call)
+    assert len(launched) == 2 and len(seen) == 2 * traced and y.requires_grad
 
 
 def test_operands_arrive_with_a_unit_last_stride(launched: list) -> None:
@@ -131,9 +143,9 @@ def test_no_triton_and_no_tuner_is_imported() -> None:
         "import sys; sys.modules['triton'] = None\n"
         "import importlib.util; real = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else real(name, *a)\n"
-        "import torch; from ssdgen.runtime.interface import mamba_chunk_scan_combined as scan, HAVE_TRITON\n"
+        "import torch; from ssdgen.runtime.interface import mamba_chunk_scan_combined as scan, paths\n"
         "t = torch.ones(1, 3, 2, 4); y = scan(t, t[..., 0], -torch.ones(2), t, t, 64)\n"
-        "assert y.isfinite().all() and not HAVE_TRITON\n"
+        "assert y.isfinite().all() and not paths.HAVE_TRITON\n"
         "assert not [m for m in ('sympy', 'jinja2', 'optuna') if m in sys.modules]\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -1,0 +1,278 @@
+"""The layer with gradients: a function in eager mode, operators of torch elsewhere.  interface -> autograd -> paths
+
+`chunk_scan` and `chunk_scan_backward` are opaque to torch.compile, which neither traces a launch nor breaks its graph.
+Their namespace is that of the package, so that two packages in one process have operators of their own.  In eager mode
+an autograd function runs the same code: an operator written in Python costs the host as much as several launches.
+
+Kept for the backward pass are the operands alone; chunk states are computed again.  No kernel adds atomically, so
+torch.use_deterministic_algorithms has nothing to switch.  Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from . import fallback, paths
+from .checks import check_forward
+from .errors import DoubleBackwardError, GradientError, OptionError
+from .problem import Problem
+from .sequences import seq_idx_of
+
+# operands that may need a gradient, in the order of the operators' arguments
+DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
+# the operators' first arguments: these, seq_idx and cu_seqlens
+_TENSORS = len(DIFFERENTIABLE) + 2
+_ARGUMENTS = _TENSORS + 6
+_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_OWN = "mamba2_ops"
+_PACKAGE = __package__ or _OWN
+NAMESPACE = "ssdgen" if _PACKAGE == f"ssdgen.{_OWN}" else _PACKAGE.replace(".", "_")
+
+_OPERANDS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
+    "Tensor? seq_idx, Tensor? cu_seqlens, bool dt_softplus, float dt_min, float dt_max"
+)
+
+
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, inf),
+    final_states: bool = False,
+    state_dtype: torch.dtype | None = None,
+    chunk_size: int = 64,
+    varlen_states: bool = False,
+    problem: Problem | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`fallback.forward` on kernels where they can run, differentiable once.
+
+    problem: the sizes, of arguments that were checked; None: by the operator, which checks them.
+    varlen_states: whether a state is wanted for each packed sequence.  Without it only the last one is returned, where
+    cu_seqlens can become seq_idx: unless there are initial states for more than the first sequence.
+    Errors: those of `check_forward`, from inside of the operator.
+    """
+    if cu_seqlens is None:
+        if varlen_states:
+            raise OptionError("return_varlen_states=True needs cu_seqlens; give it, or ask for return_final_states")
+    elif not varlen_states and (initial_states is None or initial_states.shape[0] == 1):
+        seq_idx, cu_seqlens = seq_idx_of(cu_seqlens, x.shape[1]), None
+        problem = problem and replace(problem, sequences=0)
+    low, high = dt_limit
+    given = (
+        x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, float(low), float(high),
+        chunk_size, final_states, state_dtype,
+    )  # fmt: skip
+    # a subclass of Tensor is a tracer's, and knows operators alone
+    if problem is not None and type(x) in (Tensor, torch.nn.Parameter):
+        y, ends = _Scan.apply(problem, *given)
+    else:
+        y, ends = chunk_scan(*given)
+    return y, ends if final_states else None
+
+
+def _checked(
+    x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_min, dt_max, chunk_size=64, state_dtype=None
+) -> Problem:
+    return check_forward(
+        x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, (dt_min, dt_max), False,
+        state_dtype,
+    )  # fmt: skip
+
+
+def _forward(
+    problem, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
+    chunk_size, final_states, state_dtype,
+):  # fmt: skip
+    """y, and the last state of each row or packed sequence; no elements where states are not wanted."""
+    options = {
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": initial_states,
+        "seq_idx": seq_idx,
+        "cu_seqlens": cu_seqlens,
+        "dt_softplus": dt_softplus,
+        "dt_limit": (dt_min, dt_max),
+        "final_states": final_states,
+        "state_dtype": state_dtype,
+    }
+    if problem.batch and paths.runs_kernels(x):
+        y, ends = paths.forward(problem, x, dt, A, B, C, **options)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            y, ends = fallback.forward(x, dt, A, B, C, **options)
+    if ends is None:
+        ends = x.new_empty(0, dtype=_state_dtype(x, state_dtype))
+    return y.contiguous(), ends.contiguous()
+
+
+def _forward_checked(*given):
+    """`_forward` of arguments that nobody has looked at."""
+    tensors, (_, *limits, chunk_size, _, state_dtype) = given[:_TENSORS], given[_TENSORS:]
+    return _forward(_checked(*tensors, *limits, chunk_size, state_dtype), *given)
+
+
+def _forward_fake(
+    x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max, chunk_size,
+    final_states, state_dtype,
+):  # fmt: skip
+    _checked(
+        x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_min, dt_max, chunk_size, state_dtype
+    )
+    batch, _, nheads = dt.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    states = (rows, nheads, x.shape[3], B.shape[3]) if final_states else (0,)
+    return x.new_empty((*dt.shape, x.shape[3])), x.new_empty(states, dtype=_state_dtype(x, state_dtype))
+
+
+def _state_dtype(x: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
+    return state_dtype or (torch.float64 if x.dtype is torch.float64 else torch.float32)
+
+
+def _backward(
+    problem, d_y, d_states, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min,
+    dt_max, needs,
+):  # fmt: skip
+    """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
+    _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
+    names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
+    options = {
+        "d_y": d_y,
+        "d_final_states": d_states,
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": initial_states,
+        "seq_idx": seq_idx,
+        "dt_softplus": dt_softplus,
+        "dt_limit": (dt_min, dt_max),
+        "needs": frozenset(names),
+    }
+    found = None
+    if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher() is not None:
+        found = paths.backward(problem, x, dt, A, B, C, **options)
+    if found is None:
+        found = fallback.backward(x, dt, A, B, C, **options, cu_seqlens=cu_seqlens)
+    return [found[name].contiguous() for name in names]
+
+
+def _backward_checked(d_y, d_states, *given):
+    """`_backward` of arguments that nobody has looked at."""
+    tensors, (_, *limits, _) = given[:_TENSORS], given[_TENSORS:]
+    return _backward(_checked(*tensors, *limits), d_y, d_states, *given)
+
+
+def _backward_fake(
+    d_y, d_states, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
+    needs,
+):  # fmt: skip
+    _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
+    operands = (x, dt, A, B, C, D, z, dt_bias, initial_states)
+    return [operand.new_empty(operand.shape) for operand, needed in zip(operands, needs, strict=True) if needed]
+
+
+def _check_gradients(d_y, d_states, x, dt, B, cu_seqlens) -> None:
+    """Errors: GradientError."""
+    batch, _, nheads = dt.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    outputs = (
+        ("y", d_y, (*dt.shape, x.shape[3]), (x.dtype,)),
+        ("the states", d_states, (rows, nheads, x.shape[3], B.shape[3]), _STATE_DTYPES),
+    )
+    for name, gradient, shape, dtypes in outputs:
+        if gradient is None:
+            continue
+        if gradient.shape != shape:
+            raise GradientError(f"the gradient of {name} has shape {list(gradient.shape)}; it must be {list(shape)}")
+        if gradient.dtype not in dtypes:
+            allowed = ", ".join(str(dtype) for dtype in dtypes)
+            raise GradientError(
+                f"the gradient of {name} is {gradient.dtype}; allowed: {allowed}: convert with .to(...)"
+            )
+        if gradient.device != x.device:
+            raise GradientError(f"the gradient of {name} is on {gradient.device}, x is on {x.device}; move it there")
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:][:3]
+    # a result that nobody used has no gradient, instead of one full of zeros
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, d_y, d_states):
+    needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
+    found = None
+    if d_y is not None or d_states is not None:
+        found = chunk_scan_backward(d_y, d_states, *ctx.saved_tensors, *ctx.options, needs)
+    return _spread(found, needs)
+
+
+def _spread(found: list[Tensor] | None, needs: list[bool]) -> tuple[Tensor | None, ...]:
+    """A gradient, or None, for each argument of the operator."""
+    each = iter(found or ())
+    gradients = [next(each) if needed and found is not None else None for needed in needs]
+    return (*gradients, *[None] * (_ARGUMENTS - len(needs)))
+
+
+class _Scan(torch.autograd.Function):
+    """`chunk_scan` past the dispatcher.  Arguments: the sizes, then those of the operator."""
+
+    @staticmethod
+    def forward(ctx, problem, *given):
+        ctx.problem = problem
+        _keep(ctx, given, None)
+        return _forward(problem, *given)
+
+    @staticmethod
+    def backward(ctx, d_y, d_states):  # type: ignore[override]
+        needs = list(ctx.needs_input_grad[1 : 1 + len(DIFFERENTIABLE)])
+        found = None
+        if d_y is not None or d_states is not None:
+            given = (d_y, d_states, *ctx.saved_tensors, *ctx.options, needs)
+            # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+            found = chunk_scan_backward(*given) if torch.is_grad_enabled() else _backward(ctx.problem, *given)
+        return (None, *_spread(found, needs))
+
+
+def _differentiate_again(ctx, *gradients) -> NoReturn:
+    raise DoubleBackwardError(
+        "the gradient of chunk_scan was differentiated, and it has first derivatives only; for second ones call it in "
+        "float64 or on a CPU, and without create_graph=True where none are wanted"
+    )
+
+
+chunk_scan = torch.library.custom_op(
+    f"{NAMESPACE}::chunk_scan",
+    _forward_checked,
+    mutates_args=(),
+    schema=f"({_OPERANDS}, int chunk_size, bool final_states, ScalarType? state_dtype) -> (Tensor, Tensor)",
+)
+chunk_scan.register_fake(_forward_fake)
+chunk_scan.register_autograd(_differentiate, setup_context=_keep)
+
+chunk_scan_backward = torch.library.custom_op(
+    f"{NAMESPACE}::chunk_scan_backward",
+    _backward_checked,
+    mutates_args=(),
+    schema=f"(Tensor? d_y, Tensor? d_states, {_OPERANDS}, bool[] needs) -> Tensor[]",
+)
+chunk_scan_backward.register_fake(_backward_fake)
+chunk_scan_backward.register_autograd(_differentiate_again, setup_context=lambda ctx, inputs, output: None)

@@ -1,0 +1,170 @@
+"""Whether kernels can run, and running them: strides, device, a config that fits.  interface, autograd -> launchers"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError, SsdWarning
+from .problem import Problem
+from .select import config_for, gpu_of, replace
+
+
+# looked for, not imported: importing Triton takes a second and is not needed on a CPU
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+HAVE_TRITON = _installed("triton")
+_OPTIONAL = ("D", "z", "dt_bias", "initial_states", "seq_idx", "cu_seqlens")
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Whether the emitted kernels can run on this tensor."""
+    if x.dtype is torch.float64:
+        return False
+    if x.is_cuda:
+        if not HAVE_TRITON:
+            _warn_no_triton()
+        return HAVE_TRITON
+    # the interpreter computes with NumPy, which has no bf16
+    return (
+        x.device.type == "cpu"
+        and x.dtype is not torch.bfloat16
+        and HAVE_TRITON
+        and os.environ.get("TRITON_INTERPRET") == "1"
+        and os.environ.get("SSDGEN_FORCE_TRITON") == "1"
+    )
+
+
+def forward(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options):
+    """Run the emitted kernels on the device of x.  They take dt with any strides, the rest with a last one of 1."""
+    from .launchers import forward as launcher
+
+    device = x.device
+    x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
+    for name in _OPTIONAL:
+        options[name] = _unit_stride(options[name])
+    options["state_dtype"] = options["state_dtype"] or torch.float32
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        # Triton launches on the current device, whatever the tensors are on
+        with torch.cuda.device(device):
+            return _forward_here(launcher, problem, x, dt, A, B, C, options)
+    return _forward_here(launcher, problem, x, dt, A, B, C, options)
+
+
+def _forward_here(launcher, problem: Problem, x, dt, A, B, C, options):
+    """Run on the current device; where the config does not fit, a small one from then on."""
+    config = config_for(problem, x.device)
+    try:
+        return launcher.forward(config, x, dt, A, B, C, **options)
+    except Exception as error:
+        if not _is_too_large(error) or config is launcher.MINIMAL:
+            raise
+        _warn_too_large(problem, error)
+    replace(problem, x.device, launcher.MINIMAL)
+    return launcher.forward(launcher.MINIMAL, x, dt, A, B, C, **options)
+
+
+@cache
+def backward_launcher() -> ModuleType | None:
+    """The launchers of the backward pass, or None in a package without them."""
+    name = f"{__package__}.launchers.backward"
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        # what it imports itself must not be missing in silence
+        if error.name not in (name, name.rpartition(".")[0]):
+            raise
+        return None
+
+
+# of each bucket: launchers remember what they compiled by the identity of the config; None: no config fits
+_backward_configs: dict[tuple, dict[str, Any] | None] = {}
+
+
+def backward(
+    problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, d_y: Tensor | None, **options
+):
+    """Gradients by the emitted kernels, on the device of x, or None where no kernel takes these sizes.
+
+    Arguments as in `fallback.backward`, without cu_seqlens.  Warns (SsdWarning) once per bucket that has no kernel.
+    """
+    launcher = backward_launcher()
+    assert launcher is not None
+    x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
+    if d_y is None:
+        d_y = x.new_zeros((*dt.shape, x.shape[3]))
+    options["d_y"] = _without_zero_strides(d_y)
+    options["d_final_states"] = _without_zero_strides(options["d_final_states"])
+    for name in ("D", "z", "dt_bias", "initial_states", "seq_idx"):
+        options[name] = _unit_stride(options[name])
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return _backward_here(launcher, problem, x, dt, A, B, C, options)
+    return _backward_here(launcher, problem, x, dt, A, B, C, options)
+
+
+def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
+    """Run on the current device; where the config does not fit, a small one from then on."""
+    key = (problem.bucket(), x.device)
+    if key not in _backward_configs:
+        from .backward_defaults import default_backward
+
+        _backward_configs[key] = default_backward(problem.bucketed(), gpu_of(x.device).sms)
+    while (config := _backward_configs[key]) is not None:
+        try:
+            return launcher.backward(config, x, dt, A, B, C, **options)
+        except OptionError as error:
+            reason = error
+        except Exception as error:
+            if not _is_too_large(error):
+                raise
+            if config is not launcher.MINIMAL_BACKWARD:
+                _warn_too_large(problem, error)
+                _backward_configs[key] = launcher.MINIMAL_BACKWARD
+                continue
+            reason = error
+        _backward_configs[key] = None
+        warnings.warn(f"no backward kernel takes {problem} ({reason}): PyTorch's runs", SsdWarning, stacklevel=5)
+    return None
+
+
+def _is_too_large(error: Exception) -> bool:
+    # by name: importing Triton's errors is importing Triton
+    return type(error).__name__ == "OutOfResources"
+
+
+def _warn_too_large(problem: Problem, error: Exception) -> None:
+    warnings.warn(f"the config for {problem} does not fit ({error}); a small one runs", SsdWarning, stacklevel=6)
+
+
+def _unit_stride(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _without_zero_strides(gradient: Tensor | None) -> Tensor | None:
+    """The gradient of a sum is one number, expanded."""
+    return _unit_stride(gradient) if gradient is None or 0 not in gradient.stride() else gradient.contiguous()
+
+
+_warnings: set[str] = set()
+
+
+def _warn_no_triton() -> None:
+    if "triton" not in _warnings:
+        _warnings.add("triton")
+        warnings.warn(
+            "Triton is not installed: the much slower PyTorch path runs; `pip install triton`", SsdWarning, stacklevel=4
+        )
