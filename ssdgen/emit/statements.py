@@ -114,15 +114,12 @@ class StatementPrinter:
         pointer = self._pointer(tensor, stmt.index, value.axes)
         if len(pointer) + indent < WIDTH - 20 or text in self.bases or " + " not in text:
             return self._fitted(stmt, indent)
-        name = self._base_name(stmt, value)
+        # a store's by its tensor: in a loop or a branch a variable keeps its type, which is the tensor's
+        name = f"{stmt.tensor if isinstance(stmt, ir.Store) else value.name}_base"
         kept, self.bases = self.bases, {**self.bases, text: name}
         lines = [*fit(f"{name} = {text}", indent), *self._fitted(stmt, indent)]
         self.bases = kept
         return lines
-
-    def _base_name(self, stmt: ir.Load | ir.Store, value: ir.Value) -> str:
-        """Variable of a pointer that has a statement of its own."""
-        return f"{value.name if value.name != 'y' else stmt.tensor}_base"
 
     def _hoist(self, loop: ir.For, indent: int) -> list[str]:
         """Pointers to what a loop reads, as far as they do not change from trip to trip."""

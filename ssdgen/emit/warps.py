@@ -153,10 +153,6 @@ class ConsumerPrinter(StatementPrinter):
         """A statement for every layout that a vector is needed in."""
         return [line for along in self.tiles.variants(name) for line in fit(text(along), indent)]
 
-    def _base_name(self, stmt: ir.Load | ir.Store, value: ir.Value) -> str:
-        """By the tensor of a store: in a branch at run time a variable keeps its type, which is the tensor's."""
-        return f"{stmt.tensor}_base" if isinstance(stmt, ir.Store) else super()._base_name(stmt, value)
-
     # ---- vectors
 
     def _arange(self, stmt: ir.Arange, along: Along) -> str:

@@ -166,8 +166,8 @@ def chunk_scan_2p(
             z_0_base + row[:, None] * stride_z_seqlen + p_0[None, :], mask=row_in[:, None] & p_0_in[None, :], other=0.0
         )
         y_0 = y_0 * z_0.to(tl.float32) * tl.sigmoid(z_0.to(tl.float32))
-    y_0_base = y_ptr + b * seqlen * nheads * HEADDIM + row0 * nheads * HEADDIM + head * HEADDIM
-    tl.store(y_0_base + row[:, None] * nheads * HEADDIM + p_0[None, :], y_0, mask=row_in[:, None] & p_0_in[None, :])
+    y_base = y_ptr + b * seqlen * nheads * HEADDIM + row0 * nheads * HEADDIM + head * HEADDIM
+    tl.store(y_base + row[:, None] * nheads * HEADDIM + p_0[None, :], y_0, mask=row_in[:, None] & p_0_in[None, :])
     x_1_i_base = x_ptr + b * stride_x_batch + row0 * stride_x_seqlen + head * stride_x_nheads + BLOCK_P_0
     x_1_i = tl.load(
         x_1_i_base + row[:, None] * stride_x_seqlen + p_1[None, :], mask=row_in[:, None] & p_1_in[None, :], other=0.0
@@ -180,8 +180,8 @@ def chunk_scan_2p(
             z_1_base + row[:, None] * stride_z_seqlen + p_1[None, :], mask=row_in[:, None] & p_1_in[None, :], other=0.0
         )
         y_1 = y_1 * z_1.to(tl.float32) * tl.sigmoid(z_1.to(tl.float32))
-    y_1_base = y_ptr + b * seqlen * nheads * HEADDIM + row0 * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
-    tl.store(y_1_base + row[:, None] * nheads * HEADDIM + p_1[None, :], y_1, mask=row_in[:, None] & p_1_in[None, :])
+    y_base = y_ptr + b * seqlen * nheads * HEADDIM + row0 * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
+    tl.store(y_base + row[:, None] * nheads * HEADDIM + p_1[None, :], y_1, mask=row_in[:, None] & p_1_in[None, :])
 
 
 def grid(batch, nheads, nsegments, CHUNK, BLOCK_M, **_):

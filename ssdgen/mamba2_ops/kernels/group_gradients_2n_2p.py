@@ -280,30 +280,30 @@ def group_gradients_2n_2p(
     d_B_0 = d_B_heads_0
     d_B_0 = tl.dot(tl.trans(d_CB).to(DOT), C_0, acc=d_B_0, input_precision=PRECISION)
     if NEEDS_B:
-        d_B_0_base = d_B_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE
+        d_B_base = d_B_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE
         tl.store(
-            d_B_0_base + row[:, None] * ngroups * DSTATE + n_0[None, :], d_B_0, mask=row_in[:, None] & n_0_in[None, :]
+            d_B_base + row[:, None] * ngroups * DSTATE + n_0[None, :], d_B_0, mask=row_in[:, None] & n_0_in[None, :]
         )
     d_B_1 = d_B_heads_1
     d_B_1 = tl.dot(tl.trans(d_CB).to(DOT), C_1, acc=d_B_1, input_precision=PRECISION)
     if NEEDS_B:
-        d_B_1_base = d_B_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE + BLOCK_N_0
+        d_B_base = d_B_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE + BLOCK_N_0
         tl.store(
-            d_B_1_base + row[:, None] * ngroups * DSTATE + n_1[None, :], d_B_1, mask=row_in[:, None] & n_1_in[None, :]
+            d_B_base + row[:, None] * ngroups * DSTATE + n_1[None, :], d_B_1, mask=row_in[:, None] & n_1_in[None, :]
         )
     d_C_0 = d_C_heads_0
     d_C_0 = tl.dot(d_CB.to(DOT), B_0, acc=d_C_0, input_precision=PRECISION)
     if NEEDS_C:
-        d_C_0_base = d_C_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE
+        d_C_base = d_C_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE
         tl.store(
-            d_C_0_base + row[:, None] * ngroups * DSTATE + n_0[None, :], d_C_0, mask=row_in[:, None] & n_0_in[None, :]
+            d_C_base + row[:, None] * ngroups * DSTATE + n_0[None, :], d_C_0, mask=row_in[:, None] & n_0_in[None, :]
         )
     d_C_1 = d_C_heads_1
     d_C_1 = tl.dot(d_CB.to(DOT), B_1, acc=d_C_1, input_precision=PRECISION)
     if NEEDS_C:
-        d_C_1_base = d_C_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE + BLOCK_N_0
+        d_C_base = d_C_ptr + b * seqlen * ngroups * DSTATE + row0 * ngroups * DSTATE + group * DSTATE + BLOCK_N_0
         tl.store(
-            d_C_1_base + row[:, None] * ngroups * DSTATE + n_1[None, :], d_C_1, mask=row_in[:, None] & n_1_in[None, :]
+            d_C_base + row[:, None] * ngroups * DSTATE + n_1[None, :], d_C_1, mask=row_in[:, None] & n_1_in[None, :]
         )
 
 

@@ -186,9 +186,9 @@ def reverse_walk(
         if HAS_SEQ_IDX:
             seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         if STORE_ADJOINTS:
-            d_state_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
+            d_states_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
             tl.store(
-                d_state_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n[:, None],
+                d_states_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n[:, None],
                 d_state,
                 mask=n_in[:, None] & p_in[None, :],
             )

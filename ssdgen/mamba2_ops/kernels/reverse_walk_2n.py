@@ -213,17 +213,15 @@ def reverse_walk_2n(
         if HAS_SEQ_IDX:
             seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         if STORE_ADJOINTS:
-            d_state_0_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
+            d_states_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
             tl.store(
-                d_state_0_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_0[:, None],
+                d_states_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_0[:, None],
                 d_state_0,
                 mask=n_0_in[:, None] & p_in[None, :],
             )
-            d_state_1_base = (
-                d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + BLOCK_N_0
-            )
+            d_states_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + BLOCK_N_0
             tl.store(
-                d_state_1_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_1[:, None],
+                d_states_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_1[:, None],
                 d_state_1,
                 mask=n_1_in[:, None] & p_in[None, :],
             )
@@ -312,8 +310,8 @@ def reverse_walk_2n(
             d_state_0,
             mask=n_0_in[:, None] & p_in[None, :],
         )
-        d_state_1_base = d_initial_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
-        tl.store(d_state_1_base + p[None, :] * DSTATE + n_1[:, None], d_state_1, mask=n_1_in[:, None] & p_in[None, :])
+        d_initial_base = d_initial_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
+        tl.store(d_initial_base + p[None, :] * DSTATE + n_1[:, None], d_state_1, mask=n_1_in[:, None] & p_in[None, :])
     if NEEDS_D:
         tl.store(d_D_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM + p, d_D_total, mask=p_in)
 

@@ -232,17 +232,17 @@ def reverse_walk_2p(
         if HAS_SEQ_IDX:
             seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
         if STORE_ADJOINTS:
-            d_state_0_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
+            d_states_base = d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
             tl.store(
-                d_state_0_base + chunk * nheads * HEADDIM * DSTATE + p_0[None, :] * DSTATE + n[:, None],
+                d_states_base + chunk * nheads * HEADDIM * DSTATE + p_0[None, :] * DSTATE + n[:, None],
                 d_state_0,
                 mask=n_in[:, None] & p_0_in[None, :],
             )
-            d_state_1_base = (
+            d_states_base = (
                 d_states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
             )
             tl.store(
-                d_state_1_base + chunk * nheads * HEADDIM * DSTATE + p_1[None, :] * DSTATE + n[:, None],
+                d_states_base + chunk * nheads * HEADDIM * DSTATE + p_1[None, :] * DSTATE + n[:, None],
                 d_state_1,
                 mask=n_in[:, None] & p_1_in[None, :],
             )
@@ -288,9 +288,9 @@ def reverse_walk_2p(
                 * (z_0.to(tl.float32) * (1.0 - tl.sigmoid(z_0.to(tl.float32))) + 1.0)
                 * tl.sigmoid(z_0.to(tl.float32))
             )
-            d_z_0_base = d_z_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM
+            d_z_base = d_z_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM
             tl.store(
-                d_z_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
+                d_z_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
                 d_z_0,
                 mask=row_in[:, None] & p_0_in[None, :],
             )
@@ -305,9 +305,9 @@ def reverse_walk_2p(
                 * (z_1.to(tl.float32) * (1.0 - tl.sigmoid(z_1.to(tl.float32))) + 1.0)
                 * tl.sigmoid(z_1.to(tl.float32))
             )
-            d_z_1_base = d_z_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
+            d_z_base = d_z_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
             tl.store(
-                d_z_1_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
+                d_z_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
                 d_z_1,
                 mask=row_in[:, None] & p_1_in[None, :],
             )
@@ -319,9 +319,9 @@ def reverse_walk_2p(
         if HAS_D:
             d_x_0 = d_x_0 + d_y_skip_0.to(tl.float32) * D_0[None, :]
         if NEEDS_X:
-            d_x_0_base = d_x_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM
+            d_x_base = d_x_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM
             tl.store(
-                d_x_0_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
+                d_x_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_0[None, :],
                 d_x_0,
                 mask=row_in[:, None] & p_0_in[None, :],
             )
@@ -330,9 +330,9 @@ def reverse_walk_2p(
         if HAS_D:
             d_x_1 = d_x_1 + d_y_skip_1.to(tl.float32) * D_1[None, :]
         if NEEDS_X:
-            d_x_1_base = d_x_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
+            d_x_base = d_x_ptr + b * seqlen * nheads * HEADDIM + head * HEADDIM + BLOCK_P_0
             tl.store(
-                d_x_1_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
+                d_x_base + row0 * nheads * HEADDIM + row[:, None] * nheads * HEADDIM + p_1[None, :],
                 d_x_1,
                 mask=row_in[:, None] & p_1_in[None, :],
             )
@@ -368,8 +368,8 @@ def reverse_walk_2p(
             d_state_0,
             mask=n_in[:, None] & p_0_in[None, :],
         )
-        d_state_1_base = d_initial_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
-        tl.store(d_state_1_base + p_1[None, :] * DSTATE + n[:, None], d_state_1, mask=n_in[:, None] & p_1_in[None, :])
+        d_initial_base = d_initial_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+        tl.store(d_initial_base + p_1[None, :] * DSTATE + n[:, None], d_state_1, mask=n_in[:, None] & p_1_in[None, :])
     if NEEDS_D:
         tl.store(d_D_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM + p_0, d_D_0_total, mask=p_0_in)
     if NEEDS_D:

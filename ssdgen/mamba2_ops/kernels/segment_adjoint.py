@@ -109,8 +109,8 @@ def segment_adjoint(
             centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
         d_state = d_state * centre_decay
         d_state = tl.dot(tl.trans(C), d_y_state.to(DOT), acc=d_state, input_precision=PRECISION)
-    d_state_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(d_state_base + p[None, :] * DSTATE + n[:, None], d_state, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], d_state, mask=n_in[:, None] & p_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

@@ -121,12 +121,12 @@ def segment_adjoint_2n(
         d_state_0 = tl.dot(tl.trans(C_0), d_y_state.to(DOT), acc=d_state_0, input_precision=PRECISION)
         d_state_1 = d_state_1 * centre_decay
         d_state_1 = tl.dot(tl.trans(C_1), d_y_state.to(DOT), acc=d_state_1, input_precision=PRECISION)
-    d_state_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(d_state_0_base + p[None, :] * DSTATE + n_0[:, None], d_state_0, mask=n_0_in[:, None] & p_in[None, :])
-    d_state_1_base = (
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n_0[:, None], d_state_0, mask=n_0_in[:, None] & p_in[None, :])
+    summary_base = (
         summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
     )
-    tl.store(d_state_1_base + p[None, :] * DSTATE + n_1[:, None], d_state_1, mask=n_1_in[:, None] & p_in[None, :])
+    tl.store(summary_base + p[None, :] * DSTATE + n_1[:, None], d_state_1, mask=n_1_in[:, None] & p_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

@@ -110,10 +110,10 @@ def segment_state_2heads_tma(
         total_h1 = dA_last_h1 + total_h1
         if HAS_SEQ_IDX:
             total_h1 = tl.where(seq_before == seq_last, total_h1, float("-inf"))
-    state_h0_base = summary_ptr + ((b * nsegments + segment) * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h0_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
-    state_h1_base = summary_ptr + ((b * nsegments + segment) * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h1_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
     if p0 == 0:
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head_0, total_h0)
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head_1, total_h1)

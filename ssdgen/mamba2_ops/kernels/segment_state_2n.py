@@ -114,12 +114,12 @@ def segment_state_2n(
         total = dA_last + total
         if HAS_SEQ_IDX:
             total = tl.where(seq_before == seq_last, total, float("-inf"))
-    state_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_0_base + p[None, :] * DSTATE + n_0[:, None], state_0, mask=n_0_in[:, None] & p_in[None, :])
-    state_1_base = (
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n_0[:, None], state_0, mask=n_0_in[:, None] & p_in[None, :])
+    summary_base = (
         summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
     )
-    tl.store(state_1_base + p[None, :] * DSTATE + n_1[:, None], state_1, mask=n_1_in[:, None] & p_in[None, :])
+    tl.store(summary_base + p[None, :] * DSTATE + n_1[:, None], state_1, mask=n_1_in[:, None] & p_in[None, :])
     if p0 == 0:
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head, total)
 

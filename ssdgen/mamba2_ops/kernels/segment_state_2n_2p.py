@@ -128,16 +128,16 @@ def segment_state_2n_2p(
         total = dA_last + total
         if HAS_SEQ_IDX:
             total = tl.where(seq_before == seq_last, total, float("-inf"))
-    state_0_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE
-    tl.store(state_0_0_base + p_0[None, :] * DSTATE + n_0[:, None], state_0_0, mask=n_0_in[:, None] & p_0_in[None, :])
-    state_0_1_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
-    tl.store(state_0_1_base + p_1[None, :] * DSTATE + n_0[:, None], state_0_1, mask=n_0_in[:, None] & p_1_in[None, :])
-    state_1_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
-    tl.store(state_1_0_base + p_0[None, :] * DSTATE + n_1[:, None], state_1_0, mask=n_1_in[:, None] & p_0_in[None, :])
-    state_1_1_base = (
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE
+    tl.store(summary_base + p_0[None, :] * DSTATE + n_0[:, None], state_0_0, mask=n_0_in[:, None] & p_0_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+    tl.store(summary_base + p_1[None, :] * DSTATE + n_0[:, None], state_0_1, mask=n_0_in[:, None] & p_1_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
+    tl.store(summary_base + p_0[None, :] * DSTATE + n_1[:, None], state_1_0, mask=n_1_in[:, None] & p_0_in[None, :])
+    summary_base = (
         summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE + BLOCK_N_0
     )
-    tl.store(state_1_1_base + p_1[None, :] * DSTATE + n_1[:, None], state_1_1, mask=n_1_in[:, None] & p_1_in[None, :])
+    tl.store(summary_base + p_1[None, :] * DSTATE + n_1[:, None], state_1_1, mask=n_1_in[:, None] & p_1_in[None, :])
     tl.store(total_ptr + (b * nsegments + segment) * nheads + head, total)
 
 

@@ -113,10 +113,10 @@ def segment_state_2p(
         total = dA_last + total
         if HAS_SEQ_IDX:
             total = tl.where(seq_before == seq_last, total, float("-inf"))
-    state_0_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE
-    tl.store(state_0_base + p_0[None, :] * DSTATE + n[:, None], state_0, mask=n_in[:, None] & p_0_in[None, :])
-    state_1_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
-    tl.store(state_1_base + p_1[None, :] * DSTATE + n[:, None], state_1, mask=n_in[:, None] & p_1_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE
+    tl.store(summary_base + p_0[None, :] * DSTATE + n[:, None], state_0, mask=n_in[:, None] & p_0_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+    tl.store(summary_base + p_1[None, :] * DSTATE + n[:, None], state_1, mask=n_in[:, None] & p_1_in[None, :])
     tl.store(total_ptr + (b * nsegments + segment) * nheads + head, total)
 
 

@@ -154,14 +154,14 @@ def segment_state_4heads_tma(
         total_h3 = dA_last_h3 + total_h3
         if HAS_SEQ_IDX:
             total_h3 = tl.where(seq_before == seq_last, total_h3, float("-inf"))
-    state_h0_base = summary_ptr + ((b * nsegments + segment) * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h0_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
-    state_h1_base = summary_ptr + ((b * nsegments + segment) * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h1_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
-    state_h2_base = summary_ptr + ((b * nsegments + segment) * nheads + head_2) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h2_base + p[None, :] * DSTATE + n[:, None], state_h2, mask=n_in[:, None] & p_in[None, :])
-    state_h3_base = summary_ptr + ((b * nsegments + segment) * nheads + head_3) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_h3_base + p[None, :] * DSTATE + n[:, None], state_h3, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_2) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h2, mask=n_in[:, None] & p_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head_3) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[None, :] * DSTATE + n[:, None], state_h3, mask=n_in[:, None] & p_in[None, :])
     if p0 == 0:
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head_0, total_h0)
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head_1, total_h1)

@@ -102,8 +102,8 @@ def segment_state_pmajor(
         total = dA_last + total
         if HAS_SEQ_IDX:
             total = tl.where(seq_before == seq_last, total, float("-inf"))
-    state_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-    tl.store(state_base + p[:, None] * DSTATE + n[None, :], state, mask=p_in[:, None] & n_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+    tl.store(summary_base + p[:, None] * DSTATE + n[None, :], state, mask=p_in[:, None] & n_in[None, :])
     if p0 == 0:
         tl.store(total_ptr + (b * nsegments + segment) * nheads + head, total)
 

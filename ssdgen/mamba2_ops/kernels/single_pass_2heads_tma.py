@@ -201,10 +201,10 @@ def single_pass_2heads_tma(
             y_h1.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
         )
     if STORE_FINAL:
-        state_h0_base = final_states_ptr + (b * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_h0_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
-        state_h1_base = final_states_ptr + (b * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_h1_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head_0) * HEADDIM * DSTATE + p0 * DSTATE
+        tl.store(final_states_base + p[None, :] * DSTATE + n[:, None], state_h0, mask=n_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head_1) * HEADDIM * DSTATE + p0 * DSTATE
+        tl.store(final_states_base + p[None, :] * DSTATE + n[:, None], state_h1, mask=n_in[:, None] & p_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

@@ -194,10 +194,10 @@ def single_pass_2n(
             mask=row_in[:, None] & p_in[None, :],
         )
     if STORE_FINAL:
-        state_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_0_base + p[None, :] * DSTATE + n_0[:, None], state_0, mask=n_0_in[:, None] & p_in[None, :])
-        state_1_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
-        tl.store(state_1_base + p[None, :] * DSTATE + n_1[:, None], state_1, mask=n_1_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        tl.store(final_states_base + p[None, :] * DSTATE + n_0[:, None], state_0, mask=n_0_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
+        tl.store(final_states_base + p[None, :] * DSTATE + n_1[:, None], state_1, mask=n_1_in[:, None] & p_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

@@ -278,21 +278,21 @@ def single_pass_2n_2p_inline(
             mask=row_in[:, None] & p_1_in[None, :],
         )
     if STORE_FINAL:
-        state_0_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
         tl.store(
-            state_0_0_base + p_0[None, :] * DSTATE + n_0[:, None], state_0_0, mask=n_0_in[:, None] & p_0_in[None, :]
+            final_states_base + p_0[None, :] * DSTATE + n_0[:, None], state_0_0, mask=n_0_in[:, None] & p_0_in[None, :]
         )
-        state_0_1_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
         tl.store(
-            state_0_1_base + p_1[None, :] * DSTATE + n_0[:, None], state_0_1, mask=n_0_in[:, None] & p_1_in[None, :]
+            final_states_base + p_1[None, :] * DSTATE + n_0[:, None], state_0_1, mask=n_0_in[:, None] & p_1_in[None, :]
         )
-        state_1_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
         tl.store(
-            state_1_0_base + p_0[None, :] * DSTATE + n_1[:, None], state_1_0, mask=n_1_in[:, None] & p_0_in[None, :]
+            final_states_base + p_0[None, :] * DSTATE + n_1[:, None], state_1_0, mask=n_1_in[:, None] & p_0_in[None, :]
         )
-        state_1_1_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE + BLOCK_N_0
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE + BLOCK_N_0
         tl.store(
-            state_1_1_base + p_1[None, :] * DSTATE + n_1[:, None], state_1_1, mask=n_1_in[:, None] & p_1_in[None, :]
+            final_states_base + p_1[None, :] * DSTATE + n_1[:, None], state_1_1, mask=n_1_in[:, None] & p_1_in[None, :]
         )
 
 

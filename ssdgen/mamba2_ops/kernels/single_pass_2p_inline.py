@@ -239,10 +239,10 @@ def single_pass_2p_inline(
             mask=row_in[:, None] & p_1_in[None, :],
         )
     if STORE_FINAL:
-        state_0_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
-        tl.store(state_0_base + p_0[None, :] * DSTATE + n[:, None], state_0, mask=n_in[:, None] & p_0_in[None, :])
-        state_1_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
-        tl.store(state_1_base + p_1[None, :] * DSTATE + n[:, None], state_1, mask=n_in[:, None] & p_1_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE
+        tl.store(final_states_base + p_0[None, :] * DSTATE + n[:, None], state_0, mask=n_in[:, None] & p_0_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+        tl.store(final_states_base + p_1[None, :] * DSTATE + n[:, None], state_1, mask=n_in[:, None] & p_1_in[None, :])
 
 
 def grid(nheads, nsegments, sequences, **_):

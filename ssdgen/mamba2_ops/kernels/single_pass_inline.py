@@ -194,8 +194,8 @@ def single_pass_inline(
             mask=row_in[:, None] & p_in[None, :],
         )
     if STORE_FINAL:
-        state_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        tl.store(final_states_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])
 
 
 def grid(nheads, nsegments, sequences, HEADDIM, BLOCK_P, **_):

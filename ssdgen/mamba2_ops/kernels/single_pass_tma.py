@@ -142,8 +142,8 @@ def single_pass_tma(
             y.to(y_desc.dtype).reshape(1, 1, CHUNK, BLOCK_P),
         )
     if STORE_FINAL:
-        state_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
-        tl.store(state_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])
+        final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        tl.store(final_states_base + p[None, :] * DSTATE + n[:, None], state, mask=n_in[:, None] & p_in[None, :])
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):
