@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("triton")
 
 from ssdgen import gpus
+from ssdgen.emit.package import FUNCTIONS
 from ssdgen.mamba2_ops import kernels
 from ssdgen.mamba2_ops.defaults import default_config
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
@@ -35,7 +37,7 @@ pytestmark = [
 GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
 SMALLEST_SHARED = 48 * 1024
 SHIPPED = sorted(
-    {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", "functions", *catalogue.BACKWARD}
+    {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS, *catalogue.BACKWARD}
 )
 
 # every option that a kernel may have; with them all the code is at its longest
@@ -66,6 +68,25 @@ def launches() -> dict[str, Any]:
             for config in configs.one_of_each(schedule, configs.problem(case)).values():
                 for launch in configs.launches(config, call).launches:
                     found.setdefault(launch.kernel.__name__, launch)
+    for dstate, consumers in product((64, 200), (1, 2)):
+        for launch in consumer_launches(dstate, consumers, stages=2):
+            found.setdefault(launch.kernel.__name__, launch)
+    return found
+
+
+def consumer_launches(dstate: int, consumers: int, stages: int, options: tuple[str, ...] = OPTIONS) -> list[Any]:
+    """Of the kernels that are specialised by warps: the single pass, and segments that are joined by their walks."""
+    call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", options)).on("meta")
+    numbers = {"consumers": consumers, "num_stages": stages}
+    config = {"chunk": 64, "prepared": True, "kernels": dict.fromkeys(space.WALKS, numbers)}
+    segments = {"schedule": "segments", "segment": 256, "state_dtype": "float32", "joined": True}
+    found = [
+        launch
+        for how in ({"schedule": "single_pass"}, segments)
+        for launch in configs.launches({**config, **how}, call).launches
+        if "consumer" in launch.kernel.__name__
+    ]
+    assert len(found) == 3 and {launch.num_stages for launch in found} == {stages}
     return found
 
 
@@ -79,10 +100,18 @@ def test_compiles(name: str, gpu: str) -> None:
     target = gpus.find(gpu)
     if name.endswith("_tma") and gpu not in ("h200", "b200"):
         pytest.skip("tensor descriptors came with sm_90")
+    if "consumer" in name and gpu != "h200":
+        pytest.skip("the matrix units' own instructions in kernels specialised by warps are Hopper's alone")
     compiled = compile_launch(launches()[name], target)
     assert compiled.name == name
     assert compiled.resources.shared <= target.smem_per_cta
     assert compiled.resources.registers > 0
+
+
+def test_two_consumers_keep_everything_in_registers() -> None:
+    """At a model's sizes and with its options, in the single pass and in segments, with three stages; z would spill."""
+    for launch in consumer_launches(128, consumers=2, stages=3, options=("D_headdim", "dt_bias", "dt_softplus")):
+        assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0, launch.kernel.__name__
 
 
 PACKED = Case(1, 1024, 2, 32, 32, 1, "bfloat16", ("D", "z", "dt_bias", "dt_softplus", "initial_states", "cu_seqlens"))

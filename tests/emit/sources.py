@@ -30,7 +30,12 @@ def fresh(layer: Layer | None = None, **sizes: int) -> dict[str, str]:
 def kernels(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: text} of a package."""
     found = {Path(path).stem: text for path, text in package(layer).items() if path.startswith("kernels/")}
-    return {name: text for name, text in found.items() if name not in ("__init__", "functions")}
+    return {name: text for name, text in found.items() if name not in ("__init__", *emission.FUNCTIONS)}
+
+
+def consumers(layer: Layer | None = None) -> dict[str, str]:
+    """Those of them that are specialised by warps."""
+    return {name: text for name, text in kernels(layer).items() if "consumer" in name}
 
 
 def imported(texts: dict[str, str], folder: Path, name: str) -> ModuleType:

@@ -58,37 +58,56 @@ def test_ruff_has_nothing_to_say(layer: Layer, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[:4000] + done.stderr[-500:]
 
 
+def compiled(module: ast.Module) -> list[ast.FunctionDef]:
+    """The functions that Triton compiles, the kernel last."""
+    return [node for node in module.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+
+
 @EACH
 def test_one_kernel_a_file_with_all_its_names(layer: Layer) -> None:
     """The file's name is the kernel's; every name in it is a parameter, a variable, an import or a built-in."""
     for name, text in sources.kernels(layer).items():
         module = ast.parse(text)
-        functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
-        kernel = functions[0]
-        assert kernel.name == name and ast.unparse(kernel.decorator_list[0]) == "triton.jit"
+        functions = compiled(module)
+        *roles, kernel = functions
+        assert kernel.name == name
+        assert [role.name for role in roles] == (["load_tiles", "compute"] if "consumer" in name else [])
+        # of a program that is specialised by warps each role is a function, and the kernel starts them
+        assert {ast.unparse(role.decorator_list[0]) for role in roles} <= {"gluon.jit"}
+        jit = "gluon.jit(do_not_specialize=['nheads'])" if roles else "triton.jit"
+        assert ast.unparse(kernel.decorator_list[0]) == jit
         assert ast.get_docstring(module), f"{name} says nothing of itself"
-        known = {argument.arg for argument in kernel.args.args} | {"range", "float", "tl", "triton"}
-        known |= {alias.name for node in module.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-        read = {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-        made = {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        assert not read - known - made, name
-        # a parameter that nothing reads is a parameter too many, options of other variants aside
-        unused = {argument.arg for argument in kernel.args.args} - read
-        assert not {u for u in unused if not u.startswith(("stride_", "HAS_"))}, (name, unused)
+        assert all(ast.get_docstring(role) for role in roles)
+        imported = {alias.asname or alias.name for node in module.body for alias in getattr(node, "names", ())}
+        for function in functions:
+            parameters = {argument.arg for argument in function.args.args}
+            known = parameters | imported | {"range", "float"}
+            known |= {role.name for role in roles} if function is kernel else set()
+            read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+            made = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            assert not read - known - made, (name, function.name)
+            # a parameter that nothing reads is a parameter too many, options of other variants aside
+            unused = parameters - read
+            assert not {u for u in unused if not u.startswith(("stride_", "HAS_"))}, (name, function.name, unused)
 
 
 @EACH
 def test_offsets_are_64_bit(layer: Layer) -> None:
     """Strides are passed as int64, and every program index that meets one is widened first."""
     for name, text in sources.kernels(layer).items():
-        kernel = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
-        for argument in kernel.args.args:
-            if argument.arg.startswith("stride_"):
-                assert argument.annotation is not None and ast.unparse(argument.annotation) == "tl.int64", name
+        language = "gl" if "consumer" in name else "tl"
+        for function in compiled(ast.parse(text)):
+            for argument in function.args.args:
+                if argument.arg.startswith("stride_"):
+                    assert argument.annotation is not None, name
+                    assert ast.unparse(argument.annotation) == f"{language}.int64", name
         for line in text.splitlines():
-            found = re.match(r"\s+(b|head|head_0|segment|chunk) = (.*)", line)
-            if found and "program_id" in found[2]:
-                assert found[2].startswith("tl.cast(") and found[2].endswith("tl.int64)"), (name, line)
+            found = re.match(r"\s+(b|group|head|head_0|segment|chunk) = (.*)", line)
+            # consumers have their head from the number of a walk, which is not widened, or from their group, which is
+            of_a_walk = found and found[1] == "head" and language == "gl" and not found[2].startswith("group * ")
+            if found and ("program_id" in found[2] or of_a_walk):
+                widened = found[2].startswith(f"{language}.cast(") and found[2].endswith(f"{language}.int64)")
+                assert widened, (name, line)
 
 
 def test_no_place_date_or_machine_is_named() -> None:
@@ -129,26 +148,40 @@ def test_same_bytes_in_any_process() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
+def shared_functions() -> tuple[str, str]:
+    """What kernels import: those of Triton, and those that are specialised by warps."""
+    return sources.package()["kernels/functions.py"], sources.package()["kernels/warpgroup_functions.py"]
+
+
 def test_fingerprints_are_of_the_meaning() -> None:
     """Comments, docstrings and line breaks change nothing; a number, a name or a shared function does."""
-    text = sources.kernels()["single_pass"]
+    kernels = sources.kernels()
+    text, specialised = kernels["single_pass"], kernels["single_pass_2terms_2consumers"]
     same = text.replace('"""One program', '"""A program').replace(
         "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
     )
     assert same != text
-    functions = sources.package()["kernels/functions.py"]
+    functions, warpgroup_functions = shared_functions()
 
-    def of(source: str, shared: str = functions) -> str:
-        return fingerprint.of_kernels({"single_pass": source}, shared)["single_pass"]
+    def of(source: str, shared: str = functions, of_warpgroups: str = warpgroup_functions) -> str:
+        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups)["name"]
 
     assert of(same) == of(text)
-    assert len({of(text), of(text.replace("0.0", "1.0")), of(text, functions.replace("1.0", "2.0"))}) == 3
+    assert of(specialised.replace("One consumer:", "A consumer:").replace("    # ", "    # note: ")) == of(specialised)
+    others = functions.replace("1.0", "2.0"), warpgroup_functions.replace("1.0", "2.0")
+    for source, (shared, of_warpgroups) in (
+        (text, (others[0], warpgroup_functions)),
+        (specialised, (functions, others[1])),
+    ):
+        assert len({of(source), of(source.replace("0.0", "1.0")), of(source, shared, of_warpgroups)}) == 3
+    # the functions of the other family are no part of a kernel
+    assert of(text, of_warpgroups=others[1]) == of(text) and of(specialised, others[0]) == of(specialised)
 
 
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:
     templates.load()
     found = fingerprint.of_package()
-    assert found == fingerprint.of_kernels(sources.kernels(), sources.package()["kernels/functions.py"])
+    assert found == fingerprint.of_kernels(sources.kernels(), *shared_functions())
     assert len(set(found.values())) == len(found)
 
 
@@ -157,4 +190,5 @@ def test_a_descriptor_kernel_moves_its_operands_by_descriptor_only() -> None:
         moved = [
             s for s in ir.walk(kernel.body) if isinstance(s, (ir.Load, ir.Store)) and s.tensor in ("x", "B", "C", "y")
         ]
-        assert {s.descriptor for s in moved} <= {kernel.name.endswith("_tma")}, kernel.name
+        described = kernel.name.endswith("_tma") or kernel.consumers > 0
+        assert {s.descriptor for s in moved} <= {described}, kernel.name

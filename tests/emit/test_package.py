@@ -14,7 +14,7 @@ import sympy
 
 from ssdgen.emit import fingerprint
 from ssdgen.pack import tree
-from ssdgen.plan import space
+from ssdgen.plan import catalogue, space
 from ssdgen.plan.problem import Problem
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.masks import CONSTANT, DT, A, MaskFamily
@@ -54,12 +54,28 @@ def test_the_manifest_says_what_it_holds() -> None:
     assert other["layer"]["family"] == "constant" and other["fingerprint"] != manifest["fingerprint"]
 
 
+def consumers(texts: dict[str, str]) -> set[str]:
+    """The kernels of a package that are specialised by warps."""
+    return {Path(path).stem for path in texts if "consumer" in path}
+
+
+def consumers_of(n_tiles: int) -> set[str]:
+    """Those that ship for so many tiles of dstate."""
+    shapes = (*catalogue.walks(outputs=True), *catalogue.walks(outputs=False))
+    return {shape.name for shape in shapes if shape.consumers and shape.n_tiles == n_tiles}
+
+
 def test_sizes_leave_kernels_out() -> None:
     small, whole = sources.package(headdim=64, dstate=128), sources.package()
     assert set(small) < set(whole)
     assert not [path for path in small if "_2n" in path or "_2p" in path]
+    assert consumers(small) == consumers_of(1)
     odd = sources.package(headdim=80, dstate=96)
     assert "kernels/single_pass_2n_2p.py" in odd and "kernels/single_pass_2n.py" in odd
+    # the tiles of consumers are equal: 96 is one, and above 128 there are two
+    assert consumers(odd) == consumers_of(1)
+    assert consumers(sources.package(headdim=64, dstate=200)) == consumers_of(2)
+    assert consumers(sources.package(headdim=64)) == consumers(whole) == consumers_of(1) | consumers_of(2)
     with pytest.raises(ValueError, match="at least 1"):
         sources.package(headdim=0)
     with pytest.raises(ValueError, match="10000"):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from ssdgen.mamba2_ops.launchers import forward as launcher
 from tests.parity import configs
 from tests.parity.cases import ALONE, TOGETHER, Case, draw
 
@@ -39,10 +38,30 @@ SCHEDULES = {
 }
 
 
+# headdim, dstate
+OVERHANGING = [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)]
+
+
+def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[str, Any], Case]]:
+    case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
+    return [(how, case) for how in (config(consumers, stages=1), config(consumers, 64, True, stages=1))]
+
+
+# with them every kernel that ships is launched
+CALLS = [
+    *((how, BASE) for how in SCHEDULES.values()),
+    *(call for sizes in OVERHANGING for consumers in (1, 2) for call in overhanging(*sizes, consumers)),
+]
+
+
+def launched(how: dict[str, Any], case: Case) -> list[str]:
+    """The kernels that a config launches, in order."""
+    return [launch.kernel.__name__ for launch in configs.launches(how, draw(case).on("meta")).launches]
+
+
 def verify(how: dict[str, Any], case: Case) -> None:
     """Right, and by the kernels that were meant."""
-    operands, options = configs.prepared(draw(case).on("meta"))
-    names = [launch.kernel.__name__ for launch in launcher.launches(how, *operands, **options).launches]
+    names = launched(how, case)
     assert any("consumer" in name for name in names), names
     configs.verify(how, case, "cuda")
 
@@ -61,10 +80,10 @@ def test_every_length(seqlen: int, how: str) -> None:
 
 
 @pytest.mark.parametrize("consumers", [1, 2])
-@pytest.mark.parametrize(("headdim", "dstate"), [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)])
+@pytest.mark.parametrize(("headdim", "dstate"), OVERHANGING)
 def test_sizes_that_overhang(headdim: int, dstate: int, consumers: int) -> None:
-    verify(config(consumers, stages=1), replace(BASE, headdim=headdim, dstate=dstate, batch=1))
-    verify(config(consumers, 64, True, stages=1), replace(BASE, headdim=headdim, dstate=dstate, batch=1))
+    for how, case in overhanging(headdim, dstate, consumers):
+        verify(how, case)
 
 
 @pytest.mark.parametrize("consumers", [1, 2])
@@ -89,9 +108,7 @@ def test_fp16() -> None:
     ids=str,
 )
 def test_what_they_do_not_take_runs_elsewhere(case: Case) -> None:
-    operands, options = configs.prepared(draw(case).on("meta"))
-    launches = launcher.launches(config(2), *operands, **options).launches
-    assert not any("consumer" in launch.kernel.__name__ for launch in launches)
+    assert not any("consumer" in name for name in launched(config(2), case))
     configs.verify(config(2), case, "cuda")
 
 

@@ -9,10 +9,14 @@ import pytest
 
 from ssdgen.plan.schedules import groups, passing, prepare, reverse, scan, states, steps, walk
 
+MODULES = (groups, passing, prepare, reverse, scan, states, steps, walk)
+ONCE = {module: lru_cache(maxsize=None)(module.kernel) for module in MODULES}
 
-@pytest.fixture(autouse=True, scope="session")
+
+@pytest.fixture(autouse=True, scope="module")
 def _lowered_once() -> Iterator[None]:
+    """While a module of these tests runs: the tests of emission, in the same process, break descriptions."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (groups, passing, prepare, reverse, scan, states, steps, walk):
-            patch.setattr(module, "kernel", lru_cache(maxsize=None)(module.kernel))
+        for module, kernel in ONCE.items():
+            patch.setattr(module, "kernel", kernel)
         yield

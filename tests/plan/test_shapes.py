@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from ssdgen.plan import catalogue
+from ssdgen.plan.schedules import walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, HeadLayout
+from ssdgen.spec.masks import CONSTANT, NONE, MaskFamily
 from tests.plan.agree import agrees, inputs_of
 from tests.spec.cases import Sizes
 
@@ -20,6 +22,12 @@ EVERYTHING = Layer(skip="headdim", gate=True, dt_softplus=True, initial_states=T
 SMALL = Sizes(seqlen=21, nheads=4, headdim=5, dstate=6)
 # two tiles of each that overhang, as 96 = 64 + 32 does not
 TILES = {"BLOCK_N_0": 4, "BLOCK_N_1": 4, "BLOCK_P_0": 4, "BLOCK_P_1": 2}
+
+
+def consumers(count: int, tiles: int) -> Walk:
+    """Specialised by warps: `count` consumers, and so many tiles of dstate."""
+    return Walk(consumers=count, n_tiles=tiles, descriptors=True, state_major="p", two_terms=True)
+
 
 SHAPES = [
     *(
@@ -66,6 +74,98 @@ def test_shapes_of_the_scan(shape: Scan, seed: int):
     assert agrees(
         EVERYTHING, inputs_of(EVERYTHING, SMALL, seed), schedule="split", chunk=8, shape=shape, constants=TILES
     )
+
+
+# chunks of 8; a tile of headdim and one or two of dstate that overhang
+CONSUMERS = [
+    pytest.param(consumers(count, tiles), {"BLOCK_N": 8 // tiles, "BLOCK_P": 4}, id=f"{count}-{tiles}n")
+    for count, tiles in product((1, 2, 3), (1, 2))
+]
+WAYS = [
+    {"schedule": "single_pass"},
+    {"schedule": "segments", "segment": 8},
+    {"schedule": "segments", "segment": 16},
+    {"schedule": "segments", "segment": 8, "joined": True},
+    {"schedule": "segments", "segment": 16, "joined": True},
+]
+
+
+def way_of(how: dict[str, Any]) -> str:
+    segment = [str(how["segment"])] if "segment" in how else []
+    return "-".join([how["schedule"], *segment, *(["joined"] if how.get("joined") else [])])
+
+
+@pytest.mark.parametrize("how", WAYS, ids=way_of)
+@pytest.mark.parametrize(("shape", "constants"), CONSUMERS)
+def test_consumers(shape: Walk, constants: dict[str, int], how: dict[str, Any], seed: int):
+    """Five heads in tiles of headdim of 4 and 1: ten walks, which three consumers do not share out evenly."""
+    inputs = inputs_of(EVERYTHING, replace(SMALL, nheads=5), seed)
+    assert agrees(EVERYTHING, inputs, chunk=8, shape=shape, constants=constants, **how)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+@pytest.mark.parametrize("how", WAYS[::3], ids=way_of)
+@pytest.mark.parametrize(("shape", "constants"), CONSUMERS)
+def test_consumers_are_of_one_group(
+    shape: Walk, constants: dict[str, int], how: dict[str, Any], layout: HeadLayout, seed: int
+):
+    """Three or five heads of a group, or six that share nothing: the last program of each has walks too many."""
+    layer = Layer(layout=layout, skip="head", initial_states=True)
+    for nheads, ngroups in ((6, 2), (5, 1)):
+        sizes = Sizes(batch=2, seqlen=21, nheads=nheads, headdim=3, dstate=6, ngroups=ngroups)
+        inputs = inputs_of(layer, sizes, seed)
+        assert agrees(layer, inputs, chunk=8, shape=shape, constants=constants, **how)
+
+
+@pytest.mark.parametrize("options", ["", "initial_states", "boundaries", "gate", "skip"])
+@pytest.mark.parametrize("how", WAYS, ids=way_of)
+def test_consumers_without_options(how: dict[str, Any], options: str, seed: int):
+    """One option at a time: the state that enters comes from zeros, from outside, or from summaries."""
+    layer = Layer(skip="head") if options == "skip" else Layer(**{options: True} if options else {})
+    inputs = inputs_of(layer, replace(SMALL, nheads=3), seed)
+    constants = {"BLOCK_N": 8, "BLOCK_P": 4}
+    assert agrees(layer, inputs, chunk=8, shape=consumers(2, 1), constants=constants, **how)
+
+
+@pytest.mark.parametrize("family", [CONSTANT, NONE], ids=lambda family: family.name)
+@pytest.mark.parametrize("how", WAYS, ids=way_of)
+def test_consumers_of_other_families(how: dict[str, Any], family: MaskFamily, seed: int):
+    layer = Layer(family=family, boundaries=True, initial_states=True)
+    inputs = inputs_of(layer, SMALL, seed)
+    assert agrees(layer, inputs, chunk=8, shape=consumers(2, 2), constants={"BLOCK_N": 4, "BLOCK_P": 4}, **how)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": 2},
+        {"p_tiles": 2},
+        {"row_tiles": 2},
+        {"prepared": False},
+        {"descriptors": False},
+        {"state_major": "n"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("outputs", [True, False])
+def test_what_consumers_do_not_go_with(outputs: bool, changes: dict[str, Any]):
+    shape = replace(consumers(2, 1), outputs=outputs, two_terms=outputs)
+    assert walk.kernel(Layer(), shape).consumers == 2
+    with pytest.raises(ValueError, match="consumers go with|running sums inside the kernel"):
+        walk.kernel(Layer(), replace(shape, **changes))
+
+
+def test_what_no_launcher_launches_with_consumers(seed: int):
+    inputs = inputs_of(Layer(), SMALL, seed)
+    with pytest.raises(ValueError, match="without scores"):
+        walk.kernel(Layer(), replace(consumers(2, 1), outputs=False))
+    with pytest.raises(ValueError, match="state_passing; give it consumers"):
+        agrees(Layer(), inputs, schedule="segments", chunk=8, segment=8, joined=True)
+    with pytest.raises(ValueError, match="no split"):
+        agrees(Layer(), inputs, schedule="split", chunk=8, shape=consumers(2, 1))
+    packed = {**inputs, "cu_seqlens": [0, 10, 21]}
+    with pytest.raises(ValueError, match="packed sequences"):
+        agrees(Layer(boundaries=True), packed, schedule="single_pass", chunk=8, shape=consumers(2, 1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)

@@ -29,15 +29,76 @@ def test_axes_have_values_and_reasons(schedule: str, problem: Problem, gpu: gpus
         assert len(axis.why) > 20
 
 
+def in_effect(chosen: dict) -> dict:
+    """The values of all axes that a choice comes to: what consumers have fixed, and what goes with them alone."""
+    found = dict(chosen)
+    if not chosen.get("prepared", True):
+        # without prepared step sizes their kernel is not launched, and has no numbers
+        found = {name: value for name, value in found.items() if not name.startswith("dt_cumsum.")}
+    for name, consumers in chosen.items():
+        kernel, _, axis = name.partition(".")
+        if axis != "consumers":
+            continue
+        if consumers:
+            implied = {"heads": 1, "block_p": 64, "state_major": "p", "descriptors": True, "num_warps": 4}
+            found |= {f"{kernel}.{axis}": value for axis, value in implied.items()}
+        if consumers != 1:
+            found[f"{kernel}.maxnreg"] = 0
+    if "joined" in chosen and not chosen["single_pass.consumers"]:
+        found["joined"] = False
+    return found
+
+
+CHOICES = [
+    # consumers of the single pass, consumers of the segments' states, which value of the other axes
+    pytest.param(pick, single, states, id=f"{single}-{states}-{pick}")
+    for pick in (0, 1, -1)
+    for single in (0, 1, 2)
+    for states in (0, 1, 2)
+]
+
+
+def choice(schedule: str, pick: int, single: int, states: int) -> dict:
+    found = space.axes(schedule, PROBLEMS[0], GPUS[0])
+    chosen = {axis.name: axis.values[min(pick, len(axis.values) - 1)] for axis in found}
+    consumers = {"single_pass.consumers": single, "segment_state.consumers": states}
+    return chosen | {name: value for name, value in consumers.items() if name in chosen}
+
+
+@pytest.mark.parametrize(("pick", "single", "states"), CHOICES)
 @pytest.mark.parametrize("schedule", space.SCHEDULES)
-def test_a_config_and_its_axes_are_the_same_thing(schedule: str) -> None:
-    chosen = {axis.name: axis.values[-1] for axis in space.axes(schedule, PROBLEMS[0], GPUS[0])}
+def test_a_config_and_its_axes_are_the_same_thing(schedule: str, pick: int, single: int, states: int) -> None:
+    chosen = choice(schedule, pick, single, states)
     config = space.config(schedule, chosen)
     assert config["schedule"] == schedule
     flat = space.flatten(config)
-    # without prepared step sizes their kernel is not launched, and has no numbers
-    kept = {name: value for name, value in chosen.items() if flat.get("prepared", True) or "dt_cumsum" not in name}
-    assert flat == {"schedule": schedule, **kept}
+    assert flat == {"schedule": schedule, **in_effect(chosen)}
+    # and back, from what is in effect as from the choice
+    assert space.config(flat.pop("schedule"), flat) == config
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_a_config_survives_its_axes(problem: Problem) -> None:
+    for config in (*space.starts(problem, GPUS[0]), *(space.minimal(name, problem) for name in space.SCHEDULES)):
+        flat = space.flatten(config)
+        assert space.config(flat.pop("schedule"), flat) == config
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_what_has_no_effect_is_not_in_a_config(consumers: int) -> None:
+    """Choices that come to the same code are one config, with the numbers of a walk that consumers ask for."""
+    fixed = ("heads", "block_p", "state_major", "descriptors", "num_warps")
+    chosen = choice("segments", 0, consumers, consumers) | {"segment_state.maxnreg": 128, "single_pass.maxnreg": 128}
+    config = space.config("segments", chosen)
+    for axis in space.axes("segments", PROBLEMS[0], GPUS[0]):
+        dropped = axis.name.partition(".")[2] in (*fixed, *(("maxnreg",) if consumers == 2 else ()))
+        for value in axis.values if dropped and axis.name.startswith(space.WALKS) else ():
+            assert space.config("segments", {**chosen, axis.name: value}) == config
+    for kernel in space.WALKS:
+        assert {*config["kernels"][kernel]} == {"consumers", "num_stages"} | ({"maxnreg"} if consumers == 1 else set())
+    # without consumers there are neither a cap on registers nor walks that join summaries
+    plain = space.config("segments", {**choice("segments", -1, 0, 0), "joined": True})
+    assert "joined" not in plain and not any({"consumers", "maxnreg"} & {*ks} for ks in plain["kernels"].values())
 
 
 @pytest.mark.parametrize("schedule", space.SCHEDULES)
