@@ -11,14 +11,14 @@ from collections.abc import Mapping
 
 import sympy
 
-from ..plan import catalogue, space
+from ..plan import catalogue, ir, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
 from ..plan.schedules.groups import Groups
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.walk import Walk
-from ..plan.tiles import LARGEST, SMALLEST, cut, next_power_of_two
+from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
@@ -72,6 +72,10 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
         count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
         # one tile of headdim is always of use: programs share larger ones out
         wanted = {len(cut(extent))} | ({1} if axis == "p" else set()) if extent else {1, 2}
+        if axis == "n" and kernel.consumers:
+            # equal tiles of one extent, however many: each has its load of B
+            count = sum(isinstance(stmt, ir.Load) and stmt.tensor == "B" for stmt in ir.walk(kernel.body))
+            wanted = {consumer_tiles(extent)[1]} if extent else {1, 2}
         if count and count not in wanted:
             return False
     return True

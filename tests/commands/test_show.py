@@ -78,3 +78,10 @@ def test_plan_and_kernel_of_the_same_name() -> None:
     assert shown("show", "kernel", "single_pass", "--family", "none") != shown("show", "kernel", "single_pass")
     for stage in ("plan", "kernel"):
         assert "single_pass" in refused("show", stage, "attention")
+
+
+def test_kernels_of_the_backward_pass() -> None:
+    assert "running sum of d_dA_cs_scaled[j, h] along j from its end" in shown("show", "plan", "dt_gradients")
+    source = shown("show", "kernel", "reverse_walk", "--layout", "multi-head")
+    assert "def reverse_walk(" in source and "d_x[h, j, p] =" in source
+    assert "reverse_walk" in refused("show", "kernel", "attention")

@@ -206,7 +206,7 @@ def _plan(
             raise OptionError(f"{name} is {extent}; the backward kernels take at most {2 * LARGEST}")
     chunk = config["chunk"]
     whole = -(-seqlen // chunk) * chunk
-    length = min(whole, -(-config.get("segment", whole) // chunk) * chunk)
+    length = min(whole, -(-(config.get("segment") or whole) // chunk) * chunk)
     sizes = Sizes(
         tensors,
         DIMS,
@@ -264,7 +264,7 @@ def _plan(
             sizes.allocate("d_states", _states(sizes, "nchunks"), _state_dtype(config))
     else:
         adjoints = leaving
-    if needs - {"B", "C"} or kept:
+    if needs - {"B", "C", "initial_states"} or kept:
         _walk_back(sizes, config, entering, leaving, kept and (steps or groups), several)
     if steps or groups:
         _add_groups(sizes, config, entering, adjoints)

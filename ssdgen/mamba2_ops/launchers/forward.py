@@ -373,12 +373,14 @@ def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
     names, x = sizes.names, sizes.tensors["x"]
     wanted = config["kernels"].get(kernel, {}).get("consumers", 0)
+    table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
     possible = (
         wanted
         and x.element_size() == 2
         and names["CHUNK"] == CONSUMER_ROWS
         and names["HEADDIM"] >= CONSUMER_ROWS
         and names["DSTATE"] <= LARGEST
+        and (wanted, consumer_tiles(names["DSTATE"])[1]) in table
         and not names["HAS_CU_SEQLENS"]
         and config.get("prepared", True)
         and _can_describe(sizes, kernel)
