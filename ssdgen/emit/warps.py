@@ -15,6 +15,7 @@ from ..spec.dims import axes_of, name_of
 from .environment import macros
 from .formula import FormulaPrinter, broadcast
 from .layout import fit
+from .reads import is_plain_load, made_by, moved_value, sides, touched
 from .stages import depends, first_product, moved_loads, stage_loop
 from .statements import StatementPrinter, block_sizes
 from .tiles import Along, Tiles, entries, layout
@@ -85,16 +86,16 @@ class ConsumerPrinter(StatementPrinter):
         """Values that a product reads from shared memory, by the last statement that makes them: they go there then."""
         found: dict[int, list[ir.Value]] = {}
         for at, stmt in enumerate(body):
-            value = _sides(stmt)[1] if isinstance(stmt, ir.Dot) else None
+            value = sides(stmt)[1] if isinstance(stmt, ir.Dot) else None
             if value is not None and value.name not in self.tile_axes:
-                made = max(k for k in range(at) if value.name in _made(body[k]))
+                made = max(k for k in range(at) if value.name in made_by(body[k]))
                 if value not in found.setdefault(made, []):
                     found[made].append(value)
         return found
 
     def _fence(self, stmt: ir.Dot, indent: int) -> list[str]:
         """Before a product reads what was put into shared memory."""
-        if not self.unfenced or _sides(stmt)[1].name in self.tile_axes:
+        if not self.unfenced or sides(stmt)[1].name in self.tile_axes:
             return []
         self.unfenced = False
         return [f"{' ' * indent}fence_async_shared()"]
@@ -104,7 +105,7 @@ class ConsumerPrinter(StatementPrinter):
             return self._stages(stmt, indent)
         lines = [*self._waits(stmt, indent), *self._arriving(stmt, indent)]
         self._forget(stmt)
-        matrix = _moved_value(stmt)
+        matrix = moved_value(stmt)
         if matrix is not None and len(matrix.axes) == 2 and stmt not in self.moved:
             self.columns = self._use(self.tiles.columns(matrix), self.tiles.columns(matrix))
         if isinstance(stmt, ir.Arange):
@@ -130,7 +131,7 @@ class ConsumerPrinter(StatementPrinter):
         """The loop over stages: plain loads, the tiles of the stage, the rest; then the stage is given back."""
         pad, inner = " " * indent, " " * (indent + 4)
         before = self._hoist(loop, indent)
-        loads = [stmt for stmt in loop.body if _is_plain_load(stmt)]
+        loads = [stmt for stmt in loop.body if is_plain_load(stmt)]
         lines = [
             *before,
             f"{pad}for {loop.var} in range({self.scalar(loop.trips)}):",
@@ -254,7 +255,7 @@ class ConsumerPrinter(StatementPrinter):
 
     def _issue(self, stmt: ir.Dot, indent: int) -> list[str]:
         out = stmt.out
-        rows, cols = _sides(stmt)
+        rows, cols = sides(stmt)
         lines, left, kept = self._left(rows, stmt, indent)
         turned = cols.axes[0] != stmt.over
         right = f"{cols.name}_tile.permute((1, 0))" if turned else f"{cols.name}_tile"
@@ -291,7 +292,7 @@ class ConsumerPrinter(StatementPrinter):
 
     def _forget(self, stmt: ir.Stmt) -> None:
         """A value that is made anew is no longer ready as a left operand."""
-        made = {f"{name}_left" for name in _made(stmt)}
+        made = {f"{name}_left" for name in made_by(stmt)}
         self.in_registers = {known for known in self.in_registers if known[0] not in made}
 
     def _read_later(self, value: ir.Value, turned: bool) -> bool:
@@ -305,8 +306,8 @@ class ConsumerPrinter(StatementPrinter):
 
     def _waits(self, stmt: ir.Stmt, indent: int) -> list[str]:
         """Wait for what a statement reads or writes and is not finished."""
-        touched = _touched(stmt)
-        last = max((at for at, product in enumerate(self.pending) if product.result in touched), default=-1)
+        names = touched(stmt)
+        last = max((at for at, product in enumerate(self.pending) if product.result in names), default=-1)
         if isinstance(stmt, ir.Dot):
             # adding to the result of a product under way needs no wait; reading it as an operand does
             operands = {stmt.left.name, stmt.right.name}
@@ -366,47 +367,5 @@ class _Formula(FormulaPrinter):
         return name
 
 
-def _sides(stmt: ir.Dot) -> tuple[ir.Value, ir.Value]:
-    """The operand with the rows of the result, and the one with its columns."""
-    return (stmt.left, stmt.right) if stmt.out.axes[0] in stmt.left.axes else (stmt.right, stmt.left)
-
-
-def _moved_value(stmt: ir.Stmt) -> ir.Value | None:
-    """What a load or a store moves."""
-    match stmt:
-        case ir.Load(out):
-            return out
-        case ir.Store(_, _, value):
-            return value
-    return None
-
-
-def _made(stmt: ir.Stmt) -> set[str]:
-    """Values that a statement makes or changes."""
-    makers = (ir.Let, ir.Rest, ir.Load, ir.Full, ir.Dot)
-    return {inner.out.name for inner in ir.walk((stmt,)) if isinstance(inner, makers)}
-
-
 def _turned(name: str) -> str:
     return f"{name}_turned"
-
-
-def _is_plain_load(stmt: ir.Stmt) -> bool:
-    """Scalars, masks and loads that the loading warp does not make: they are begun before a stage is waited for."""
-    if isinstance(stmt, ir.When):
-        return all(_is_plain_load(inner) for inner in (*stmt.body, *stmt.otherwise))
-    return isinstance(stmt, (ir.Scalar, ir.Mask)) or isinstance(stmt, ir.Load) and not stmt.descriptor
-
-
-def _touched(stmt: ir.Stmt) -> set[str]:
-    """Values that a statement reads or writes."""
-    found: set[str] = set()
-    for inner in ir.walk((stmt,)):
-        match inner:
-            case ir.Let(out, formula):
-                found |= {out.name, *(name_of(term) for term in formula.atoms(sympy.Indexed))}
-            case ir.Store(_, _, value):
-                found.add(value.name)
-            case ir.Rest(out, of) | ir.Sum(out, of) | ir.Cumsum(out, of):
-                found |= {out.name, of.name}
-    return found
