@@ -11,9 +11,9 @@ import sympy
 from ..plan import ir
 from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Sum
 from .environment import render
-from .layout import WIDTH
+from .layout import WIDTH, fit
 from .loader import loader as loader_lines
-from .stages import depends
+from .stages import depends, fixed_loads, moved_loads, roles
 from .statements import StatementPrinter, block_sizes, descriptor_order
 from .tiles import layout
 from .warps import ConsumerPrinter
@@ -114,51 +114,91 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
 
 def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     """The module of a kernel that is specialised by warps: its two roles, and the program that starts them."""
-    printer, loader = ConsumerPrinter(kernel), "\n".join(loader_lines(kernel))
-    statements = "\n".join(printer.lines(kernel.body, 4))
-    scratch = [(name, ", ".join(extents)) for name, extents in printer.scratch.items()]
-    lead = [
-        f"    {layout(columns)}: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
-        for columns in printer.used
-    ]
-    lead += [f"    {name} = {name}s.index(consumer)" for name, _ in scratch]
-    stores = any(isinstance(stmt, ir.Store) and stmt.descriptor for stmt in ir.walk(kernel.body))
-    consumer = "\n".join([*lead, statements, *(["    tma.store_wait(0)"] if stores else [])])
+    loader = "\n".join(loader_lines(kernel))
+    printed = [_role(role, number) for number, role in enumerate(roles(kernel))]
+    scratch = {name: extents for role in printed for name, extents in role["scratch"].items()}
+    parked = {f"{role['prefix']}{name}": extents for role in printed for name, extents in role["parked"].items()}
     moved = []
-    for load in printer.moved:
-        count = "STAGES" if not depends(kernel, load, "consumer") else f"STAGES * {kernel.consumers}"
+    for load in (*fixed_loads(kernel), *moved_loads(kernel)):
+        count = f"STAGES * {kernel.consumers}" if depends(kernel, load, "consumer") else "STAGES"
+        count = "1" if load in fixed_loads(kernel) else count
         desc = f"{load.tensor}_desc"
         moved.append(
             (f"{load.out.name}_tiles", f"{desc}.dtype", f"{count}, {', '.join(block_sizes(load.index))}", desc)
         )
-    given = parameters(kernel, f"{consumer}\n{loader}")
-    shared = [*(name for name, *_ in moved), *(f"{name}s" for name, _ in scratch), "full", "empty", "turn"]
+    source = "\n".join((*(role["body"] for role in printed), loader))
+    given = parameters(kernel, source)
+    shared = [
+        *(name for name, *_ in moved),
+        *(f"{name}s" for name in (*scratch, *parked)),
+        "full",
+        "empty",
+        "turn",
+        "fixed",
+    ]
     named = [*(parameter for parameter, _ in given if "constexpr" not in parameter), *shared]
     named += ["consumer: gl.constexpr", *(parameter for parameter, _ in given if "constexpr" in parameter)]
 
-    def used_in(source: str, *without: str) -> list[str]:
-        words = set(re.findall(r"\w+", source)) - {*without}
+    def used_in(text: str, *without: str) -> list[str]:
+        words = set(re.findall(r"\w+", text)) - {*without}
         return [parameter for parameter in named if parameter.partition(":")[0] in words]
 
-    roles = {"consumer": used_in(consumer), "loader": used_in(loader, "consumer")}
-    names = {f"{role}_arguments": [name.partition(":")[0] for name in found] for role, found in roles.items()}
-    source = f"{consumer}\n{loader}"
+    for role in printed:
+        role["parameters"] = used_in(role["body"])
+        role["arguments"] = [name.partition(":")[0] for name in role["parameters"]]
+    loader_parameters = used_in(loader, "consumer")
+    together = len(printed) == 1
     return render(
         "kernels/warpgroups.py.jinja",
         parameters=given,
-        body=consumer,
+        roles=printed,
         loader=loader,
-        **{f"{role}_parameters": found for role, found in roles.items()},
-        **names,
-        moved=[(name, dtype, shape, f"{desc}.layout") for name, dtype, shape, desc in moved],
-        scratch=[(f"{name}s", kernel.consumers, extents) for name, extents in scratch],
+        ahead="chunks" if together else "heads",
+        loader_parameters=loader_parameters,
+        loader_arguments=[name.partition(":")[0] for name in loader_parameters],
+        moved=[
+            line
+            for name, dtype, shape, desc in moved
+            for line in fit(f"{name} = gl.allocate_shared_memory({dtype}, [{shape}], {desc}.layout)", 4)
+        ],
+        scratch=[
+            (f"{name}s", kernel.consumers if together else 1, ", ".join(shape)) for name, shape in scratch.items()
+        ],
+        parked=[(f"{name}s", ", ".join(shape)) for name, shape in parked.items()],
         consumers=kernel.consumers,
-        turns=bool(printer.turns),
+        turns=any(role["turns"] for role in printed),
+        fixed=bool(fixed_loads(kernel)),
         worker_warps=[4] * (kernel.consumers - 1) + [1],
         worker_registers=[REGISTERS[kernel.consumers]] * (kernel.consumers - 1) + [LOADER_REGISTERS],
         hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],
         **_common(kernel, graph, source),
     )
+
+
+def _role(kernel: ir.Kernel, number: int) -> dict[str, Any]:
+    """What one consumer does, as text, and the tiles in shared memory that it has for itself."""
+    printer = ConsumerPrinter(kernel)
+    statements = "\n".join(printer.lines(kernel.body, 4))
+    lead = [
+        f"    {layout(columns)}: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
+        for columns in printer.used
+    ]
+    place = "0" if kernel.roles else "consumer"
+    lead += [f"    {name} = {name}s.index({place})" for name in printer.scratch]
+    prefix = f"{kernel.roles[number]}_" if kernel.roles else ""
+    lead += [f"    {name} = {prefix}{name}s.index(0)" for name in printer.parked]
+    stores = any(isinstance(stmt, ir.Store) and stmt.descriptor for stmt in ir.walk(kernel.body))
+    return {
+        "name": f"compute_{kernel.roles[number]}" if kernel.roles else "compute",
+        "about": f"The consumer that has the {kernel.roles[number]}: four warps that multiply together."
+        if kernel.roles
+        else "One consumer: four warps that multiply together.",
+        "body": "\n".join([*lead, statements, *(["    tma.store_wait(0)"] if stores else [])]),
+        "scratch": printer.scratch,
+        "parked": printer.parked,
+        "prefix": prefix,
+        "turns": bool(printer.turns),
+    }
 
 
 def grid(kernel: ir.Kernel) -> tuple[str, str]:

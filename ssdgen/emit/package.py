@@ -8,12 +8,14 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from itertools import product
 
 import sympy
 
 from ..plan import catalogue, ir, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
+from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
@@ -73,8 +75,9 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
         # one tile of headdim is always of use: programs share larger ones out
         wanted = {len(cut(extent))} | ({1} if axis == "p" else set()) if extent else {1, 2}
         if axis == "n" and kernel.consumers:
-            # equal tiles of one extent, however many: each has its load of B
-            count = sum(isinstance(stmt, ir.Load) and stmt.tensor == "B" for stmt in ir.walk(kernel.body))
+            # equal tiles of one extent, however many: each has its load of B or C
+            loads = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load)]
+            count = max(len({load.out.name for load in loads if load.tensor == name}) for name in ("B", "C"))
             wanted = {consumer_tiles(extent)[1]} if extent else {1, 2}
         if count and count not in wanted:
             return False
@@ -130,13 +133,16 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
     names = {kernel.name for kernel in (*forward, *backward)}
     tables = {
         "SEGMENT_STATE": [(f"{n}", Walk(outputs=False, n_tiles=n).name) for n in (1, 2)],
-        "CHUNK_STATES": [(f"{n}", States(n).name) for n in (1, 2)],
-        "SEGMENT_ADJOINT": [(f"{n}", Reverse(False, n).name) for n in (1, 2)],
-        "REVERSE_WALK": [(f"({n}, {p})", Reverse(n_tiles=n, p_tiles=p).name) for n, p in catalogue.TILES],
+        "CHUNK_STATES": [(f"{n}", States(n_tiles=n).name) for n in (1, 2)],
+        "CHUNK_ADJOINTS": [(f"{n}", States(True, n_tiles=n).name) for n in (1, 2)],
+        "SEGMENT_ADJOINT": [(f"{n}", States(True, False, n).name) for n in (1, 2)],
+        "REVERSE_WALK": [(f"({n}, {p})", Reverse(n, p).name) for n, p in catalogue.TILES],
         "GROUP_GRADIENTS": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
+        "CHUNK_GRADIENTS": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
     }
     there = {table: [row for row in rows if row[1] in names] for table, rows in tables.items()}
-    used = {name for rows in there.values() for _, name in rows}
+    specialised = {kernel: [row for row in rows if row[1] in names] for kernel, rows in _specialised().items()}
+    used = {name for rows in (*there.values(), *specialised.values()) for _, name in rows}
     used |= {"dt_cumsum", "state_passing", "adjoint_passing", "dt_gradients"}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
@@ -147,16 +153,33 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         modules=sorted(used),
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         tables=list(there.items()),
+        consumers=[(kernel, rows) for kernel, rows in specialised.items() if rows],
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         walk_vectors=adjoint.there(layer, *adjoint.WALK_VECTORS),
         group_vectors=adjoint.there(layer, *adjoint.GROUP_VECTORS),
-        group_numbers=adjoint.there(layer, *adjoint.GROUP_NUMBERS),
+        vectors=adjoint.there(layer, *adjoint.VECTORS),
+        numbers=adjoint.there(layer, *adjoint.NUMBERS),
         owner="ngroups" if adjoint.loops(layer) else "nheads",
         # heads that share an operand leave a part each, in fp32
         parts=[name for name in ("x", "B", "C") if _in_parts(layer, name)],
         uses_a=layer.family.uses_a,
         most=2 * LARGEST,
     )
+
+
+def _specialised() -> dict[str, list[tuple[str, str]]]:
+    """Kernels of the backward pass that are specialised by warps: (consumers, tiles of dstate) -> name, by kernel."""
+    found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
+    for count, n in product(catalogue.CONSUMERS, (1, 2)):
+        shapes = {
+            "segment_state": Walk(False, n_tiles=n, descriptors=True, state_major="p", consumers=count),
+            "chunk_states": States(n_tiles=n, consumers=count),
+            "chunk_adjoints": States(True, n_tiles=n, consumers=count),
+            "segment_adjoint": States(True, False, n, count),
+        }
+        for kernel, shape in shapes.items():
+            found.setdefault(kernel, []).append((f"({count}, {n})", shape.name))
+    return found
 
 
 def _in_parts(layer: Layer, name: str) -> bool:

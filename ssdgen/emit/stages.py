@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from ..plan import ir
 
 
+def roles(kernel: ir.Kernel) -> tuple[ir.Kernel, ...]:
+    """The kernel as each of its consumers has it, where they do not all do the same; else the kernel itself."""
+
+    def own(number: int) -> tuple[ir.Stmt, ...]:
+        chosen = {f"consumer == {other}": other == number for other in range(len(kernel.roles))}
+        body: list[ir.Stmt] = []
+        for stmt in kernel.body:
+            if isinstance(stmt, ir.When) and stmt.condition in chosen:
+                body += stmt.body if chosen[stmt.condition] else ()
+            else:
+                body.append(stmt)
+        return tuple(body)
+
+    return tuple(replace(kernel, body=own(number)) for number in range(len(kernel.roles))) or (kernel,)
+
+
 def moved_loads(kernel: ir.Kernel) -> tuple[ir.Load, ...]:
-    """Loads by descriptor inside a loop, which the loading warp makes."""
+    """Loads by descriptor inside a loop, which the loading warp makes stages ahead."""
     loops = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.For)]
-    return tuple(s for loop in loops for s in ir.walk(loop.body) if isinstance(s, ir.Load) and s.descriptor)
+    loads = (s for loop in loops for s in ir.walk(loop.body) if isinstance(s, ir.Load) and s.descriptor)
+    return tuple(dict.fromkeys(loads))
+
+
+def fixed_loads(kernel: ir.Kernel) -> tuple[ir.Load, ...]:
+    """Loads by descriptor before the loop, which the loading warp makes once."""
+    inside = moved_loads(kernel)
+    loads = (s for s in ir.walk(kernel.body) if isinstance(s, ir.Load) and s.descriptor and s not in inside)
+    return tuple(dict.fromkeys(loads))
 
 
 def stage_loop(kernel: ir.Kernel) -> ir.For:

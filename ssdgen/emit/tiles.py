@@ -88,6 +88,9 @@ class Tiles:
                 self.extents[out.name] = self.extents[of.name]
             case ir.Sum(out, of):
                 self.extents[out.name] = self._along(out, (of,))
+                if len(of.axes) == 2:
+                    # it lies where the sum leaves it
+                    self._need(out.name, self.place(of, out.axes[0]))
 
     def _along(self, out: ir.Value, reads: Iterable[ir.Value]) -> tuple[str, ...]:
         known: dict[str, str] = {}

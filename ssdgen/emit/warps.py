@@ -16,7 +16,7 @@ from .environment import macros
 from .formula import FormulaPrinter, broadcast
 from .layout import fit
 from .reads import is_plain_load, made_by, moved_value, sides, touched
-from .stages import depends, first_product, moved_loads, stage_loop
+from .stages import depends, first_product, fixed_loads, moved_loads, stage_loop
 from .statements import StatementPrinter, block_sizes
 from .tiles import Along, Tiles, entries, layout
 
@@ -33,7 +33,8 @@ class ConsumerPrinter(StatementPrinter):
     """Prints the statements of one consumer.
 
     moved: loads that the loading warp makes, in order; scratch: (variable, extents) of the tiles in shared memory that
-    a consumer has for itself.
+    a consumer has for itself; parked: the same in float32, for values from before the loop that would otherwise take up
+    registers all through it.
     """
 
     language = "gl"
@@ -43,15 +44,17 @@ class ConsumerPrinter(StatementPrinter):
         self.idiom = macros("macros/warpgroups.jinja")
         self.tiles = Tiles.of(kernel)
         self.moved = moved_loads(kernel)
-        self.tile_axes = {stmt.out.name: stmt.out.axes for stmt in self.moved}
+        self.fixed = fixed_loads(kernel)
+        self.tile_axes = {stmt.out.name: stmt.out.axes for stmt in (*self.fixed, *self.moved)}
         self.scratch: dict[str, tuple[str, ...]] = {}
+        self.parked: dict[str, tuple[str, ...]] = {}
         self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
         self.pending: list[Product] = []
         self.along: Along | None = None
         self.columns = ""
         self.unfenced = False
         self.used: dict[str, None] = {}
-        self.turns = first_product(kernel) if kernel.consumers == 2 else ""
+        self.turns = first_product(kernel) if kernel.consumers == 2 and not kernel.roles else ""
 
     # ---- structure
 
@@ -60,16 +63,92 @@ class ConsumerPrinter(StatementPrinter):
         found: list[str] = []
         puts = self._puts(body)
         for at, stmt in enumerate(body):
-            if isinstance(stmt, ir.Dot):
+            if self.kernel.roles and self._is_tile_but_for_an_option(stmt):
+                found += self._option_of_tile(stmt, indent)
+            elif isinstance(stmt, ir.Dot):
                 found += [*self._waits(stmt, indent), *self._fence(stmt, indent), *self._turn(stmt, indent)]
                 found += self._issue(stmt, indent)
+            elif isinstance(stmt, ir.When) and any(isinstance(inner, ir.Dot) for inner in ir.walk((stmt,))):
+                found += self._optional_products(stmt, indent)
             else:
                 found += self._block(stmt, indent)
             for value in puts.get(at, ()):
-                self.scratch[f"{value.name}_tile"] = self.tiles.extents[value.name]
-                found += fit(self.idiom.to_tile(f"{value.name}_tile", f"{value.name}.to(DOT)"), indent)
-                self.unfenced = True
+                found += self._put(value, indent) if value.name not in self.tile_axes else []
+            if self.kernel.roles and isinstance(stmt, (ir.Let, ir.When)):
+                found += self._left_at_once(body, at, indent)
         return found
+
+    def _optional_products(self, stmt: ir.When, indent: int) -> list[str]:
+        """Products that only an option needs are done where it ends: what is under way after it does not hang on it."""
+        before, ready = list(self.pending), set(self.in_registers)
+        lines = self._block(stmt, indent)
+        lines += self._wait(len(self.pending), indent + 4)
+        self.pending, self.in_registers = before, ready
+        return lines
+
+    def _put(self, value: ir.Value, indent: int) -> list[str]:
+        """A value goes into shared memory."""
+        tile = f"{value.name}_tile"
+        self.unfenced = True
+        self.scratch[tile] = self.tiles.extents[value.name]
+        return fit(self.idiom.to_tile(tile, f"{value.name}.to(DOT)"), indent)
+
+    def _is_tile_but_for_an_option(self, stmt: ir.Stmt) -> bool:
+        """Whether a statement makes a value that is a moved tile, or another one under the only option that it has."""
+        made = stmt.body[-1] if isinstance(stmt, ir.When) else stmt
+        return isinstance(made, ir.Let) and len(made.out.axes) == 2 and bool(self._moved_as(made.out)[0])
+
+    def _option_of_tile(self, stmt: ir.Stmt, indent: int) -> list[str]:
+        """Such a value stays in shared memory, where the tile is already; it is not in registers before it is read."""
+        if not isinstance(stmt, ir.When):
+            return []
+        pad, (let,) = " " * indent, stmt.body
+        assert isinstance(let, ir.Let)
+        name, ready = let.out.name, set(self.in_registers)
+        tile, own = f"{name}_tile", f"{name}_own_tile"
+        self.scratch[own] = self.tiles.extents[name]
+        self.unfenced = True
+        lines = [
+            f"{pad}{tile} = {self._moved_as(let.out)[0]}_tile",
+            f"{pad}if {stmt.condition}:",
+            *self._registers(let, indent + 4),
+            *fit(self._statement(let), indent + 4),
+            *fit(self.idiom.to_tile(own, f"{name}.to(DOT)"), indent + 4),
+            f"{pad}    {tile} = {own}",
+        ]
+        self.in_registers = ready
+        self.tile_axes[name] = let.out.axes
+        return lines
+
+    def _left_at_once(self, body: tuple[ir.Stmt, ...], at: int, indent: int) -> list[str]:
+        """A value that is nothing but the left operand of one later product becomes that as soon as it is made."""
+        made = made_by(body[at])
+        later = body[at + 1 :]
+        for stmt in later:
+            if isinstance(stmt, ir.Dot) and (rows := sides(stmt)[0]).name in made and len(rows.axes) == 2:
+                others = [
+                    s for s in ir.walk(later) if s is not stmt and rows.name in (touched(s) | made_by(s) | _factors(s))
+                ]
+                turned = rows.axes[-1] != stmt.over
+                if others or turned or rows.name in self.tile_axes or self._waits(body[at], indent):
+                    continue
+                return self._left(rows, stmt, indent)[0]
+        return []
+
+    def _moved_as(self, value: ir.Value) -> tuple[str, str]:
+        """The moved tile that a value is, and the only option under which it is another; empty where there is none."""
+        made = [s for s in ir.walk(self.kernel.body) if isinstance(s, ir.Let) and s.out.name == value.name]
+        under = [
+            stmt.condition
+            for stmt in ir.walk(self.kernel.body)
+            if isinstance(stmt, ir.When) and any(let in made for let in stmt.body)
+        ]
+        first = made[0].formula if made else None
+        if len(made) != 2 or len(under) != 1 or not isinstance(first, sympy.Indexed):
+            return "", ""
+        name = name_of(first)
+        same = name in self.tile_axes and axes_of(first) == made[0].out.axes == self.tile_axes[name]
+        return (name, under[0]) if same else ("", "")
 
     def _turn(self, stmt: ir.Dot, indent: int) -> list[str]:
         """Two consumers multiply in turns for the first result of a stage, so that one computes while the other does.
@@ -95,7 +174,10 @@ class ConsumerPrinter(StatementPrinter):
 
     def _fence(self, stmt: ir.Dot, indent: int) -> list[str]:
         """Before a product reads what was put into shared memory."""
-        if not self.unfenced or sides(stmt)[1].name in self.tile_axes:
+        moved = {load.out.name for load in (*self.fixed, *self.moved)}
+        if not self.unfenced or all(
+            side.name in moved for side in (sides(stmt) if self.kernel.roles else sides(stmt)[1:])
+        ):
             return []
         self.unfenced = False
         return [f"{' ' * indent}fence_async_shared()"]
@@ -117,7 +199,7 @@ class ConsumerPrinter(StatementPrinter):
         if isinstance(stmt, ir.Load) and len(stmt.out.axes) == 1:
             return [*lines, *self._vectors(stmt, indent)]
         if isinstance(stmt, ir.Load) and stmt.descriptor:
-            return lines
+            return [*lines, *(self._fixed_tile(stmt, indent) if stmt in self.fixed else [])]
         if isinstance(stmt, ir.Store) and stmt.descriptor:
             return [*lines, *self._copy_out(stmt, indent)]
         if isinstance(stmt, ir.Let):
@@ -127,10 +209,16 @@ class ConsumerPrinter(StatementPrinter):
             lines += [line for let in inner for line in self._registers(let, indent)]
         return [*lines, *super()._block(stmt, indent)]
 
+    def _fixed_tile(self, load: ir.Load, indent: int) -> list[str]:
+        """A tile that stays for the whole program; the first one waits for all."""
+        lines = [f"{' ' * indent}mbarrier.wait(fixed.index(0), 0)"] if load == self.fixed[0] else []
+        name, sizes = load.out.name, self.tiles.extents[load.out.name]
+        return [*lines, *fit(self.idiom.tile(f"{name}_tile", f"{name}_tiles", "0", ", ".join(sizes)), indent)]
+
     def _stages(self, loop: ir.For, indent: int) -> list[str]:
         """The loop over stages: plain loads, the tiles of the stage, the rest; then the stage is given back."""
         pad, inner = " " * indent, " " * (indent + 4)
-        before = self._hoist(loop, indent)
+        before = [*self._wait(len(self.pending), indent), *self._park(loop, indent), *self._hoist(loop, indent)]
         loads = [stmt for stmt in loop.body if is_plain_load(stmt)]
         lines = [
             *before,
@@ -139,7 +227,7 @@ class ConsumerPrinter(StatementPrinter):
         ]
         lines += [
             f"{inner}stage = {loop.var} % STAGES",
-            f"{inner}slot = stage * {self.kernel.consumers} + consumer",
+            *([f"{inner}slot = stage * {self.kernel.consumers} + consumer"] if self._slots() else []),
             f"{inner}mbarrier.wait(full.index(stage), {loop.var} // STAGES & 1)",
         ]
         for load in self.moved:
@@ -149,6 +237,28 @@ class ConsumerPrinter(StatementPrinter):
         self.bases, self._inner = {}, set()
         self.in_registers.clear()
         return [*lines, f"{inner}mbarrier.arrive(empty.index(stage))"]
+
+    def _park(self, loop: ir.For, indent: int) -> list[str]:
+        """Where roles share a program, products from before the loop wait in shared memory.
+
+        Every trip reads all of them once or twice, and what a role adds up over the trips needs the registers.
+        """
+        if not self.kernel.roles:
+            return []
+        inside = [read for stmt in ir.walk(loop.body) if isinstance(stmt, ir.Let) for read in entries(stmt.formula)]
+        added = {stmt.out.name for stmt in ir.walk(loop.body) if isinstance(stmt, (ir.Let, ir.Dot))}
+        lines: list[str] = []
+        for stmt in self.kernel.body:
+            if isinstance(stmt, ir.Dot) and stmt.out.name not in added and stmt.out.name in {v.name for v in inside}:
+                tile = f"{stmt.out.name}_tile"
+                self.parked[tile] = self.tiles.extents[stmt.out.name]
+                self.tile_axes[stmt.out.name] = stmt.out.axes
+                lines += fit(self.idiom.to_tile(tile, stmt.out.name), indent)
+        return lines
+
+    def _slots(self) -> bool:
+        """Whether consumers have tiles of their own in a stage."""
+        return any(depends(self.kernel, load, "consumer") for load in self.moved)
 
     def _each(self, name: str, indent: int, text) -> list[str]:
         """A statement for every layout that a vector is needed in."""
@@ -197,16 +307,21 @@ class ConsumerPrinter(StatementPrinter):
         return self._use(columns, layout(columns))
 
     def _formula(self, stmt: ir.Let) -> str:
-        operands = frozenset(read.name for read in stmt.reads if read.name in self.operands)
+        operands = frozenset(read.name for read in stmt.reads if read.name in self.operands or read.dtype == "stored")
         self.columns = self.tiles.columns(stmt.out) if len(stmt.out.axes) == 2 else ""
         return _Formula(self, stmt.out.axes, operands, self.masks).print(stmt.formula)
 
     def _statement(self, stmt: ir.Stmt) -> str:
         match stmt:
-            case ir.Let(out):
+            case ir.Let(out, formula):
+                if out.dtype == "stored" and isinstance(formula, sympy.Indexed):
+                    turned = len(out.axes) == 2 and axes_of(formula) != out.axes
+                    return f"{out.name} = {_turned(name_of(formula)) if turned else name_of(formula)}"
                 return f"{out.name} = {self._formula(stmt)}"
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value, self._layout(out) if sizes else "")
+            case ir.Sum(out, of, along):
+                return self.idiom.sum(out.name, of.name, of.axes.index(along))
         return super()._statement(stmt)
 
     def _arrived(self, load: ir.Load, indent: int) -> list[str]:
@@ -241,7 +356,8 @@ class ConsumerPrinter(StatementPrinter):
             turned = axes != stmt.out.axes
             key = (name, ("turned",) if turned else ())
             if key not in self.in_registers:
-                self.in_registers.add(key)
+                if f"{name}_tile" not in self.parked:
+                    self.in_registers.add(key)
                 lines += self._from_tile(name, turned, indent)
         return lines
 
@@ -268,7 +384,7 @@ class ConsumerPrinter(StatementPrinter):
     def _left(self, value: ir.Value, stmt: ir.Dot, indent: int) -> tuple[list[str], str, list[str]]:
         """The left operand: a tile in shared memory, or registers if it is there anyhow."""
         turned = value.axes[-1] != stmt.over
-        if value.name in self.tile_axes and not self._read_later(value, turned):
+        if value.name in self.tile_axes and (self.kernel.roles or not self._read_later(value, turned)):
             return [], f"{value.name}_tile.permute((1, 0))" if turned else f"{value.name}_tile", []
         # two operands for one result need not be in registers at once
         others = [at for at, product in enumerate(self.pending) if product.result == stmt.out.name and product.kept]
@@ -331,7 +447,15 @@ class ConsumerPrinter(StatementPrinter):
     # ---- out
 
     def _copy_out(self, stmt: ir.Store, indent: int) -> list[str]:
-        pad, tile = " " * indent, f"{stmt.tensor}_tile"
+        """To memory through a tile in shared memory, once what was copied from it before has left."""
+        pad = " " * indent
+        stores = [s for s in ir.walk(self.kernel.body) if isinstance(s, ir.Store) and s.descriptor]
+        alone = sum(other.tensor == stmt.tensor for other in stores) == 1
+        tile = f"{stmt.tensor if alone else stmt.value.name}_tile"
+        if tile in self.scratch or tile.removesuffix("_tile") in self.tile_axes:
+            tile = f"{stmt.value.name}_out_tile"
+        # copies end in the order in which they began: those of the other tiles of this tensor may still be under way
+        under_way = 0 if alone or len({other.tensor for other in stores}) > 1 else len(stores) - 1
         spans = tuple(at.axis for at in stmt.index if isinstance(at, ir.Span))
         turned = stmt.value.axes != spans
         extents = self.tiles.extents[stmt.value.name]
@@ -339,11 +463,16 @@ class ConsumerPrinter(StatementPrinter):
         view = f"{tile}.permute((1, 0))" if turned else tile
         corner = self._corner(stmt.index)
         return [
-            f"{pad}tma.store_wait(0)",
+            f"{pad}tma.store_wait({under_way})",
             *fit(self.idiom.to_tile(view, f"{stmt.value.name}.to(DOT)"), indent),
             f"{pad}fence_async_shared()",
             *fit(self.idiom.copy_out(stmt.tensor, corner, tile, ", ".join(block_sizes(stmt.index))), indent),
         ]
+
+
+def _factors(stmt: ir.Stmt) -> set[str]:
+    """Values that a product multiplies."""
+    return {stmt.left.name, stmt.right.name} if isinstance(stmt, ir.Dot) else set()
 
 
 class _Formula(FormulaPrinter):

@@ -9,18 +9,26 @@ from .problem import Problem
 # programs of a walk on every multiprocessor: fewer leave it waiting for memory, more states cost more than they bring
 _PROGRAMS = 2
 
+# rows that a group of four warps multiplies: a chunk, and a tile of headdim
+CONSUMER_ROWS = 64
 
-def default_backward(problem: Problem, sms: int) -> dict[str, Any]:
+_LIGHT = ("segment_state", "segment_adjoint", "chunk_states", "chunk_adjoints")
+
+
+def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, Any]:
     """A config that is right on every GPU with 100 KB of shared memory, for one of so many multiprocessors.
 
-    sms: streaming multiprocessors (compute units), >= 1.
-    Returns: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}, without "segment" where a program walks
-    the whole sequence; MINIMAL_BACKWARD of the launcher is what fits where this does not.
+    sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90" has kernels of its own, specialised by warps.
+    Returns: {"schedule", "chunk", "segment", "parts", "state_dtype", "kernels": {kernel: numbers}}, without "segment"
+    where a program walks the whole sequence; MINIMAL_BACKWARD of the launcher is what fits where this does not.
     """
+    if arch == "sm90" and problem.dtype == "bfloat16" and problem.headdim == CONSUMER_ROWS and problem.dstate <= 128:
+        return _specialised(problem, sms)
     half = problem.dtype in ("bfloat16", "float16")
     small = problem.headdim <= 64 and problem.dstate <= 128
     chunk = 64 if half and small else 32 if half or small else 16
     config: dict[str, Any] = {
+        "schedule": "walk",
         "chunk": chunk,
         # fp16 states could overflow
         "state_dtype": "bfloat16" if half else "float32",
@@ -38,4 +46,14 @@ def default_backward(problem: Problem, sms: int) -> dict[str, Any]:
     return config
 
 
-_LIGHT = ("segment_state", "segment_adjoint", "chunk_states")
+def _specialised(problem: Problem, sms: int) -> dict[str, Any]:
+    """One consumer a walk, so that two or three programs fit; heads shared out where chunks alone are too few."""
+    walks = {"consumers": 1, "num_stages": 2, "maxnreg": 128}
+    programs = max(1, problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS))
+    return {
+        "schedule": "chunks",
+        "chunk": CONSUMER_ROWS,
+        "parts": max(1, min(problem.nheads // problem.ngroups, -(-sms // programs))),
+        "state_dtype": "bfloat16",
+        "kernels": {**dict.fromkeys(_LIGHT, walks), "chunk_gradients": {"consumers": 2, "num_stages": 3}},
+    }

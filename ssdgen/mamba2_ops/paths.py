@@ -122,7 +122,8 @@ def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
     if key not in _backward_configs:
         from .backward_defaults import default_backward
 
-        _backward_configs[key] = default_backward(problem.bucketed(), gpu_of(x.device).sms)
+        gpu = gpu_of(x.device)
+        _backward_configs[key] = default_backward(problem.bucketed(), gpu.sms, gpu.arch)
     while (config := _backward_configs[key]) is not None:
         try:
             return launcher.backward(config, x, dt, A, B, C, **options)

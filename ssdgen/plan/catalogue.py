@@ -15,7 +15,8 @@ from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from .ir import Kernel
-from .schedules import adjoint, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules import adjoint, gradients, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
@@ -26,12 +27,24 @@ CONSUMERS = (1, 2)  # of a program that is specialised by warps: with three thei
 TILES = ((1, 1), (2, 1), (1, 2), (2, 2))  # tiles of dstate and headdim
 # the kernels of the backward pass by name
 BACKWARD: dict[str, Callable[[Layer], Kernel]] = {
-    **{(shape := States(n)).name: partial(states.kernel, shape=shape) for n in (1, 2)},
-    **{(shape := Reverse(False, n)).name: partial(reverse.kernel, shape=shape) for n in (1, 2)},
+    **{(shape := States(n_tiles=n)).name: partial(states.kernel, shape=shape) for n in (1, 2)},
+    **{
+        (shape := States(True, each, n)).name: partial(states.kernel, shape=shape)
+        for each, n in product((False, True), (1, 2))
+    },
     "adjoint_passing": partial(passing.kernel, reverse=True),
-    **{(shape := Reverse(n_tiles=n, p_tiles=p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
+    **{(shape := Reverse(n, p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
     **{(shape := Groups(n, p)).name: partial(groups.kernel, shape=shape) for n, p in TILES},
+    **{(shape := Gradients(n, p)).name: partial(gradients.kernel, shape=shape) for n, p in TILES},
     "dt_gradients": steps.kernel,
+}
+# those of them that are specialised by warps, where B and C are shared
+SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
+    **{
+        (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
+        for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
+    },
+    (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
 }
 
 
@@ -66,7 +79,8 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
 
 def backward(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels that the backward pass has beside those of the forward pass, in order."""
-    return tuple(make(layer) for make in BACKWARD.values())
+    specialised = SPECIALISED if adjoint.loops(layer) else {}
+    return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
 
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:

@@ -109,17 +109,22 @@ def backward(
     d_final_states: Array | None = None,
     *,
     chunk: int,
+    schedule: launch_backward.BackwardSchedule = "walk",
     segment: int | None = None,
+    parts: int = 1,
+    specialised: bool = False,
     needs: frozenset[str] | None = None,
     constants: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Gradients by the names of spec.oracle_gradient ("d_x", ..), in the shapes of the inputs.
 
-    segment: tokens per segment, a multiple of `chunk`; the whole sequence if None.  needs: the inputs whose gradients
-    are wanted; all that are there if None.  Raises as `forward` does.
+    segment: tokens per segment, a multiple of `chunk`; the whole sequence if None.  parts, specialised: as in
+    `launch_backward.How`.  needs: the inputs whose gradients are wanted; all that are there if None.  Raises as
+    `forward` does.
     """
     call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
-    return launch_backward.backward(call, inputs, d_y, d_final_states, segment, needs)
+    how = launch_backward.How(schedule, segment, parts, specialised)
+    return launch_backward.backward(call, inputs, d_y, d_final_states, how, needs)
 
 
 # ---- scalars: integer expressions

@@ -216,6 +216,8 @@ class Kernel:
     grid: integer expressions over sizes and constants; constants: compile-time parameters; sizes: run-time integers.
     consumers: 0 where all warps of a program do the same. Otherwise the body is what one of so many groups of warps
     does, which knows its number as `consumer`; loads by descriptor inside a loop are made ahead, for all of them.
+    roles: what each consumer does, where they do not all do the same; its part of the body stands at the top, under the
+    condition "consumer == 0", "consumer == 1" and so on.
     given: values of the graph that it loads, where its name and its tensors do not say so.
     """
 
@@ -230,6 +232,7 @@ class Kernel:
     grid: tuple[str, ...]
     body: tuple[Stmt, ...]
     consumers: int = 0
+    roles: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> Tensor:

@@ -1,17 +1,23 @@
 """What the launcher of the backward pass does: its buffers and kernels in order.  launch.Call -> interpret
 
-walk      one program per head goes through all chunks, forwards for the states, then back
-segments  each segment has a program; what enters and leaves the segments is made first
-split     a segment is a chunk: what enters and leaves the segments is all that is needed
+The states that enter the chunks are made first, in one walk, or by segments: each segment has a program, and what
+enters and leaves the segments is made before.  Where a segment is a chunk that is all that is needed.  Then, by
+schedule:
+
+walk    one program per head (and segment) goes back through the chunks and makes d_x with the adjoint of the state in
+        registers; the heads of a group are added up afterwards
+chunks  the adjoints of the states are made as the states are; then everything else, chunk by chunk
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from . import tiles
 from .launch import Arrays, Call, flat
-from .schedules import adjoint, groups, passing, reverse, states, steps
+from .schedules import adjoint, gradients, groups, passing, reverse, states, steps
+from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
 from .schedules.states import States
@@ -22,21 +28,38 @@ DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
 
+BackwardSchedule = Literal["walk", "chunks"]
+
+
+@dataclass(frozen=True)
+class How:
+    """How a backward pass is cut.
+
+    segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
+    specialised: with the kernels that are specialised by warps, where there are such.
+    """
+
+    schedule: BackwardSchedule = "walk"
+    segment: int | None = None
+    parts: int = 1
+    specialised: bool = False
+
+
 def backward(
-    call: Call, inputs: Arrays, d_y: Any, d_final_states: Any, segment: int | None, needs: frozenset[str] | None
+    call: Call, inputs: Arrays, d_y: Any, d_final_states: Any, how: How, needs: frozenset[str] | None
 ) -> dict[str, Any]:
-    """Gradients of the inputs in `needs`, or of all that are there.  segment: None for the whole sequence."""
+    """Gradients of the inputs in `needs`, or of all that are there."""
     there = frozenset(name for name in DIFFERENTIABLE if inputs.get(name) is not None)
-    run = _Backward(call, d_y, d_final_states, there if needs is None else needs & there)
-    run.go(segment)
+    run = _Backward(call, d_y, d_final_states, there if needs is None else needs & there, how)
+    run.go()
     return run.results(inputs)
 
 
 class _Backward:
     """One call.  needs: inputs whose gradients are wanted, all of them there."""
 
-    def __init__(self, call: Call, d_y: Any, d_final_states: Any, needs: frozenset[str]) -> None:
-        self.call, self.layer, self.needs = call, call.layer, needs
+    def __init__(self, call: Call, d_y: Any, d_final_states: Any, needs: frozenset[str], how: How) -> None:
+        self.call, self.layer, self.needs, self.how = call, call.layer, needs, how
         call.tensors |= {"d_y": d_y, "d_final_states": d_final_states, "raw_dt": call.tensors["dt"]}
         call.sizes["nchunks"] = call.sizes["padded"] // call.constants["CHUNK"]
         self.n_tiles = len(tiles.cut(call.constants["DSTATE"]))
@@ -44,8 +67,8 @@ class _Backward:
         call.flags |= {f"NEEDS_{name.upper()}": name in needs for name in ("x", "z", "D", "B", "C", "A", "dt_bias")}
         call.flags["NEEDS_DT"] = bool(needs & OF_STEPS)
 
-    def go(self, segment: int | None) -> None:
-        call, sizes = self.call, self.call.sizes
+    def go(self) -> None:
+        call, sizes, segment = self.call, self.call.sizes, self.how.segment
         chunk = call.constants["CHUNK"]
         call.cut(-(-sizes["seqlen"] // chunk) * chunk if segment is None else segment)
         split, several = sizes["segment_len"] == chunk, sizes["nsegments"] > 1
@@ -54,10 +77,18 @@ class _Backward:
         leaving = None if leaving is None else leaving[:, None]
         if several:
             entering, leaving = self._passed()
-        self.states, self.adjoints = (entering, leaving) if several and split else self._kept(entering)
-        self._walk(leaving, not (several and split), several)
-        if self.needs & ({"B", "C"} | OF_STEPS):
-            self._groups()
+        kept = not (several and split)
+        if self.how.schedule == "chunks":
+            if kept:
+                entering, _ = self._kept(entering)
+                leaving = self._kept_adjoints(leaving, several)
+            self.states, self.adjoints = entering, leaving
+            self._gradients()
+        else:
+            self.states, self.adjoints = self._kept(entering) if kept else (entering, leaving)
+            self._walk(leaving, kept, several)
+            if self.needs & ({"B", "C"} | OF_STEPS):
+                self._groups()
         if self.needs & OF_STEPS:
             self._steps()
 
@@ -69,7 +100,7 @@ class _Backward:
         tensors = {"summary": _flat(found["summary"]), "total": total, "initial_states": _flat(initial)}
         call.launch(passing.kernel(self.layer), {**tensors, "final_states": None}, STORE_FINAL=False)
         adjoints = call.buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE")
-        call.launch(reverse.kernel(self.layer, Reverse(outputs=False, n_tiles=self.n_tiles)), {"summary": adjoints})
+        self._states(States(True, False), {"summary": adjoints})
         leaving = call.tensors["d_final_states"]
         self._initial_buffer()
         tensors = {"summary": _flat(adjoints), "total": total, "initial_states": _flat(leaving)}
@@ -87,15 +118,59 @@ class _Backward:
         call, dims = self.call, ("batch", "nchunks", "nheads", "HEADDIM", "DSTATE")
         found = call.buffer(*dims)
         tensors = {"entering": entering, "states": found}
-        call.launch(states.kernel(self.layer, States(self.n_tiles)), tensors, HAS_ENTERING=entering is not None)
+        self._states(States(), tensors, HAS_ENTERING=entering is not None)
         return found, call.buffer(*dims)
+
+    def _kept_adjoints(self, leaving: Any, several: bool) -> Any:
+        """The adjoints of the states that leave the chunks."""
+        call = self.call
+        found = call.buffer("batch", "nchunks", "nheads", "HEADDIM", "DSTATE")
+        if not several:
+            self._initial_buffer()
+        wanted = not several and "initial_states" in self.needs
+        tensors = {"leaving": leaving, "d_states": found, "d_initial": call.tensors["d_initial"] if wanted else None}
+        self._states(States(True), tensors, HAS_LEAVING=leaving is not None, STORE_INITIAL=wanted)
+        return found
+
+    def _states(self, shape: States, tensors: Arrays, **flags: bool) -> None:
+        """A walk that makes states; one that is specialised has equal tiles of dstate."""
+        call, rows = self.call, {}
+        if self.how.specialised:
+            block, count = tiles.consumer_tiles(call.constants["DSTATE"])
+            shape, rows = replace(shape, n_tiles=count, consumers=2), {"BLOCK_N": block}
+        else:
+            shape = replace(shape, n_tiles=self.n_tiles)
+        call.launch(states.kernel(self.layer, shape), tensors, rows, **flags)
+
+    def _gradients(self) -> None:
+        """All but the adjoints of the states, chunk by chunk."""
+        call, loops = self.call, adjoint.loops(self.layer)
+        call.sizes["parts"] = self.how.parts
+        self._tokens("nchunks")
+        rows = ("batch", "seqlen", "ngroups" if loops else "nheads", "DSTATE")
+        for name in ("B", "C"):
+            wanted = name in self.needs
+            call.tensors[f"d_{name}"] = call.buffer(*(("parts",) if loops else ()), *rows) if wanted else None
+        call.tensors |= self._vectors(adjoint.VECTORS, adjoint.NUMBERS)
+        shape = Gradients(self.n_tiles, self.p_tiles)
+        if self.how.specialised and loops and shape == Gradients():
+            shape = Gradients(specialised=True)
+        call.launch(gradients.kernel(self.layer, shape), {"states": self.states, "d_states": self.adjoints})
+        for name in ("B", "C") if loops else ():
+            if name in self.needs:
+                call.tensors[f"d_{name}"] = call.tensors[f"d_{name}"].sum(0)
+
+    def _tokens(self, parts: str) -> None:
+        """Buffers for the gradients of x, z and D, the last in as many parts as programs make one each."""
+        call, tokens = self.call, ("batch", "seqlen", "nheads", "HEADDIM")
+        outs = {f"d_{name}": call.buffer(*tokens) if name in self.needs else None for name in ("x", "z")}
+        outs["d_D"] = call.buffer("batch", parts, "nheads", "HEADDIM") if "D" in self.needs else None
+        call.tensors |= outs
 
     def _walk(self, leaving: Any, store: bool, several: bool) -> None:
         call = self.call
-        tokens = ("batch", "seqlen", "nheads", "HEADDIM")
-        outs = {f"d_{name}": call.buffer(*tokens) if name in self.needs else None for name in ("x", "z")}
-        outs["d_D"] = call.buffer("batch", "nsegments", "nheads", "HEADDIM") if "D" in self.needs else None
-        call.tensors |= outs | self._vectors(adjoint.WALK_VECTORS, ())
+        self._tokens("nsegments")
+        call.tensors |= self._vectors(adjoint.WALK_VECTORS, ())
         if not several:
             self._initial_buffer()
         tensors = {"leaving": leaving, "states": self.states, "d_states": self.adjoints if store else None}
@@ -111,7 +186,7 @@ class _Backward:
         for name in ("B", "C"):
             wanted = name in self.needs
             call.tensors[f"d_{name}"] = call.buffer("batch", "seqlen", owner, "DSTATE") if wanted else None
-        call.tensors |= self._vectors(adjoint.GROUP_VECTORS, adjoint.GROUP_NUMBERS)
+        call.tensors |= self._vectors(adjoint.GROUP_VECTORS, adjoint.NUMBERS)
         tensors = {"states": self.states, "d_states": self.adjoints}
         call.launch(groups.kernel(self.layer, Groups(self.n_tiles, self.p_tiles)), tensors)
 
@@ -149,4 +224,4 @@ def _flat(state: Any) -> Any:
     return None if state is None else flat(state)
 
 
-__all__ = ["backward"]
+__all__ = ["BackwardSchedule", "How", "backward"]

@@ -36,7 +36,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
     launchers.forward = SimpleNamespace(forward=forward, MINIMAL={})
     launchers.backward = SimpleNamespace(backward=backward, MINIMAL_BACKWARD={"minimal": True})
     defaults = ModuleType("ssdgen.runtime.backward_defaults")
-    defaults.default_backward = lambda problem, sms: {"chunk": 64}
+    defaults.default_backward = lambda problem, sms, arch: {"chunk": 64}
     monkeypatch.setitem(sys.modules, defaults.__name__, defaults)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.backward", launchers.backward)

@@ -14,15 +14,16 @@ d_right_decay_whole[h, j] = Piecewise((d_right_decay[h, j], Eq(seq_last, seq[j])
 d_dA_last_right_decay_terms[h, j] = d_right_decay_whole[h, j]*right_decay_whole[h, j]
 d_dA_last_right_decay[h] = sum over j of d_dA_last_right_decay_terms[h, j]
 d_left_decay_whole[h, i] = Piecewise((d_left_decay[h, i], Eq(seq_before, seq[i])), (0, True))    if HAS_SEQ_IDX
+d_dA_cs_scores_columns[h, j] = d_dt_scores[h, j]*dt[h, j]
 d_dA_last_scaled[h] = centre_decay_whole[h]*d_centre_decay_whole[h] + d_dA_last_right_decay[h]
-d_dA_cs_scaled[h, j] = d_dA_cs_walk[h, j] + d_left_decay_whole[h, j]*left_decay_whole[h, j] - d_right_decay_whole[h,
-    j]*right_decay_whole[h, j]
+d_dA_cs_scaled[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j] + d_left_decay_whole[h,
+    j]*left_decay_whole[h, j] - d_right_decay_whole[h, j]*right_decay_whole[h, j]
 d_log_decay_dA_cs[h, j] = running sum of d_dA_cs_scaled[h, j] over j from its end
 d_log_decay_scaled[h, j] = d_dA_last_scaled[h] + d_log_decay_dA_cs[h, j]
 d_A_terms[h, j] = d_log_decay_scaled[h, j]*dt[h, j]
 d_A[h] = sum over j of d_A_terms[h, j]
 d_dt[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*d_right_decay_whole[h, j] + A[h]*d_log_decay_scaled[h, j] +
-    d_dt_walk[h, j]
+    d_dt_scores[h, j]
 d_dt_positive[h, j] = Piecewise((d_dt[h, j], Eq(dt_positive[h, j], Min(dt_max, Max(dt_min, dt_positive[h, j])))), (0,
     True))
 d_dt_biased[h, j] = sigmoid(dt_biased[h, j])*d_dt_positive[h, j]    if DT_SOFTPLUS
@@ -42,8 +43,8 @@ def dt_gradients(
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
     A_ptr,  # [nheads]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
-    d_dA_cs_walk_ptr,  # [batch, nheads, padded]
-    d_dt_walk_ptr,  # [batch, nheads, padded]
+    d_dA_cs_scores_rows_ptr,  # [batch, nheads, padded]
+    d_dt_scores_ptr,  # [batch, nheads, padded]
     d_right_decay_ptr,  # [batch, nheads, padded]
     d_left_decay_ptr,  # [batch, nheads, padded]
     d_centre_decay_ptr,  # [batch, nchunks, nheads]
@@ -85,8 +86,8 @@ def dt_gradients(
         other=0.0,
     )
     dt_raw = dt_raw.to(tl.float32)
-    d_dt_walk_base = d_dt_walk_ptr + b * nheads * padded + head0 * padded + row0
-    d_dt_walk = tl.load(d_dt_walk_base + head[None, :] * padded + row[:, None], mask=head_in[None, :], other=0.0)
+    d_dt_scores_base = d_dt_scores_ptr + b * nheads * padded + head0 * padded + row0
+    d_dt_scores = tl.load(d_dt_scores_base + head[None, :] * padded + row[:, None], mask=head_in[None, :], other=0.0)
     d_centre_decay = tl.load(
         d_centre_decay_ptr + (b * nchunks + chunk) * nheads + head0 + head, mask=head_in, other=0.0
     )
@@ -99,8 +100,10 @@ def dt_gradients(
     )
     if HAS_SEQ_IDX:
         seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
-    d_dA_cs_walk_base = d_dA_cs_walk_ptr + b * nheads * padded + head0 * padded + row0
-    d_dA_cs_walk = tl.load(d_dA_cs_walk_base + head[None, :] * padded + row[:, None], mask=head_in[None, :], other=0.0)
+    d_dA_cs_scores_rows_base = d_dA_cs_scores_rows_ptr + b * nheads * padded + head0 * padded + row0
+    d_dA_cs_scores_rows = tl.load(
+        d_dA_cs_scores_rows_base + head[None, :] * padded + row[:, None], mask=head_in[None, :], other=0.0
+    )
     d_left_decay_base = d_left_decay_ptr + b * nheads * padded + head0 * padded + row0
     d_left_decay = tl.load(d_left_decay_base + head[None, :] * padded + row[:, None], mask=head_in[None, :], other=0.0)
     dt_biased = dt_raw
@@ -121,15 +124,18 @@ def dt_gradients(
     d_dA_last_right_decay_terms = d_right_decay * right_decay
     d_dA_last_right_decay = tl.sum(d_dA_last_right_decay_terms, axis=0)
     d_dA_last_scaled = d_dA_last_right_decay + centre_decay * d_centre_decay
+    d_dA_cs_scores_columns = d_dt_scores * dt
     if HAS_SEQ_IDX:
         d_left_decay = tl.where(seq_before == seq[:, None], d_left_decay, 0.0)
     left_decay = decay(dA_cs)
-    d_dA_cs_scaled = d_dA_cs_walk + d_left_decay * left_decay - d_right_decay * right_decay
+    d_dA_cs_scaled = (
+        d_dA_cs_scores_rows + d_left_decay * left_decay - d_dA_cs_scores_columns - d_right_decay * right_decay
+    )
     d_log_decay_dA_cs = tl.cumsum(d_dA_cs_scaled, axis=0, reverse=True)
     d_log_decay_scaled = d_dA_last_scaled[None, :] + d_log_decay_dA_cs
     d_dt = tl.where(
         row_in[:, None],
-        d_dt_walk + d_right_decay * decay(dA_last[None, :] - dA_cs) + d_log_decay_scaled * A[None, :],
+        d_dt_scores + d_right_decay * decay(dA_last[None, :] - dA_cs) + d_log_decay_scaled * A[None, :],
         0.0,
     )
     d_dt = tl.where(dt_positive == minimum(dt_max, maximum(dt_min, dt_positive)), d_dt, 0.0)

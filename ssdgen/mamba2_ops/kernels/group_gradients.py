@@ -1,27 +1,29 @@
 """One program makes the gradients of B and C of one chunk for the heads of a group, one after the other.
 
+mask_decay[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j]), i >= j), (0, True))
 left_decay_whole[h, i] = 2**Min(0, dA_cs[h, i])
 left_decay[h, i] = Piecewise((left_decay_whole[h, i], Eq(seq_before, seq[i])), (0, True))    if HAS_SEQ_IDX
 right_decay_whole[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*dt[h, j]
 right_decay[h, j] = Piecewise((right_decay_whole[h, j], Eq(seq_last, seq[j])), (0, True))    if HAS_SEQ_IDX
+y_state[h, i, p] = sum over n of C[i, n] * state[h, p, n]
+x_weighted[h, j, p] = right_decay[h, j]*x[h, j, p]
 d_centre_decay_terms[h, p, n] = d_state_out[h, p, n]*state[h, p, n]
 d_centre_decay[h] = sum over p, n of d_centre_decay_terms[h, p, n]
-d_B_local_state[h, j, n] = sum over p of x[h, j, p] * d_state_out[h, p, n]
 d_y_skip[h, i, p] = sigmoid(z[h, i, p])*d_y[h, i, p]*z[h, i, p]    if HAS_Z
-d_C_y_state[h, i, n] = sum over p of d_y_skip[h, i, p] * state[h, p, n]
-d_left_decay_terms[h, i, n] = C[i, n]*d_C_y_state[h, i, n]
-d_left_decay[h, i] = sum over n of d_left_decay_terms[h, i, n]
+d_left_decay_terms[h, i, p] = d_y_skip[h, i, p]*y_state[h, i, p]
+d_left_decay[h, i] = sum over p of d_left_decay_terms[h, i, p]
 d_scores[h, i, j] = sum over p of d_y_skip[h, i, p] * x[h, j, p]
+d_y_state[h, i, p] = d_y_skip[h, i, p]*left_decay[h, i]
 d_scores_whole[h, i, j] = Piecewise((d_scores[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
-d_CB_head[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*d_scores_whole[h, i, j]*dt[h, j], i >= j), (0,
-    True))
+d_scores_decayed[h, i, j] = d_scores_whole[h, i, j]*mask_decay[h, i, j]
+d_CB_head[h, i, j] = d_scores_decayed[h, i, j]*dt[h, j]
 d_CB[i, j] = sum over h of d_CB_head[h, i, j]
 d_C_CB[i, n] = sum over j of d_CB[i, j] * B[j, n]
 d_B_CB[j, n] = sum over i of d_CB[i, j] * C[i, n]
-d_C_head[h, i, n] = d_C_y_state[h, i, n]*left_decay[h, i]
+d_C_head[h, i, n] = sum over p of d_y_state[h, i, p] * state[h, p, n]
 d_C_heads[i, n] = sum over h of d_C_head[h, i, n]
 d_C[i, n] = d_C_CB[i, n] + d_C_heads[i, n]
-d_B_head[h, j, n] = d_B_local_state[h, j, n]*right_decay[h, j]
+d_B_head[h, j, n] = sum over p of x_weighted[h, j, p] * d_state_out[h, p, n]
 d_B_heads[j, n] = sum over h of d_B_head[h, j, n]
 d_B[j, n] = d_B_CB[j, n] + d_B_heads[j, n]
 """
@@ -102,16 +104,15 @@ def group_gradients(
     d_CB = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     d_B_heads = tl.zeros([CHUNK, BLOCK_N], dtype=tl.float32)
     d_C_heads = tl.zeros([CHUNK, BLOCK_N], dtype=tl.float32)
-    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
     d_y_base = d_y_ptr + b * stride_d_y_batch + row0 * stride_d_y_seqlen
     x_base = x_ptr + b * stride_x_batch + row0 * stride_x_seqlen
+    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
     dt_base = dt_ptr + b * nheads * padded + row0
-    d_states_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     dA_last_base = dA_cs_ptr + b * nheads * padded + row0 + CHUNK - 1
+    d_states_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     states_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     for step in range(nheads // ngroups):
         head = group * (nheads // ngroups) + step
-        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
         d_y = tl.load(
             d_y_base + head * stride_d_y_nheads + row[:, None] * stride_d_y_seqlen + p[None, :],
             mask=row_in[:, None] & p_in[None, :],
@@ -129,13 +130,14 @@ def group_gradients(
             mask=row_in[:, None] & p_in[None, :],
             other=0.0,
         )
+        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
         dt = tl.load(dt_base + head * padded + row)  # [CHUNK]
+        dA_last = tl.load(dA_last_base + head * padded)
         d_state = tl.load(
             d_states_base + head * HEADDIM * DSTATE + p[:, None] * DSTATE + n[None, :],
             mask=p_in[:, None] & n_in[None, :],
             other=0.0,
         )
-        dA_last = tl.load(dA_last_base + head * padded)
         state = tl.load(
             states_base + head * HEADDIM * DSTATE + p[:, None] * DSTATE + n[None, :],
             mask=p_in[:, None] & n_in[None, :],
@@ -148,23 +150,22 @@ def group_gradients(
         d_scores = tl.dot(d_y_skip.to(DOT), tl.trans(x), input_precision=PRECISION)
         if HAS_SEQ_IDX:
             d_scores = tl.where(seq[:, None] == seq[None, :], d_scores, 0.0)
-        d_CB_head = tl.where(
-            row[:, None] >= row[None, :], d_scores * dt[None, :] * decay(dA_cs[:, None] - dA_cs[None, :]), 0.0
-        )
+        mask_decay = tl.where(row[:, None] >= row[None, :], decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
+        d_scores_decayed = d_scores * mask_decay
+        d_CB_head = d_scores_decayed * dt[None, :]
         d_CB = d_CB + d_CB_head
-        d_B_local_state = tl.dot(x, d_state.to(DOT), input_precision=PRECISION)
         right_decay = dt * decay(dA_last - dA_cs)
         if HAS_SEQ_IDX:
             right_decay = tl.where(seq_last == seq, right_decay, 0.0)
-        d_B_head = d_B_local_state * right_decay[:, None]
-        d_B_heads = d_B_head + d_B_heads
-        d_C_y_state = tl.dot(d_y_skip.to(DOT), state.to(DOT), input_precision=PRECISION)
+        x_weighted = x.to(tl.float32) * right_decay[:, None]
+        d_B_heads = tl.dot(x_weighted.to(DOT), d_state.to(DOT), acc=d_B_heads, input_precision=PRECISION)
         left_decay = decay(dA_cs)
         if HAS_SEQ_IDX:
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
-        d_C_head = d_C_y_state * left_decay[:, None]
-        d_C_heads = d_C_head + d_C_heads
-        d_left_decay_terms = C.to(tl.float32) * d_C_y_state
+        d_y_state = d_y_skip.to(tl.float32) * left_decay[:, None]
+        d_C_heads = tl.dot(d_y_state.to(DOT), state.to(DOT), acc=d_C_heads, input_precision=PRECISION)
+        y = tl.dot(C, tl.trans(state).to(DOT), input_precision=PRECISION)
+        d_left_decay_terms = d_y_skip.to(tl.float32) * y
         d_left_decay = tl.sum(d_left_decay_terms, axis=1)
         if NEEDS_DT:
             tl.store(d_left_decay_ptr + b * nheads * padded + row0 + head * padded + row, d_left_decay)

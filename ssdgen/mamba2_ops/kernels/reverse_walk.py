@@ -2,9 +2,9 @@
 registers; it writes the gradients of x, z and D, those of each chunk's decays and step sizes, and each chunk's
 d_state_out.
 
+mask_decay[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j]), i >= j), (0, True))
 CB[i, j] = sum over n of C[i, n] * B[j, n]
-scores_unit[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*CB[i, j], i >= j), (0, True))
-scores_whole[h, i, j] = dt[h, j]*scores_unit[h, i, j]
+scores_whole[h, i, j] = CB[i, j]*dt[h, j]*mask_decay[h, i, j]
 scores[h, i, j] = Piecewise((scores_whole[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
 left_decay_whole[h, i] = 2**Min(0, dA_cs[h, i])
 left_decay[h, i] = Piecewise((left_decay_whole[h, i], Eq(seq_before, seq[i])), (0, True))    if HAS_SEQ_IDX
@@ -27,13 +27,12 @@ d_x_y_diag[h, j, p] = sum over i of scores[h, i, j] * d_y_skip[h, i, p]
 d_y_state[h, i, p] = d_y_skip[h, i, p]*left_decay[h, i]
 d_state_y_state[h, p, n] = sum over i of d_y_state[h, i, p] * C[i, n]
 d_scores_whole[h, i, j] = Piecewise((d_scores[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
-d_dt_scores_terms[h, i, j] = d_scores_whole[h, i, j]*scores_unit[h, i, j]
-d_dA_cs_scores_terms[h, i, j] = d_dt_scores_terms[h, i, j]*dt[h, j]
-d_dA_cs_scores_rows[h, i] = sum over j of d_dA_cs_scores_terms[h, i, j]
-d_dA_cs_scores_columns[h, j] = sum over i of d_dA_cs_scores_terms[h, i, j]
+d_scores_decayed[h, i, j] = d_scores_whole[h, i, j]*mask_decay[h, i, j]
+d_dt_scores_terms[h, i, j] = CB[i, j]*d_scores_decayed[h, i, j]
 d_dt_scores[h, j] = sum over i of d_dt_scores_terms[h, i, j]
-d_dA_cs_walk[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j]
-d_dt_walk[h, j] = d_dt_scores[h, j]
+d_CB_head[h, i, j] = d_scores_decayed[h, i, j]*dt[h, j]
+d_dA_cs_scores_terms[h, i, j] = CB[i, j]*d_CB_head[h, i, j]
+d_dA_cs_scores_rows[h, i] = sum over j of d_dA_cs_scores_terms[h, i, j]
 d_state[h, p, n] = centre_decay[h]*d_state_out[h, p, n] + d_state_y_state[h, p, n]
 d_z[h, i, p] = ((1 - sigmoid(z[h, i, p]))*z[h, i, p] + 1)*sigmoid(z[h, i, p])*d_y[h, i, p]*y_skip[h, i, p]
 d_x_base[h, j, p] = d_x_weighted[h, j, p]*right_decay[h, j] + d_x_y_diag[h, j, p]
@@ -62,8 +61,8 @@ def reverse_walk(
     d_x_ptr,  # [batch, seqlen, nheads, headdim], if NEEDS_X
     d_z_ptr,  # [batch, seqlen, nheads, headdim], if NEEDS_Z
     d_D_ptr,  # [batch, nsegments, nheads, headdim], if NEEDS_D
-    d_dA_cs_walk_ptr,  # [batch, nheads, padded], if NEEDS_DT
-    d_dt_walk_ptr,  # [batch, nheads, padded], if NEEDS_DT
+    d_dA_cs_scores_rows_ptr,  # [batch, nheads, padded], if NEEDS_DT
+    d_dt_scores_ptr,  # [batch, nheads, padded], if NEEDS_DT
     d_right_decay_ptr,  # [batch, nheads, padded], if NEEDS_DT
     d_states_ptr,  # [batch, nchunks, nheads, headdim, dstate], if STORE_ADJOINTS
     d_initial_ptr,  # [batch, nheads, headdim, dstate], if STORE_INITIAL
@@ -137,8 +136,8 @@ def reverse_walk(
     d_y_base = d_y_ptr + b * stride_d_y_batch + head * stride_d_y_nheads
     B_base = B_ptr + b * stride_B_batch + group * stride_B_ngroups
     dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
-    dt_base = dt_ptr + (b * nheads + head) * padded
     C_base = C_ptr + b * stride_C_batch + group * stride_C_ngroups
+    dt_base = dt_ptr + (b * nheads + head) * padded
     for step in range(chunks):
         chunk = first + chunks - 1 - step
         row0 = chunk * CHUNK
@@ -169,12 +168,12 @@ def reverse_walk(
         if HAS_SEQ_IDX:
             seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
             seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
-        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
         C = tl.load(
             C_base + row0 * stride_C_seqlen + row[:, None] * stride_C_seqlen + n[None, :],
             mask=row_in[:, None] & n_in[None, :],
             other=0.0,
         )
+        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
         if NEEDS_Z:
             state_base = states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE
             state = tl.load(
@@ -208,8 +207,8 @@ def reverse_walk(
             left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         # diagonal block, once more and its adjoint
         CB = tl.dot(B, tl.trans(C), input_precision=PRECISION)
-        scores_unit = tl.where(row[None, :] >= row[:, None], CB * decay(dA_cs[None, :] - dA_cs[:, None]), 0.0)
-        scores = scores_unit * dt[:, None]
+        mask_decay = tl.where(row[None, :] >= row[:, None], decay(dA_cs[None, :] - dA_cs[:, None]), 0.0)
+        scores = CB * mask_decay * dt[:, None]
         if HAS_SEQ_IDX:
             scores = tl.where(seq[None, :] == seq[:, None], scores, 0.0)
         if NEEDS_Z:
@@ -247,17 +246,16 @@ def reverse_walk(
         d_scores = tl.dot(x, tl.trans(d_y_skip).to(DOT), input_precision=PRECISION)
         if HAS_SEQ_IDX:
             d_scores = tl.where(seq[None, :] == seq[:, None], d_scores, 0.0)
-        d_dt_scores_terms = d_scores * scores_unit
-        d_dA_cs_scores_terms = d_dt_scores_terms * dt[:, None]
-        d_dA_cs_scores_columns = tl.sum(d_dA_cs_scores_terms, axis=1)
+        d_scores_decayed = d_scores * mask_decay
+        d_CB_head = d_scores_decayed * dt[:, None]
+        d_dA_cs_scores_terms = CB * d_CB_head
         d_dA_cs_scores_rows = tl.sum(d_dA_cs_scores_terms, axis=0)
-        d_dA_cs_walk = d_dA_cs_scores_rows - d_dA_cs_scores_columns
         if NEEDS_DT:
-            tl.store(d_dA_cs_walk_ptr + (b * nheads + head) * padded + row0 + row, d_dA_cs_walk)
+            tl.store(d_dA_cs_scores_rows_ptr + (b * nheads + head) * padded + row0 + row, d_dA_cs_scores_rows)
+        d_dt_scores_terms = CB * d_scores_decayed
         d_dt_scores = tl.sum(d_dt_scores_terms, axis=1)
-        d_dt_walk = d_dt_scores
         if NEEDS_DT:
-            tl.store(d_dt_walk_ptr + (b * nheads + head) * padded + row0 + row, d_dt_walk)
+            tl.store(d_dt_scores_ptr + (b * nheads + head) * padded + row0 + row, d_dt_scores)
             tl.store(d_right_decay_ptr + (b * nheads + head) * padded + row0 + row, d_right_decay)
         # left and centre factor: the adjoint of the state that enters the chunk
         d_y_state = d_y_skip.to(tl.float32) * left_decay[:, None]

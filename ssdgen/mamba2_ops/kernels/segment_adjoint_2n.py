@@ -106,7 +106,6 @@ def segment_adjoint_2n(
             mask=row_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
-        # left and centre factor: the adjoint of the state that enters the chunk
         d_y_skip = d_y
         if HAS_Z:
             d_y_skip = d_y.to(tl.float32) * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))

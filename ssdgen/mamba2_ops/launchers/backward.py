@@ -2,8 +2,12 @@
 
 step sizes    and running sums, padded to whole chunks
 states        that enter each chunk: a walk forwards through the chunks of each segment
-walk          backwards through the chunks of each segment: d_x, d_z, d_D and, per token, a part of d_dt
-groups        chunk by chunk, the heads of a group added up: d_B, d_C and another part of d_dt
+then, in the schedule "walk"
+  walk        backwards through the chunks of each segment: d_x, d_z, d_D and, per token, a part of d_dt
+  groups      chunk by chunk, the heads of a group added up: d_B, d_C and another part of d_dt
+or, in the schedule "chunks"
+  adjoints    of the states that leave each chunk: a walk backwards
+  gradients   chunk by chunk, the heads of a group added up: all of the above
 steps         d_dt, d_A and d_dt_bias from those parts
 
 With several segments, what enters each from the left and its adjoint from the right are made first.
@@ -19,8 +23,23 @@ from torch import Tensor
 from ..errors import OptionError
 from ..kernels import (
     adjoint_passing,
+    chunk_adjoints,
+    chunk_adjoints_1consumer,
+    chunk_adjoints_2consumers,
+    chunk_adjoints_2n,
+    chunk_adjoints_2n_1consumer,
+    chunk_adjoints_2n_2consumers,
+    chunk_gradients,
+    chunk_gradients_2consumers,
+    chunk_gradients_2n,
+    chunk_gradients_2n_2p,
+    chunk_gradients_2p,
     chunk_states,
+    chunk_states_1consumer,
+    chunk_states_2consumers,
     chunk_states_2n,
+    chunk_states_2n_1consumer,
+    chunk_states_2n_2consumers,
     dt_cumsum,
     dt_gradients,
     group_gradients,
@@ -32,13 +51,21 @@ from ..kernels import (
     reverse_walk_2n_2p,
     reverse_walk_2p,
     segment_adjoint,
+    segment_adjoint_1consumer,
+    segment_adjoint_2consumers,
     segment_adjoint_2n,
+    segment_adjoint_2n_1consumer,
+    segment_adjoint_2n_2consumers,
     segment_state,
+    segment_state_1consumer,
+    segment_state_2consumers,
     segment_state_2n,
+    segment_state_2n_1consumer,
+    segment_state_2n_2consumers,
     state_passing,
 )
-from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, key_of
-from ..tiles import LARGEST, SMALLEST, cut, next_power_of_two
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from .forward import _blocks, _narrow, _precision
 
 # dimensions of the operands, as the kernels' stride parameters name them
@@ -61,6 +88,10 @@ CHUNK_STATES = {
     1: chunk_states,
     2: chunk_states_2n,
 }
+CHUNK_ADJOINTS = {
+    1: chunk_adjoints,
+    2: chunk_adjoints_2n,
+}
 SEGMENT_ADJOINT = {
     1: segment_adjoint,
     2: segment_adjoint_2n,
@@ -77,8 +108,46 @@ GROUP_GRADIENTS = {
     (1, 2): group_gradients_2p,
     (2, 2): group_gradients_2n_2p,
 }
+CHUNK_GRADIENTS = {
+    (1, 1): chunk_gradients,
+    (2, 1): chunk_gradients_2n,
+    (1, 2): chunk_gradients_2p,
+    (2, 2): chunk_gradients_2n_2p,
+}
+# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+CONSUMERS = {
+    "chunk_gradients": {
+        (2, 1): chunk_gradients_2consumers,
+    },
+    "segment_state": {
+        (1, 1): segment_state_1consumer,
+        (1, 2): segment_state_2n_1consumer,
+        (2, 1): segment_state_2consumers,
+        (2, 2): segment_state_2n_2consumers,
+    },
+    "chunk_states": {
+        (1, 1): chunk_states_1consumer,
+        (1, 2): chunk_states_2n_1consumer,
+        (2, 1): chunk_states_2consumers,
+        (2, 2): chunk_states_2n_2consumers,
+    },
+    "chunk_adjoints": {
+        (1, 1): chunk_adjoints_1consumer,
+        (1, 2): chunk_adjoints_2n_1consumer,
+        (2, 1): chunk_adjoints_2consumers,
+        (2, 2): chunk_adjoints_2n_2consumers,
+    },
+    "segment_adjoint": {
+        (1, 1): segment_adjoint_1consumer,
+        (1, 2): segment_adjoint_2n_1consumer,
+        (2, 1): segment_adjoint_2consumers,
+        (2, 2): segment_adjoint_2n_2consumers,
+    },
+}
+
 # runs in 48 KB of shared memory up to a headdim * dstate of 32768
 MINIMAL_BACKWARD: dict[str, Any] = {
+    "schedule": "walk",
     "chunk": 16,
     "state_dtype": "float32",
     "kernels": {
@@ -117,9 +186,10 @@ def backward(
 ) -> dict[str, Tensor]:
     """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
 
-    config: {"chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without "segment" a
-    program walks the whole sequence.  numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate
-    and headdim are cut in two.  On the current device; arguments already checked, batch at least 1.
+    config: {"schedule", "chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without
+    "segment" a program walks the whole sequence; "parts": programs that share out the heads of a group in "chunks".
+    numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two;
+    consumers, where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
@@ -139,7 +209,7 @@ def backward(
         plan = _plan(config, tensors, *options)
         _recipes.run(key, plan, config)
         tensors = plan.tensors
-    return {name: _gradient(tensors, name) for name in sorted(needs)}
+    return _results(tensors, needs)
 
 
 def launches(
@@ -255,6 +325,16 @@ def _plan(
     entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
     # where a segment is a chunk, what enters and leaves it is there already
     kept = not (several and length == chunk)
+    if config.get("schedule", "walk") == "chunks":
+        if kept:
+            _keep_states(sizes, config, entering)
+            _keep_adjoints(sizes, config, leaving, several)
+            entering, leaving = "states", "d_states"
+        if needs - {"initial_states"}:
+            _gradients(sizes, config, entering, leaving)
+        if steps:
+            _finish_steps(sizes, config)
+        return sizes.plan()
     if kept and (steps or groups or "z" in needs):
         _keep_states(sizes, config, entering)
         entering = "states"
@@ -276,18 +356,17 @@ def _plan(
 def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
     """The states that enter the segments and the adjoints of those that leave them, by name."""
     names, dtype = sizes.names, _state_dtype(config)
-    n_tiles = cut(names["DSTATE"])
     for name in ("summary", "d_summary"):
         sizes.allocate(name, _states(sizes, "nsegments"), dtype)
     sizes.allocate("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
-    numbers, blocks = _shared(sizes, config, "segment_state")
-    sizes.launch(_there(SEGMENT_STATE, len(n_tiles), sizes), numbers, {"dt": "dt_ready"}, **blocks)
+    module, numbers, blocks = _states_of(SEGMENT_STATE, sizes, config, "segment_state", ("x", "B"))
+    sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
     numbers = _numbers(config, "state_passing")
     block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
     entering = sizes.tensors["initial_states"] is not None
     sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
-    numbers, blocks = _shared(sizes, config, "segment_adjoint")
-    sizes.launch(_there(SEGMENT_ADJOINT, len(n_tiles), sizes), numbers, {"summary": "d_summary"}, **blocks)
+    module, numbers, blocks = _states_of(SEGMENT_ADJOINT, sizes, config, "segment_adjoint", ("d_y", "C"))
+    sizes.launch(module, numbers, {"summary": "d_summary"}, **blocks)
     slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
     leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
     numbers = _numbers(config, "adjoint_passing")
@@ -298,22 +377,57 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
 def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
     """The state that enters each chunk, in `states`."""
     sizes.allocate("states", _states(sizes, "nchunks"), _state_dtype(config))
-    numbers, blocks = _shared(sizes, config, "chunk_states")
     there = sizes.tensors[entering] is not None
-    module = _there(CHUNK_STATES, len(cut(sizes.names["DSTATE"])), sizes)
+    module, numbers, blocks = _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
     sizes.launch(module, numbers, {"entering": entering, "dt": "dt_ready"}, HAS_ENTERING=there, **blocks)
 
 
-def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
+def _keep_adjoints(sizes: Sizes, config: dict[str, Any], leaving: str, several: bool) -> None:
+    """The adjoint of the state that leaves each chunk, in `d_states`."""
+    sizes.allocate("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    flags = {
+        "HAS_LEAVING": sizes.tensors[leaving] is not None,
+        "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
+    }
+    module, numbers, blocks = _states_of(CHUNK_ADJOINTS, sizes, config, "chunk_adjoints", ("d_y", "C"))
+    sizes.launch(module, numbers, {"leaving": leaving}, **flags, **blocks)
+
+
+def _gradients(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str) -> None:
+    """Everything but the states' adjoints, chunk by chunk."""
+    names, tensors = sizes.names, sizes.tensors
+    _tokens(sizes)
+    if names["NEEDS_D"]:
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
+    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_left_decay"], ["d_centre_decay"])
+    rows = (names["batch"], names["seqlen"], names["ngroups"], names["DSTATE"])
+    # programs that share out the heads of a group leave a part each
+    heads, parts = names["nheads"] // names["ngroups"], config.get("parts", 1)
+    parts = next(count for count in range(min(parts, heads), 0, -1) if heads % count == 0)
+    if names["NEEDS_B"] or names["NEEDS_C"]:
+        together = "d_B+d_C"
+        sizes.allocate(together, (2, parts, *rows), torch.float32 if parts > 1 else tensors["B"].dtype)
+    slots = {"states": entering, "d_states": leaving, "dt": "dt_ready"}
+    module, numbers, blocks = _gradients_of(sizes, config)
+    sizes.launch(module, numbers, slots, parts=parts, **blocks)
+
+
+def _tokens(sizes: Sizes) -> None:
+    """Buffers for the gradients of x and z."""
     names, tensors = sizes.names, sizes.tensors
     tokens = (names["batch"], names["seqlen"], names["nheads"], names["HEADDIM"])
     if names["NEEDS_X"]:
         sizes.allocate("d_x", tokens, tensors["x"].dtype)
     if names["NEEDS_Z"]:
         sizes.allocate("d_z", tokens, tensors["z"].dtype)
+
+
+def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
+    names, tensors = sizes.names, sizes.tensors
+    _tokens(sizes)
     if names["NEEDS_D"]:
-        sizes.allocate("d_D", (names["batch"], names["nsegments"], *tokens[2:]), torch.float32)
-    _vectors(sizes, ["d_dA_cs_walk", "d_dt_walk", "d_right_decay"], [])
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nsegments", "nheads", "HEADDIM"))), torch.float32)
+    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [])
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,
@@ -339,19 +453,26 @@ def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: s
 def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     names, dt = sizes.names, sizes.tensors["dt"]
     sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
-    for name in ("A", "dt_bias"):
-        if names[f"NEEDS_{name.upper()}"]:
-            sizes.allocate(f"d_{name}", (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+    sizes.allocate("d_A+d_dt_bias", (2, names["batch"], names["nchunks"], names["nheads"]), torch.float32)
     numbers = _numbers(config, "dt_gradients")
     sizes.launch(dt_gradients, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
 
 
-def _gradient(tensors: dict[str, Tensor | None], name: str) -> Tensor:
-    """The gradient of an input in its shape and dtype, from what the kernels left of it."""
-    given, made = tensors[name], tensors["d_initial" if name == "initial_states" else f"d_{name}"]
-    if name in ("A", "dt_bias"):
-        made = made.sum((0, 1))
-    elif name == "D":
+def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
+    """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
+    made = {name: tensors.get("d_initial" if name == "initial_states" else f"d_{name}") for name in needs}
+    if needs & {"A", "dt_bias"}:
+        made["A"], made["dt_bias"] = tensors["d_A+d_dt_bias"].sum((1, 2)).unbind()
+    if needs & {"B", "C"} and "d_B+d_C" in tensors:
+        whole = tensors["d_B+d_C"]
+        # one part is the gradient itself
+        whole = whole[:, 0] if whole.shape[1] == 1 else whole.sum(1).to(tensors["B"].dtype)
+        made["B"], made["C"] = whole.unbind()
+    return {name: _shaped(name, made[name], tensors[name]) for name in sorted(needs)}
+
+
+def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
+    if name == "D":
         made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
     return made.to(given.dtype)
 
@@ -385,13 +506,62 @@ def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
     return next_power_of_two(block)
 
 
-def _shared(sizes: Sizes, config: dict[str, Any], kernel: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Numbers and tiles of a kernel whose programs share out headdim."""
+def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, str]):
+    """Module, numbers and tiles of a walk that makes states, whose programs share out headdim."""
     names, numbers = sizes.names, _numbers(config, kernel)
+    block, tiles = consumer_tiles(names["DSTATE"])
+    if consumers := _consumers(sizes, config, kernel, operands):
+        # what goes through shared memory has the operands' dtype
+        if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
+            module = CONSUMERS.get(kernel, {}).get((consumers, tiles))
+            if module is not None:
+                numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
+                return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        # what fits anywhere, where warps cannot be specialised
+        numbers = {"num_stages": 1}
     block = max(SMALLEST, min(numbers.get("block_p", 64), next_power_of_two(names["HEADDIM"])))
     if block < 64 or names["CHUNK"] < 64:
         numbers = _narrow(numbers, sizes.tensors["x"])
-    return numbers, {**_blocks("BLOCK_N", cut(names["DSTATE"])), "BLOCK_P": block}
+    n_tiles = cut(names["DSTATE"])
+    return _there(table, len(n_tiles), sizes), numbers, {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+
+
+def _gradients_of(sizes: Sizes, config: dict[str, Any]):
+    """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
+    names, numbers = sizes.names, _numbers(config, "chunk_gradients")
+    block, tiles = consumer_tiles(names["DSTATE"])
+    if (
+        _consumers(sizes, config, "chunk_gradients", ("x", "B", "C", "d_y"))
+        and _state_dtype(config) is sizes.tensors["x"].dtype
+        and tiles == 1
+        and names["HEADDIM"] == CONSUMER_ROWS
+        and "chunk_gradients" in CONSUMERS
+    ):
+        (module,) = CONSUMERS["chunk_gradients"].values()
+        # the gate has a tile of its own, which leaves room for two stages
+        stages = min(numbers.get("num_stages", 2), 2 if names["HAS_Z"] else 3)
+        numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}
+        return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        config = {**config, "kernels": {**config["kernels"], "chunk_gradients": {"num_warps": 8, "num_stages": 1}}}
+    return _whole(CHUNK_GRADIENTS, sizes, config, "chunk_gradients")
+
+
+def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, ...]) -> int:
+    """How many consumers a program has; 0 where its warps cannot be specialised: that is Hopper's alone."""
+    names, tensors = sizes.names, sizes.tensors
+    x, wanted = tensors["x"], _numbers(config, kernel).get("consumers", 0)
+    possible = (
+        wanted
+        and x.element_size() == 2
+        and names["CHUNK"] == CONSUMER_ROWS
+        and names["HEADDIM"] >= CONSUMER_ROWS
+        and names["DSTATE"] <= LARGEST
+        and all(can_describe(tensors[name]) for name in operands)
+        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
+    )
+    return wanted if possible else 0
 
 
 def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):

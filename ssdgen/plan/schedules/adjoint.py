@@ -1,8 +1,7 @@
 """What the kernels of the backward pass share: their graph, names and sources.  chunk_adjoint -> states, reverse, ..
 
 The adjoint of a chunk is cut into kernels where a value has to wait for others: sums over tokens wait for all of a
-chunk, what heads share waits for all heads.  A sum of which one kernel has some addends and a later one the others is
-made in two parts.
+chunk, what heads share waits for all heads.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 import sympy
 
 from ...spec.derivative import cases
-from ...spec.dims import entry, name_of
+from ...spec.dims import entry
 from ...spec.gradient import chunk_adjoint
-from ...spec.graph import Graph, Map, Node, reads
+from ...spec.graph import Contract, Graph, Map, Node, reads
 from ...spec.layer import Layer
 from ..ir import Index, Span, Tensor
 from ..lower import Pieces, Source
@@ -24,12 +23,10 @@ from . import common
 
 Level = common.Level
 
-# what the addends that `reverse_walk` leaves must not need: the first two are made from the entering states; a sum over
-# the third, along the tokens of a chunk, in the kernel that makes it breaks Triton's compiler for sm_100 (3.7.1)
-LATE = ("d_left_decay", "d_centre_decay", "d_right_decay")
-# vectors over tokens that `reverse_walk` and `group_gradients` leave for `dt_gradients`, and numbers of a chunk
-WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_walk", "d_dt_walk", "d_right_decay"), ("d_left_decay",)
-GROUP_NUMBERS = ("d_centre_decay",)
+# vectors over tokens that other kernels leave for `dt_gradients`, and numbers of a chunk; a sum over the third, along
+# the tokens of a chunk, in the kernel that makes it breaks Triton's compiler for sm_100 (3.7.1)
+WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"), ("d_left_decay",)
+VECTORS, NUMBERS = (*WALK_VECTORS, *GROUP_VECTORS), ("d_centre_decay",)
 
 RENAME = {
     **{name: common.RENAME[name] for name in common.RENAME if name.endswith("_whole") or name.startswith("y_")},
@@ -45,8 +42,8 @@ RENAME = {
     "d_x_head": "d_x",
     "d_x_head_base": "d_x",
 }
-# the mask without the step sizes
-UNIT = "scores_unit"
+# the decays of the mask without the step sizes, and the adjoint of the scores times them
+DECAYS, DECAYED = "mask_decay", "d_scores_decayed"
 # read without their option too
 KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 
@@ -55,48 +52,63 @@ KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 def graph(layer: Layer) -> Graph:
     """The adjoint of a chunk of `layer`, its sums cut where one kernel ends."""
     # the graph holds every option
-    found = _factored(chunk_adjoint(Layer(layer.family, layer.layout)))
-    for name, part in (("d_dA_cs_scaled", "d_dA_cs_walk"), ("d_dt", "d_dt_walk")):
-        found = _parted(found, name, part) if name in found else found
-    return found
-
-
-def _parted(whole: Graph, name: str, part: str) -> Graph:
-    """The graph with `part`, the addends of the sum `name` that need nothing of LATE, as a value of its own."""
-    node = whole[name]
-    assert isinstance(node, Map) and node.option is None
-    terms: Any = sympy.Add.make_args(node.formula)
-    early = sympy.Add(*(term for term in terms if not _waits(whole, term)))
-    axes = node.axes
-    cut: list[Node] = [Map(part, axes, early), replace(node, formula=node.formula - early + entry(part, *axes))]
-    at = whole.nodes.index(node)
-    return Graph(whole.name, (*whole.nodes[:at], *cut, *whole.nodes[at + 1 :]))
+    return _scaled_first(_factored(chunk_adjoint(Layer(layer.family, layer.layout))))
 
 
 def _factored(whole: Graph) -> Graph:
-    """The graph with what scores and the terms of their step sizes' adjoint have in common as a value of its own.
+    """The graph with what the tiles as large as the scores have in common as values of their own.
 
-    The terms of the decays' adjoint are then those of the step sizes' times the step sizes: of all tiles as large as
-    the scores only two have to live at a time.
+    Scores and their adjoints all have the decays of the mask: DECAYS is made once. The decayed adjoint of the scores
+    times the step sizes is C B^T's; that times C B^T are the terms of the rows of the decays' adjoint, of which the
+    columns are the step sizes' own sums times the step sizes. Few tiles then live at a time, and one sum is spared.
     """
-    scores, terms = whole["scores_whole"], whole["d_dt_scores_terms"]
-    assert isinstance(scores, Map) and isinstance(terms, Map)
-    (product, causal), (other, _) = (cases(node.formula)[0] for node in (scores, terms))
-    factors: Any = set(sympy.Mul.make_args(product)) & set(sympy.Mul.make_args(other))
-    common = sympy.Mul(*factors)
-    unit = entry(UNIT, *scores.axes)
-    made: dict[str, Node] = {
-        UNIT: Map(UNIT, scores.axes, sympy.Piecewise((common, causal), (0, True))),
-        scores.name: replace(scores, formula=unit * product / common),
-        terms.name: replace(terms, formula=unit * other / common),
+    scores, terms, products = (whole[n] for n in ("scores_whole", "d_dt_scores_terms", head_of(whole, "d_CB")))
+    assert isinstance(scores, Map) and isinstance(terms, Map) and isinstance(products, Map)
+    (made, causal) = cases(scores.formula)[0]
+    of_scores, of_terms, of_products = (sympy.Mul.make_args(cases(n.formula)[0][0]) for n in (scores, terms, products))
+    shared: Any = set(of_scores) & set(of_terms) & set(of_products)
+    decays = sympy.Mul(*shared)
+    adjoint: Any = set(of_terms) & set(of_products) - shared
+    mask, decayed = entry(DECAYS, *scores.axes), entry(DECAYED, *terms.axes)
+    rest_of_terms = sympy.Mul(*of_terms) / decays / sympy.Mul(*adjoint)
+    rest_of_products = sympy.Mul(*of_products) / decays / sympy.Mul(*adjoint)
+    nodes: dict[str, Node] = {
+        DECAYS: Map(DECAYS, scores.axes, sympy.Piecewise((decays, causal), (0, True))),
+        scores.name: replace(scores, formula=mask * made / decays),
+        DECAYED: Map(DECAYED, terms.axes, mask * sympy.Mul(*adjoint)),
+        terms.name: replace(terms, formula=decayed * rest_of_terms),
+        products.name: replace(products, formula=decayed * rest_of_products),
     }
     if (name := "d_dA_cs_scores_terms") in whole:
-        decays = whole[name]
-        assert isinstance(decays, Map)
-        expanded: Any = decays.formula.xreplace({entry(scores.name, *scores.axes): unit * product / common})
-        made[name] = replace(decays, formula=expanded / (unit * other / common) * entry(terms.name, *terms.axes))
-    nodes = [made.pop(UNIT), *(made.get(node.name, node) for node in whole.nodes)]
-    return Graph(whole.name, _in_order(nodes))
+        nodes[name] = Map(name, terms.axes, entry(products.name, *products.axes) * rest_of_terms)
+        columns, of_steps = whole["d_dA_cs_scores_columns"], entry("d_dt_scores", "h", "j")
+        nodes[columns.name] = Map(columns.name, columns.axes, rest_of_products * of_steps)
+    first = [nodes.pop(DECAYS), nodes.pop(DECAYED)]
+    return Graph(whole.name, _in_order([*first, *(nodes.get(node.name, node) for node in whole.nodes)]))
+
+
+def _scaled_first(whole: Graph) -> Graph:
+    """The graph with what decays scale scaled before it is multiplied, not after.
+
+    The products of all heads then add up in the accumulator of the matrix unit. What the left decay gets is the same
+    sum taken over headdim instead of over dstate, of a tile that is half as large.
+    """
+    changed: dict[str, Node] = {}
+    for name, product, operand in (
+        ("d_C_head", "d_C_y_state", "d_y_state"),
+        ("d_B_head", "d_B_local_state", "x_weighted"),
+    ):
+        head, made = whole[name] if name in whole else None, whole[product]
+        # heads share it, and no other addend
+        if isinstance(head, Map) and head.formula.is_Mul and product in reads(head):
+            assert isinstance(made, Contract)
+            left = entry(operand, *whole[operand].axes)
+            changed[name] = Contract(name, head.axes, left, made.right, made.over)
+    if "d_C_head" in changed and "d_left_decay" in whole:
+        terms, axes = "d_left_decay_terms", whole["d_y_skip"].axes
+        changed[terms] = Map(terms, axes, entry("d_y_skip", *axes) * entry("y_state", *axes))
+        changed["d_left_decay"] = replace(whole["d_left_decay"], of=entry(terms, *axes), over=("p",))
+    return Graph(whole.name, _in_order([changed.get(node.name, node) for node in whole.nodes]))
 
 
 def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
@@ -109,19 +121,19 @@ def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
     return tuple(found.values())
 
 
-def _waits(whole: Graph, term: sympy.Expr) -> bool:
-    names = tuple(name_of(read) for read in term.atoms(sympy.Indexed))
-    return any(node.name in LATE for node in whole.closure(names, frozenset()))
-
-
 def there(layer: Layer, *names: str) -> tuple[str, ...]:
     """Those of `names` that the adjoint of the layer has: without a decay there is less."""
     return tuple(name for name in names if name in graph(layer))
 
 
+def head_of(whole: Graph, name: str) -> str:
+    """Name of one head's part of what heads may share, which is all of it where no heads share it."""
+    return f"{name}_head" if f"{name}_head" in whole else name
+
+
 def head_part(layer: Layer, name: str) -> str:
     """Name of one head's part of the gradient of x, B or C, which is all of it where no heads share it."""
-    return f"{name}_head" if f"{name}_head" in graph(layer) else name
+    return head_of(graph(layer), name)
 
 
 def loops(layer: Layer) -> bool:
@@ -163,11 +175,13 @@ def number_index(at: Pieces) -> tuple[Index, ...]:
     return "b", "chunk", common.on(at["h"], "h")
 
 
-def operand_sources(layer: Layer, level: Level, *shared: str, shared_level: Level = 1) -> dict[str, Source]:
+def operand_sources(
+    layer: Layer, level: Level, *shared: str, shared_level: Level = 1, descriptor: bool = False
+) -> dict[str, Source]:
     """x, B, C and d_y; those in `shared` at a level of their own."""
     places = {"x": ("j", "p"), "B": ("j", "n"), "C": ("i", "n")}
     found = {
-        name: common.operand_source(layer, name, "b", *axes, False, shared_level if name in shared else level)
+        name: common.operand_source(layer, name, "b", *axes, descriptor, shared_level if name in shared else level)
         for name, axes in places.items()
     }
     found["d_y"] = Source(
@@ -175,17 +189,19 @@ def operand_sources(layer: Layer, level: Level, *shared: str, shared_level: Leve
         lambda at: ("b", common.on(at["i"], "i"), at["h"].scalar, common.on(at["p"], "p")),
         level=level,
         dtype="operand",
+        descriptor=descriptor,
     )
     return found
 
 
-def state_source(tensor: str, axes: tuple[str, ...], level: int = 1) -> Source:
+def state_source(tensor: str, axes: tuple[str, ...], level: int = 1, descriptor: bool = False) -> Source:
     """A state of the chunk, as it lies in memory."""
     return Source(
         tensor,
         lambda at: ("b", "chunk", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n")),
         level=level,
         dtype="stored",
+        descriptor=descriptor,
         axes=axes,
     )
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sympy
 
 from ...spec.decompose import decay
-from ...spec.layer import Layer
 from ..ir import Let, Load, Scalar, Stmt, Value
 from ..lower import Lowering
 from . import common
 
 
-def indices(layer: Layer, consumers: int, outputs: bool) -> list[Stmt]:
-    """Which head and which tile of headdim a consumer walks for; those of one program are of one group of heads."""
+def indices(shared: bool, consumers: int) -> list[Stmt]:
+    """Which head and which tile of headdim a consumer walks for.
+
+    shared: heads share operands; those of one program are then of one group.
+    """
     stmts: list[Stmt] = [Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)")]
-    if common.has_groups(layer, outputs):
+    if shared:
         stmts += [
             Scalar("walks", "nheads // ngroups * p_blocks"),
             Scalar("programs", f"cdiv(walks, {consumers})"),
@@ -33,6 +35,16 @@ def indices(layer: Layer, consumers: int, outputs: bool) -> list[Stmt]:
         ]
     stmts += [Scalar("p0", "at % p_blocks * BLOCK_P")]
     return [*stmts, Scalar("segment", "program_id(1)", wide=True), Scalar("b", "program_id(2)", wide=True)]
+
+
+def programs(shared: bool, consumers: int) -> str:
+    """Programs for all heads and tiles of headdim; consumers: 0 or 1 where each has one of its own."""
+    blocks = "cdiv(HEADDIM, BLOCK_P)"
+    if not consumers:
+        return f"nheads * {blocks}"
+    if not shared:
+        return f"cdiv(nheads * {blocks}, {consumers})"
+    return f"ngroups * cdiv(nheads // ngroups * {blocks}, {consumers})"
 
 
 def joined(outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...spec.dims import entry
+from ...spec.graph import Contract
 from ...spec.layer import Layer
 from ..ir import For, Full, Kernel, Let, Scalar, Stmt, Tensor, Value
 from ..lower import Lowering, merge
@@ -56,10 +57,14 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         for at in lowering.combinations(lowering.graph[name].axes):
             total = Value(lowering.variable(name, at), lowering.graph[name].axes)
             zeros.append(Full(total, tuple(span.size for axis in total.axes if (span := at[axis].span))))
-            made = lowering.need(part, {**at, "h": pieces["h"][0]})
-            assert made is not None
-            added = entry(total.name, *total.axes) + entry(made[0].name, *total.axes)
-            lowering.emit(LOOP, Let(total, added, (total, made[0])))
+            addend, here = lowering.graph[part], {**at, "h": pieces["h"][0]}
+            if isinstance(addend, Contract):
+                lowering.contract(addend, here, total, acc=True)
+            else:
+                made = lowering.need(part, here)
+                assert made is not None
+                added = entry(total.name, *total.axes) + entry(made[0].name, *total.axes)
+                lowering.emit(LOOP, Let(total, added, (total, made[0])))
             lowering.bind(name, at, total, AFTER)
     _decays(lowering, layer)
     for name in ("B", "C"):
@@ -71,7 +76,7 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
     inside = common.loads_first(lowering.scopes[LOOP])
     heads = [Scalar("head", "group * (nheads // ngroups) + step")]
     body = [For("step", "nheads // ngroups", merge((*heads, *inside)))] if loops else merge(inside)
-    vectors = adjoint.there(layer, *adjoint.GROUP_VECTORS, *adjoint.GROUP_NUMBERS)
+    vectors = adjoint.there(layer, *adjoint.GROUP_VECTORS, *adjoint.NUMBERS)
     return Kernel(
         shape.name,
         "One program makes the gradients of B and C of one chunk for "
@@ -105,7 +110,7 @@ def _decays(lowering: Lowering, layer: Layer) -> None:
     for name in adjoint.there(layer, *adjoint.GROUP_VECTORS):
         for at in lowering.combinations(("h", "i")):
             lowering.store(LOOP, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
-    for name in adjoint.there(layer, *adjoint.GROUP_NUMBERS):
+    for name in adjoint.there(layer, *adjoint.NUMBERS):
         for at in lowering.combinations(("h",)):
             lowering.store(LOOP, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
 
@@ -132,7 +137,7 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
         whole = loops or layer.layout.per_head(name)
         dims = ("batch", "seqlen", "ngroups" if loops else "nheads", "DSTATE")
         found.append(Tensor(f"d_{name}", dims, "operand" if whole else "float32", flag=f"NEEDS_{name}", out=True))
-    return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.GROUP_NUMBERS, out=True))
+    return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.NUMBERS, out=True))
 
 
 __all__ = ["Groups", "kernel"]

@@ -1,7 +1,6 @@
 """One program walks the chunks of a segment from the last to the first, the adjoint of the state in registers.
 
-chunk_adjoint -> Kernel.  With outputs it makes the gradients of x, z and D and its part of the step sizes'; without,
-what a segment adds to the adjoint of the state that enters it, as `segment_state` does forwards.
+chunk_adjoint -> Kernel.  It makes the gradients of x, z and D and its part of the step sizes'.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from .walk import sizes_of
 
 @dataclass(frozen=True)
 class Reverse:
-    """Shape of the code: tiles of dstate and headdim; with outputs a program has all of headdim."""
+    """Shape of the code: tiles of dstate and headdim, of which a program has all."""
 
-    outputs: bool = True
     n_tiles: int = 1
     p_tiles: int = 1
 
     @property
     def name(self) -> str:
-        parts = ["reverse_walk" if self.outputs else "segment_adjoint"]
+        parts = ["reverse_walk"]
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
         return "_".join(parts)
 
 
+NEEDS = ("NEEDS_X", "NEEDS_Z", "NEEDS_D", "NEEDS_DT")
 # states have headdim along their rows, as they lie in memory
 STATE = ("h", "n", "p")
 NOTES = {
@@ -43,11 +42,9 @@ NOTES = {
 
 
 def kernel(layer: Layer, shape: Reverse) -> Kernel:
-    """The reverse walk of `layer` as a kernel.  Raises ValueError for shapes that cannot be."""
-    if not shape.outputs and shape.p_tiles > 1:
-        raise ValueError("without outputs programs share out headdim; use p_tiles=1")
+    """The reverse walk of `layer` as a kernel."""
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
-    pieces = row_pieces(n_sizes, p_sizes, "0" if shape.outputs else "p0")
+    pieces = row_pieces(n_sizes, p_sizes, "0")
     graph = adjoint.graph(layer)
     lowering = Lowering(
         graph,
@@ -58,9 +55,8 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
         value_axes=_columns_first(layer),
         kept=adjoint.KEPT,
     )
-    opening, closing = _carried(lowering, shape)
-    if shape.outputs:
-        _outputs(lowering, layer)
+    opening, closing = _carried(lowering)
+    _outputs(lowering, layer)
     for at in lowering.combinations(STATE):
         lowering.need("d_state", at)
     places = [
@@ -69,19 +65,20 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
         row_mask(pieces),
     ]
     loop = For("step", "chunks", merge(common.loads_first([*places, *lowering.scopes[1]])))
-    groups = common.has_groups(layer) if shape.outputs else not layer.layout.per_head("C")
     return Kernel(
         shape.name,
-        _about(shape),
-        _equations(layer, shape),
-        _tensors(layer, shape),
+        "One program walks the chunks of a segment for one head from the last to the first, the adjoint of the state "
+        "in registers; it writes the gradients of x, z and D, those of each chunk's decays and step sizes, and each "
+        "chunk's d_state_out.",
+        _equations(layer),
+        _tensors(layer),
         ("batch", "seqlen", "nheads", "ngroups", "nsegments", "nchunks", "segment_len", "padded"),
         (),
         ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
-        _flags(shape),
-        ("nheads" if shape.outputs else "nheads * cdiv(HEADDIM, BLOCK_P)", "nsegments", "batch"),
+        ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", "HAS_LEAVING", "STORE_ADJOINTS", "STORE_INITIAL", *NEEDS),
+        ("nheads", "nsegments", "batch"),
         (
-            *prologue(layer, pieces, groups, blocks=not shape.outputs),
+            *prologue(layer, pieces, common.has_groups(layer), blocks=False),
             *opening,
             *merge(tuple(lowering.scopes[0])),
             loop,
@@ -158,7 +155,7 @@ def _sources(layer: Layer):
     return found
 
 
-def _carried(lowering: Lowering, shape: Reverse) -> tuple[list[Stmt], list[Stmt]]:
+def _carried(lowering: Lowering) -> tuple[list[Stmt], list[Stmt]]:
     """What the loop carries: how it begins, and where it goes in the end."""
     loads: list[Stmt] = []
     zeros: list[Stmt] = []
@@ -168,11 +165,8 @@ def _carried(lowering: Lowering, shape: Reverse) -> tuple[list[Stmt], list[Stmt]
         where = ("head", common.on(at["p"], "p"), common.on(at["n"], "n"))
         loads.append(LoadStmt(state, "leaving", ("b", "segment", *where)))
         zeros.append(Full(state, tuple(span.size for axis in STATE[1:] if (span := at[axis].span))))
-        tensor, place = ("d_initial", ("b",)) if shape.outputs else ("summary", ("b", "segment"))
-        stores.append(Store(tensor, (*place, *where), state))
+        stores.append(Store("d_initial", ("b", *where), state))
         lowering.bind("d_state_out", at, state, 1)
-    if not shape.outputs:
-        return zeros, stores
     opening: list[Stmt] = [When("HAS_LEAVING", tuple(loads), tuple(zeros))]
     closing: list[Stmt] = [When("STORE_INITIAL", tuple(stores))]
     for at in lowering.combinations(("h", "p")):
@@ -227,30 +221,13 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
     for at in each("j", "p"):
         rows(at, "d_x", adjoint.head_part(layer, "d_x"), "NEEDS_X", "j")
     for name in adjoint.there(layer, *adjoint.WALK_VECTORS):
-        for at in each("j"):
+        for at in each(*lowering.graph[name].axes[1:]):
             lowering.store(1, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
 
 
-def _flags(shape: Reverse) -> tuple[str, ...]:
-    if not shape.outputs:
-        return ("HAS_SEQ_IDX", "HAS_Z")
-    needs = ("NEEDS_X", "NEEDS_Z", "NEEDS_D", "NEEDS_DT")
-    return ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", "HAS_LEAVING", "STORE_ADJOINTS", "STORE_INITIAL", *needs)
-
-
-def _tensors(layer: Layer, shape: Reverse) -> tuple[Tensor, ...]:
+def _tensors(layer: Layer) -> tuple[Tensor, ...]:
     state = ("nheads", "HEADDIM", "DSTATE")
     segments = ("batch", "nsegments", *state)
-    if not shape.outputs:
-        decays = tuple(tensor for tensor in common.prepared_tensors(layer) if tensor.name != "dt")
-        return (
-            common.operand(layer, "C", "DSTATE"),
-            adjoint.d_y_tensor(),
-            *decays,
-            common.seq_tensor(),
-            common.gate_tensor(),
-            Tensor("summary", segments, "state", out=True),
-        )
     # where heads share x, each leaves its part
     dtype = "operand" if layer.layout.per_head("x") else "float32"
     tokens = ("batch", "seqlen", "nheads", "HEADDIM")
@@ -272,20 +249,7 @@ def _tensors(layer: Layer, shape: Reverse) -> tuple[Tensor, ...]:
     )
 
 
-def _about(shape: Reverse) -> str:
-    if shape.outputs:
-        what = "the gradients of x, z and D, those of each chunk's decays and step sizes, and each chunk's d_state_out"
-    else:
-        what = "what a segment adds to the adjoint of the state that enters it"
-    return (
-        "One program walks the chunks of a segment for one head from the last to the first, the adjoint of the state "
-        f"in registers; it writes {what}."
-    )
-
-
-def _equations(layer: Layer, shape: Reverse) -> tuple[str, ...]:
-    if not shape.outputs:
-        return ("d_state",)
+def _equations(layer: Layer) -> tuple[str, ...]:
     vectors = adjoint.there(layer, *adjoint.WALK_VECTORS)
     return ("d_z", "d_D", adjoint.head_part(layer, "d_x"), *vectors, "d_state")
 

@@ -21,7 +21,7 @@ def kernel(layer: Layer) -> Kernel:
     tiles = {node.name: ("j", "h") for node in graph.nodes if set(node.axes) == {"h", "j"}}
     tiles |= {node.name: ("i", "h") for node in graph.nodes if set(node.axes) == {"h", "i"}}
     vectors = adjoint.there(layer, *adjoint.WALK_VECTORS, *adjoint.GROUP_VECTORS)
-    numbers = adjoint.there(layer, *adjoint.GROUP_NUMBERS)
+    numbers = adjoint.there(layer, *adjoint.NUMBERS)
     sources = common.raw_sources(layer, "b", dt="dt_raw")
     sources |= {name: Source(name, adjoint.vector_index) for name in vectors}
     sources |= {name: Source(name, adjoint.number_index) for name in numbers}

@@ -186,10 +186,7 @@ def _sizes(shape: Walk) -> tuple[str, ...]:
 def _programs(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> str:
     """Programs for the heads and, where one tile does not cover it, for headdim."""
     if shape.consumers:
-        blocks = "nheads * cdiv(HEADDIM, BLOCK_P)"
-        if not common.has_groups(layer, shape.outputs):
-            return f"cdiv({blocks}, {shape.consumers})"
-        return f"ngroups * cdiv(nheads // ngroups * cdiv(HEADDIM, BLOCK_P), {shape.consumers})"
+        return consumers.programs(common.has_groups(layer, shape.outputs), shape.consumers)
     heads = shape.heads
     programs = "nheads" if heads == 1 else f"nheads // {heads}"
     return f"{programs} * cdiv(HEADDIM, BLOCK_P)" if len(p_sizes) == 1 else programs
@@ -217,7 +214,7 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
 
 def _indices(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> list[Stmt]:
     if shape.consumers:
-        return consumers.indices(layer, shape.consumers, shape.outputs)
+        return consumers.indices(common.has_groups(layer, shape.outputs), shape.consumers)
     one_p = len(p_sizes) == 1
     program = "program_id(0)"
     stmts: list[Stmt] = []

@@ -1,0 +1,303 @@
+"""Every gradient of one chunk but the states', the heads of a group one after the other.  chunk_adjoint -> Kernel
+
+The states that enter the chunks and the adjoints of those that leave them are there: no chunk waits for another, and
+what heads share is written once.  Where B or C is per head a program has one head, and its part of what is shared is
+added up afterwards.
+
+With consumers a program is specialised by warps: one warp moves tiles, and two groups of warps share out the work by
+what they hold in registers.  The rows' has everything with the tokens that read along its rows (d_C, d_z, the decays on
+the left), the columns' everything with the tokens that are read (d_x, d_B, the decays on the right).  Each makes the
+tiles of the mask once more in its own order: nothing is exchanged and nothing turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...spec.dims import entry
+from ...spec.graph import Contract
+from ...spec.layer import Layer
+from ..ir import For, Full, Kernel, Let, Scalar, Stmt, Tensor, Value, When
+from ..ir import Store as StoreStmt
+from ..lower import Lowering, Pieces, merge
+from . import adjoint, common
+from .reverse import row_mask, row_pieces, tile_offsets
+from .walk import sizes_of
+
+OUTSIDE, LOOP, AFTER = 0, 1, 2
+# sums over the heads of a group, and a head's addend
+SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
+ROLES = ("rows", "columns")
+NOTES = {
+    "CB": "what all heads share",
+    "d_scores": "diagonal block",
+    "y_state": "left factor: the state that enters the chunk",
+    "d_x_weighted": "right factor: the state that leaves the chunk",
+    "d_C_CB": "what all heads gave, through C B^T",
+    "d_B_CB": "what all heads gave, through C B^T",
+}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Shape of the code: tiles of dstate and headdim; specialised: by warps, in the two roles of ROLES."""
+
+    n_tiles: int = 1
+    p_tiles: int = 1
+    specialised: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = ["chunk_gradients"]
+        parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
+        parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        parts += [f"{len(ROLES)}consumers"] if self.specialised else []
+        return "_".join(parts)
+
+
+def kernel(layer: Layer, shape: Gradients) -> Kernel:
+    """The gradients of x, z, D, B and C of a chunk, and what its decays and step sizes get.
+
+    Raises ValueError for shapes that cannot be.
+    """
+    loops = adjoint.loops(layer)
+    if shape.specialised and (shape.n_tiles > 1 or shape.p_tiles > 1 or not loops):
+        raise ValueError(
+            f"two roles go with one tile of dstate and of headdim and with shared B and C, not with {shape}"
+        )
+    n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
+    pieces = row_pieces(n_sizes, p_sizes, "0")
+    parts = [_Part(layer, pieces, shape, role) for role in (ROLES if shape.specialised else ("",))]
+    body = [part.body() for part in parts]
+    if shape.specialised:
+        # seen from the loading warp, the tiles of both are those of one stage
+        inside = tuple(When(f"consumer == {number}", stmts) for number, stmts in enumerate(body))
+    else:
+        (inside,) = body
+    return Kernel(
+        shape.name,
+        _about(layer, shape),
+        _equations(layer),
+        _tensors(layer),
+        ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded", *(("parts",) if loops else ())),
+        (),
+        ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
+        ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", *(f"NEEDS_{name}" for name in ("X", "Z", "D", "B", "C", "DT"))),
+        ("ngroups * parts" if loops else "nheads", "nchunks", "batch"),
+        (*_prologue(layer, pieces), *inside),
+        len(ROLES) if shape.specialised else 0,
+        ROLES if shape.specialised else (),
+        given=("dt", "dA_cs", "dA_last"),
+    )
+
+
+def _prologue(layer: Layer, pieces: dict) -> list[Stmt]:
+    """Which chunk a program has, and which heads."""
+    if adjoint.loops(layer):
+        stmts: list[Stmt] = [
+            Scalar("group", "program_id(0) // parts", wide=True),
+            Scalar("part", "program_id(0) % parts"),
+            Scalar("heads", "nheads // ngroups // parts"),
+        ]
+    else:
+        stmts = [Scalar("head", "program_id(0)", wide=True)]
+        stmts += [Scalar("group", common.group_expr(layer, "head"))] if common.has_groups(layer) else []
+    stmts += [
+        Scalar("chunk", "program_id(1)", wide=True),
+        Scalar("b", "program_id(2)", wide=True),
+        Scalar("row0", "chunk * CHUNK"),
+    ]
+    return [*stmts, *tile_offsets(pieces, "CHUNK"), row_mask(pieces, "seqlen")]
+
+
+class _Part:
+    """What one role does, or a program that has all of it (role "")."""
+
+    def __init__(self, layer: Layer, pieces: dict, shape: Gradients, role: str) -> None:
+        self.layer, self.pieces, self.shape, self.role = layer, pieces, shape, role
+        self.loops = adjoint.loops(layer)
+        self.zeros: list[Stmt] = []
+        self.lowering = Lowering(
+            adjoint.graph(layer),
+            pieces,
+            self._sources(),
+            rename=adjoint.RENAME,
+            notes=dict(NOTES),
+            kept=adjoint.KEPT,
+            value_axes=_columns_first(layer) if role == "columns" else {},
+            scopes=[[], [], []],
+        )
+
+    def body(self) -> tuple[Stmt, ...]:
+        """Statements before, in and after the loop over heads."""
+        if self.role != "columns":
+            self._rows()
+        if self.role != "rows":
+            self._columns()
+        for name, role in (("C", "rows"), ("B", "columns")):
+            if self.role in ("", role):
+                self._shared(name)
+        outside, inside, after = self.lowering.scopes
+        inside = common.loads_first(inside)
+        if not self.loops:
+            return merge((*outside, *inside, *after))
+        loop = For("step", "heads", merge((Scalar("head", "group * (nheads // ngroups) + part * heads + step"), *inside)))
+        return (*merge(common.loads_first(outside)), *self.zeros, loop, *merge(tuple(after)))
+
+    # ---- what is made
+
+    def _each(self, *axes: str) -> list[Pieces]:
+        return self.lowering.combinations(("h", *axes))
+
+    def _need(self, name: str, at: Pieces) -> Value:
+        made = self.lowering.need(name, at)
+        assert made is not None
+        return made[0]
+
+    def _made(self, *names: str) -> None:
+        """These in this order: what the order is for, the statements after say."""
+        for name in names:
+            for at in self._each(*(axis for axis in self.lowering.graph[name].axes if axis != "h")):
+                self.lowering.need(name, at)
+
+    def _rows(self) -> None:
+        """What has the reading tokens along its rows."""
+        lowering, layer = self.lowering, self.layer
+        self._made("CB", "d_y_skip", "d_scores", "mask_decay")
+        self._summed("d_CB")
+        self._vectors("d_dA_cs_scores_rows")
+        self._made("y_state", "left_decay")
+        self._vectors("d_left_decay")
+        self._summed("d_C_heads")
+        if not self.role:
+            self._made("D", "scores")
+        with lowering.under("NEEDS_Z"):
+            for at in self._each("i", "p"):
+                self._tokens("d_z", "d_z", at, "i", None)
+        with lowering.under("NEEDS_D"):
+            for at in self._each("p"):
+                index = ("b", "chunk", "head", common.on(at["p"], "p"))
+                lowering.emit(LOOP, StoreStmt("d_D", index, self._need("d_D", at)))
+        for name in adjoint.there(layer, *adjoint.NUMBERS):
+            for at in self._each():
+                lowering.store(LOOP, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
+
+    def _columns(self) -> None:
+        """What has the tokens that are read along its rows."""
+        lowering = self.lowering
+        self._made("CB", "d_y_skip", "d_scores", "mask_decay", "scores")
+        if self.role:
+            self._summed("d_CB")
+        self._vectors("d_dt_scores")
+        self._made("d_x_weighted")
+        self._vectors("d_right_decay")
+        part = adjoint.head_part(self.layer, "d_x")
+        for at in self._each("j", "p"):
+            # products first: what follows them is worked out while those of d_B run
+            lowering.need(f"{part}_base" if f"{part}_base" in lowering.graph else part, at)
+        self._summed("d_B_heads")
+        for at in self._each("j", "p"):
+            self._tokens("d_x", part, at, "j", "NEEDS_X")
+
+    def _tokens(self, tensor: str, value: str, at: Pieces, axis: str, flag: str | None) -> None:
+        index = ("b", common.on(at[axis], axis), "head", common.on(at["p"], "p"))
+        made = self._need(value, at)
+        self.lowering.emit(LOOP, StoreStmt(tensor, index, made, self.shape.specialised), flag)
+
+    def _vectors(self, *names: str) -> None:
+        for name in adjoint.there(self.layer, *names):
+            (axis,) = (axis for axis in self.lowering.graph[name].axes if axis != "h")
+            for at in self._each(axis):
+                self.lowering.store(LOOP, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
+
+    def _summed(self, name: str) -> None:
+        """A sum over heads goes on by the addend of this one."""
+        lowering = self.lowering
+        if not self.loops:
+            return
+        addend = lowering.graph[SUMMED[name]]
+        axes = lowering.node_axes(addend.name)[1:]
+        for at in lowering.combinations(axes):
+            total = Value(lowering.variable(name, at), axes)
+            self.zeros.append(Full(total, tuple(span.size for axis in axes if (span := at[axis].span))))
+            here = {**at, "h": self.pieces["h"][0]}
+            if isinstance(addend, Contract):
+                lowering.contract(addend, here, total, acc=True)
+            else:
+                made = self._need(addend.name, here)
+                added = entry(total.name, *axes) + entry(made.name, *axes)
+                lowering.emit(LOOP, Let(total, added, (total, made)))
+            lowering.bind(name, at, total, AFTER)
+
+    def _shared(self, name: str) -> None:
+        """The gradient of B or C, once all heads have given their part."""
+        lowering, loops = self.lowering, self.loops
+        wanted = f"d_{name}" if loops else adjoint.head_part(self.layer, f"d_{name}")
+        for at in lowering.combinations(lowering.graph[wanted].axes):
+            rows, columns = (common.on(at[axis], axis) for axis in lowering.graph[wanted].axes if axis != "h")
+            index = ("part", "b", rows, "group", columns) if loops else ("b", rows, "head", columns)
+            lowering.store(AFTER if loops else LOOP, wanted, at, f"d_{name}", index, flag=f"NEEDS_{name}")
+
+    # ---- what is there
+
+    def _sources(self):
+        described = self.shape.specialised
+        # without a loop everything is at one level
+        outside = OUTSIDE if self.loops else LOOP
+        found = adjoint.operand_sources(self.layer, LOOP, "B", "C", shared_level=outside, descriptor=described)
+        found |= common.option_sources("b", level=LOOP)
+        found["D"] = replace(found["D"], level=LOOP)
+        last = "minimum(row0 + CHUNK, seqlen) - 1"
+        found |= common.seq_sources("b", first="row0", last=last, level=outside, scalar_level=outside)
+        found |= common.prepared_sources(self.layer, "b", last="row0 + CHUNK - 1", descriptor=described)
+        found["state"] = adjoint.state_source("states", ("p", "n"), LOOP, described)
+        found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP, described)
+        return found
+
+
+def _columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:
+    """Axes of the columns' role: the tokens that are read along the rows of what has both."""
+    return {
+        node.name: tuple(axis for axis in ("h", "j", "i") if axis in node.axes)
+        for node in adjoint.graph(layer).nodes
+        if set(node.axes) >= {"i", "j"}
+    }
+
+
+def _about(layer: Layer, shape: Gradients) -> str:
+    heads = "the heads of a group, one after the other" if adjoint.loops(layer) else "one head"
+    text = f"One program makes all gradients of one chunk but the states' for {heads}."
+    if shape.specialised:
+        text += (
+            " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a "
+            "warp moves the tiles that they need, stages ahead."
+        )
+    return text
+
+
+def _equations(layer: Layer) -> tuple[str, ...]:
+    heads = [name if adjoint.loops(layer) else adjoint.head_part(layer, name) for name in ("d_C", "d_B")]
+    vectors = adjoint.there(layer, *adjoint.VECTORS, *adjoint.NUMBERS)
+    return ("d_z", "d_D", *heads, adjoint.head_part(layer, "d_x"), *vectors)
+
+
+def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+    loops, per_head = adjoint.loops(layer), layer.layout.per_head
+    tokens = ("batch", "seqlen", "nheads", "HEADDIM")
+    found = [common.operand(layer, name, last) for name, last in (("x", "HEADDIM"), ("B", "DSTATE"), ("C", "DSTATE"))]
+    found += [adjoint.d_y_tensor(), *common.prepared_tensors(layer), common.seq_tensor()]
+    found += [common.skip_tensor(), common.gate_tensor()]
+    found += [adjoint.states_tensor("states"), adjoint.states_tensor("d_states")]
+    # where heads share x, each leaves its part
+    found.append(Tensor("d_x", tokens, "operand" if per_head("x") else "float32", flag="NEEDS_X", out=True))
+    found.append(Tensor("d_z", tokens, "operand", flag="NEEDS_Z", out=True))
+    found.append(Tensor("d_D", ("batch", "nchunks", "nheads", "HEADDIM"), "float32", flag="NEEDS_D", out=True))
+    for name in ("B", "C"):
+        rows = ("batch", "seqlen", "ngroups" if loops else "nheads", "DSTATE")
+        dims = ("parts", *rows) if loops else rows
+        dtype = "any" if loops else "operand" if per_head(name) else "float32"
+        found.append(Tensor(f"d_{name}", dims, dtype, flag=f"NEEDS_{name}", out=True))
+    return (*found, *adjoint.vector_tensors(layer, adjoint.VECTORS, adjoint.NUMBERS, out=True))
+
+
+__all__ = ["Gradients", "kernel"]
