@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from ..plan import ir
+from .reads import made_by, touched
 
 
 def roles(kernel: ir.Kernel) -> tuple[ir.Kernel, ...]:
@@ -45,9 +46,21 @@ def stage_loop(kernel: ir.Kernel) -> ir.For:
 
 
 def first_product(kernel: ir.Kernel) -> str:
-    """The first result of a stage, if several products make others after it."""
-    products = [stmt.out.name for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
-    return products[0] if len(set(products)) > 1 else ""
+    """The first result of a stage, if a later product multiplies what is made of it."""
+    body = list(ir.walk(stage_loop(kernel).body))
+    first = next((at for at, stmt in enumerate(body) if isinstance(stmt, ir.Dot)), None)
+    if first is None:
+        return ""
+    result = body[first]
+    assert isinstance(result, ir.Dot)
+    made = {result.out.name}
+    for stmt in body[first + 1 :]:
+        if isinstance(stmt, ir.Dot):
+            if {stmt.left.name, stmt.right.name} & made:
+                return result.out.name
+        elif touched(stmt) & made:
+            made |= made_by(stmt)
+    return ""
 
 
 def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:

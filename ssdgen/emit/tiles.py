@@ -34,9 +34,10 @@ def layout(columns: str) -> str:
 
 @dataclass
 class Tiles:
-    """extents: of each value by name, as scalars; uses: the layouts that a vector is needed in."""
+    """extents: of each value, as scalars; uses: the layouts that a vector is needed in; summed: what sums have made."""
 
     extents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    summed: set[str] = field(default_factory=set)
     uses: dict[str, dict[Along, None]] = field(default_factory=dict)
 
     @classmethod
@@ -82,6 +83,11 @@ class Tiles:
                 self.extents[name] = self.extents[offsets]
             case ir.Let(out, formula):
                 self.extents[out.name] = self._along(out, entries(formula))
+                for read in entries(formula) if len(out.axes) == 1 else ():
+                    if read.name in self.summed:
+                        # what is made of sums alone lies as they do
+                        self.summed.add(out.name)
+                        self.uses[out.name] = dict(self.uses[read.name])
             case ir.Dot(out, left, right):
                 self.extents[out.name] = self._along(out, (left, right))
             case ir.Rest(out, of) | ir.Cumsum(out, of):
@@ -90,6 +96,7 @@ class Tiles:
                 self.extents[out.name] = self._along(out, (of,))
                 if len(of.axes) == 2:
                     # it lies where the sum leaves it
+                    self.summed.add(out.name)
                     self._need(out.name, self.place(of, out.axes[0]))
 
     def _along(self, out: ir.Value, reads: Iterable[ir.Value]) -> tuple[str, ...]:

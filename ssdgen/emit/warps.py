@@ -198,6 +198,8 @@ class ConsumerPrinter(StatementPrinter):
             return [*lines, *self._each(stmt.out.name, indent, lambda along: self._vector(stmt, along))]
         if isinstance(stmt, ir.Load) and len(stmt.out.axes) == 1:
             return [*lines, *self._vectors(stmt, indent)]
+        if isinstance(stmt, ir.Store) and len(stmt.value.axes) == 1:
+            return [*lines, *self._store_vector(stmt, indent)]
         if isinstance(stmt, ir.Load) and stmt.descriptor:
             return [*lines, *(self._fixed_tile(stmt, indent) if stmt in self.fixed else [])]
         if isinstance(stmt, ir.Store) and stmt.descriptor:
@@ -291,6 +293,13 @@ class ConsumerPrinter(StatementPrinter):
             self.along = None
         return lines
 
+    def _store_vector(self, stmt: ir.Store, indent: int) -> list[str]:
+        """A vector to memory, from the one layout that it has."""
+        (self.along,) = self.tiles.variants(stmt.value.name)
+        lines = super()._block(stmt, indent)
+        self.along = None
+        return lines
+
     def _spread(self, name: str, axis: str, over: tuple[str, ...]) -> str:
         """A vector as it takes part in an expression over `over`, in the layout that it needs there."""
         along = self.along or Along("rows" if over.index(axis) == 0 else "cols", self.columns)
@@ -318,6 +327,10 @@ class ConsumerPrinter(StatementPrinter):
                     turned = len(out.axes) == 2 and axes_of(formula) != out.axes
                     return f"{out.name} = {_turned(name_of(formula)) if turned else name_of(formula)}"
                 return f"{out.name} = {self._formula(stmt)}"
+            case ir.Full(out, sizes, value) if len(sizes) == 1:
+                # a vector that adds up sums lies as they do
+                (along,) = self.tiles.variants(out.name)
+                return self.idiom.full(out.name, sizes[0], value, self._use(along.columns, along.text))
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value, self._layout(out) if sizes else "")
             case ir.Sum(out, of, along):

@@ -235,15 +235,23 @@ def compute(
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq, left_decay, 0.0)
         d_y_state = d_y_skip.to(gl.float32) * left_decay[None, :]
+        d_y_state_rest = d_y_state - d_y_state.to(DOT).to(gl.float32)
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         d_state_0 = d_state_0 * centre_decay
         d_y_state_left = gl.convert_layout(d_y_state.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         d_state_0 = warpgroup_mma(d_y_state_left, C_0_tile, d_state_0, is_async=True)
+        d_state_0, d_y_state_left = warpgroup_mma_wait(0, deps=(d_state_0, d_y_state_left))
+        d_y_state_rest_left = gl.convert_layout(d_y_state_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        d_state_0 = warpgroup_mma(d_y_state_rest_left, C_0_tile, d_state_0, is_async=True)
         d_state_1 = d_state_1 * centre_decay
         d_state_1 = warpgroup_mma(d_y_state_left, C_1_tile, d_state_1, is_async=True)
-        d_state_0, d_state_1, d_y_state_left = warpgroup_mma_wait(0, deps=(d_state_0, d_state_1, d_y_state_left))
+        d_state_0, d_state_1, d_y_state_rest_left, d_y_state_left = warpgroup_mma_wait(
+            0, deps=(d_state_0, d_state_1, d_y_state_rest_left, d_y_state_left)
+        )
+        d_state_1 = warpgroup_mma(d_y_state_rest_left, C_1_tile, d_state_1, is_async=True)
+        d_state_1, d_y_state_rest_left = warpgroup_mma_wait(0, deps=(d_state_1, d_y_state_rest_left))
         mbarrier.arrive(empty.index(stage))
     if STORE_INITIAL:
         if walk < walks:

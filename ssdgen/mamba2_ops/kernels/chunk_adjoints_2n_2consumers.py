@@ -124,7 +124,6 @@ def compute(
     d_state_1_tiles,
     full,
     empty,
-    turn,
     consumer: gl.constexpr,
     HEADDIM: gl.constexpr,
     DSTATE: gl.constexpr,
@@ -236,17 +235,23 @@ def compute(
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq, left_decay, 0.0)
         d_y_state = d_y_skip.to(gl.float32) * left_decay[None, :]
+        d_y_state_rest = d_y_state - d_y_state.to(DOT).to(gl.float32)
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         d_state_0 = d_state_0 * centre_decay
-        mbarrier.wait(turn.index(consumer), (step & 1) ^ (1 - consumer))
         d_y_state_left = gl.convert_layout(d_y_state.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         d_state_0 = warpgroup_mma(d_y_state_left, C_0_tile, d_state_0, is_async=True)
+        d_state_0, d_y_state_left = warpgroup_mma_wait(0, deps=(d_state_0, d_y_state_left))
+        d_y_state_rest_left = gl.convert_layout(d_y_state_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        d_state_0 = warpgroup_mma(d_y_state_rest_left, C_0_tile, d_state_0, is_async=True)
         d_state_1 = d_state_1 * centre_decay
         d_state_1 = warpgroup_mma(d_y_state_left, C_1_tile, d_state_1, is_async=True)
-        d_state_0, d_state_1, d_y_state_left = warpgroup_mma_wait(0, deps=(d_state_0, d_state_1, d_y_state_left))
-        mbarrier.arrive(turn.index(1 - consumer))
+        d_state_0, d_state_1, d_y_state_rest_left, d_y_state_left = warpgroup_mma_wait(
+            0, deps=(d_state_0, d_state_1, d_y_state_rest_left, d_y_state_left)
+        )
+        d_state_1 = warpgroup_mma(d_y_state_rest_left, C_1_tile, d_state_1, is_async=True)
+        d_state_1, d_y_state_rest_left = warpgroup_mma_wait(0, deps=(d_state_1, d_y_state_rest_left))
         mbarrier.arrive(empty.index(stage))
     if STORE_INITIAL:
         if walk < walks:
@@ -311,10 +316,6 @@ def chunk_adjoints_2n_2consumers(
     # a stage is full when its tiles have arrived, and empty when every consumer has done with them
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # which of the two consumers multiplies next
-    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for consumer in gl.static_range(2):
-        mbarrier.init(turn.index(consumer), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
@@ -349,7 +350,6 @@ def chunk_adjoints_2n_2consumers(
                     d_state_1_tiles,
                     full,
                     empty,
-                    turn,
                     0,
                     HEADDIM,
                     DSTATE,
@@ -390,7 +390,6 @@ def chunk_adjoints_2n_2consumers(
                     d_state_1_tiles,
                     full,
                     empty,
-                    turn,
                     1,
                     HEADDIM,
                     DSTATE,

@@ -80,9 +80,9 @@ def load_tiles(
     B_tiles,
     d_y_tiles,
     x_tiles,
+    state_tiles,
     dA_cs_tiles,
     dt_tiles,
-    state_tiles,
     d_state_tiles,
     full,
     empty,
@@ -118,9 +118,9 @@ def load_tiles(
         shared: gl.constexpr = (
             d_y_desc.block_type.nbytes
             + x_desc.block_type.nbytes
+            + states_desc.block_type.nbytes
             + dA_cs_desc.block_type.nbytes
             + dt_desc.block_type.nbytes
-            + states_desc.block_type.nbytes
             + d_states_desc.block_type.nbytes
         )
         mbarrier.expect(ready, shared)
@@ -137,6 +137,12 @@ def load_tiles(
             x_tiles.index(stage),
         )
         tma.async_copy_global_to_shared(
+            states_desc,
+            [gl.cast(b, gl.int32), gl.cast(chunk, gl.int32), gl.cast(head, gl.int32), 0, 0],
+            ready,
+            state_tiles.index(stage),
+        )
+        tma.async_copy_global_to_shared(
             dA_cs_desc,
             [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32)],
             ready,
@@ -147,12 +153,6 @@ def load_tiles(
             [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32)],
             ready,
             dt_tiles.index(stage),
-        )
-        tma.async_copy_global_to_shared(
-            states_desc,
-            [gl.cast(b, gl.int32), gl.cast(chunk, gl.int32), gl.cast(head, gl.int32), 0, 0],
-            ready,
-            state_tiles.index(stage),
         )
         tma.async_copy_global_to_shared(
             d_states_desc,
@@ -189,9 +189,9 @@ def compute_rows(
     B_tiles,
     d_y_tiles,
     x_tiles,
+    state_tiles,
     dA_cs_tiles,
     dt_tiles,
-    state_tiles,
     d_state_tiles,
     d_y_skip_own_tiles,
     d_z_tiles,
@@ -270,9 +270,9 @@ def compute_rows(
         mbarrier.wait(full.index(stage), step // STAGES & 1)
         d_y_tile = d_y_tiles.index(stage).reshape([CHUNK, BLOCK_P])
         x_tile = x_tiles.index(stage).reshape([CHUNK, BLOCK_P])
+        state_tile = state_tiles.index(stage).reshape([BLOCK_P, BLOCK_N])
         dA_cs_tile = dA_cs_tiles.index(stage).reshape([CHUNK])
         dt_tile = dt_tiles.index(stage).reshape([CHUNK])
-        state_tile = state_tiles.index(stage).reshape([BLOCK_P, BLOCK_N])
         d_state_tile = d_state_tiles.index(stage).reshape([BLOCK_P, BLOCK_N])
         d_y_skip_tile = d_y_tile
         if HAS_Z:
@@ -289,12 +289,24 @@ def compute_rows(
             use_acc=False,
             is_async=True,
         )
+        # left factor: the state that enters the chunk
+        y = warpgroup_mma(
+            C_tile,
+            state_tile.permute((1, 0)),
+            gl.zeros([CHUNK, BLOCK_P], gl.float32, BY_BLOCK_P),
+            use_acc=False,
+            is_async=True,
+        )
+        dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
+        left_decay = decay(dA_cs_rows_block_p)
+        if HAS_SEQ_IDX:
+            left_decay = gl.where(seq_before == seq_rows_block_p, left_decay, 0.0)
         dA_cs_rows_chunk = dA_cs_tile.load(gl.SliceLayout(1, BY_CHUNK))
         dA_cs_cols = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
         mask_decay = gl.where(
             row_rows_chunk[:, None] >= row_cols[None, :], decay(dA_cs_rows_chunk[:, None] - dA_cs_cols[None, :]), 0.0
         )
-        d_scores = warpgroup_mma_wait(0, deps=(d_scores,))
+        d_scores = warpgroup_mma_wait(1, deps=(d_scores,))
         if HAS_SEQ_IDX:
             d_scores = gl.where(seq_rows_chunk[:, None] == seq_cols[None, :], d_scores, 0.0)
         d_scores_decayed = d_scores * mask_decay
@@ -309,18 +321,6 @@ def compute_rows(
                 d_dA_cs_scores_rows_ptr + b * nheads * padded + row0 + head * padded + row_rows_chunk,
                 d_dA_cs_scores_rows.to(d_dA_cs_scores_rows_ptr.dtype.element_ty),
             )
-        # left factor: the state that enters the chunk
-        y = warpgroup_mma(
-            C_tile,
-            state_tile.permute((1, 0)),
-            gl.zeros([CHUNK, BLOCK_P], gl.float32, BY_BLOCK_P),
-            use_acc=False,
-            is_async=True,
-        )
-        dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
-        left_decay = decay(dA_cs_rows_block_p)
-        if HAS_SEQ_IDX:
-            left_decay = gl.where(seq_before == seq_rows_block_p, left_decay, 0.0)
         y = warpgroup_mma_wait(0, deps=(y,))
         d_y_skip = d_y_skip_tile.load(BY_BLOCK_P)
         d_left_decay_terms = d_y_skip.to(gl.float32) * y
@@ -664,9 +664,9 @@ def chunk_gradients_2consumers(
     B_tiles = gl.allocate_shared_memory(B_desc.dtype, [1, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
     d_y_tiles = gl.allocate_shared_memory(d_y_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_P], d_y_desc.layout)
     x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
+    state_tiles = gl.allocate_shared_memory(states_desc.dtype, [STAGES, 1, 1, 1, BLOCK_P, BLOCK_N], states_desc.layout)
     dA_cs_tiles = gl.allocate_shared_memory(dA_cs_desc.dtype, [STAGES, 1, 1, CHUNK], dA_cs_desc.layout)
     dt_tiles = gl.allocate_shared_memory(dt_desc.dtype, [STAGES, 1, 1, CHUNK], dt_desc.layout)
-    state_tiles = gl.allocate_shared_memory(states_desc.dtype, [STAGES, 1, 1, 1, BLOCK_P, BLOCK_N], states_desc.layout)
     d_state_tiles = gl.allocate_shared_memory(
         d_states_desc.dtype, [STAGES, 1, 1, 1, BLOCK_P, BLOCK_N], d_states_desc.layout
     )
@@ -726,9 +726,9 @@ def chunk_gradients_2consumers(
                     B_tiles,
                     d_y_tiles,
                     x_tiles,
+                    state_tiles,
                     dA_cs_tiles,
                     dt_tiles,
-                    state_tiles,
                     d_state_tiles,
                     d_y_skip_own_tiles,
                     d_z_tiles,
@@ -820,9 +820,9 @@ def chunk_gradients_2consumers(
                     B_tiles,
                     d_y_tiles,
                     x_tiles,
+                    state_tiles,
                     dA_cs_tiles,
                     dt_tiles,
-                    state_tiles,
                     d_state_tiles,
                     full,
                     empty,
@@ -849,9 +849,9 @@ def blocks(CHUNK, BLOCK_N, BLOCK_P, **_):
         "B": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
         "d_y": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
         "x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
+        "states": ((0, 1, 2, 3, 4), (1, 1, 1, BLOCK_P, BLOCK_N)),
         "dA_cs": ((0, 1, 2), (1, 1, CHUNK)),
         "dt": ((0, 1, 2), (1, 1, CHUNK)),
-        "states": ((0, 1, 2, 3, 4), (1, 1, 1, BLOCK_P, BLOCK_N)),
         "d_states": ((0, 1, 2, 3, 4), (1, 1, 1, BLOCK_P, BLOCK_N)),
         "d_z": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
         "d_x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),

@@ -162,10 +162,10 @@ def chunk_gradients_2n(
     d_B_heads_1 = tl.zeros([CHUNK, BLOCK_N_1], dtype=tl.float32)
     d_y_base = d_y_ptr + b * stride_d_y_batch + row0 * stride_d_y_seqlen
     x_base = x_ptr + b * stride_x_batch + row0 * stride_x_seqlen
-    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
-    dt_base = dt_ptr + b * nheads * padded + row0
     state_0_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     state_1_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_N_0
+    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
+    dt_base = dt_ptr + b * nheads * padded + row0
     d_state_0_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     d_state_1_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_N_0
     dA_last_base = dA_cs_ptr + b * nheads * padded + row0 + CHUNK - 1
@@ -188,8 +188,6 @@ def chunk_gradients_2n(
             mask=row_in[:, None] & p_in[None, :],
             other=0.0,
         )
-        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
-        dt = tl.load(dt_base + head * padded + row)  # [CHUNK]
         state_0 = tl.load(
             state_0_base + head * HEADDIM * DSTATE + p[:, None] * DSTATE + n_0[None, :],
             mask=p_in[:, None] & n_0_in[None, :],
@@ -200,6 +198,8 @@ def chunk_gradients_2n(
             mask=p_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
+        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
+        dt = tl.load(dt_base + head * padded + row)  # [CHUNK]
         if HAS_D:
             D = tl.load(D_ptr + head * stride_D_nheads + p * stride_D_headdim, mask=p_in, other=0.0).to(tl.float32)
         d_state_0 = tl.load(
@@ -218,6 +218,12 @@ def chunk_gradients_2n(
             d_y_skip = d_y.to(tl.float32) * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
         # diagonal block
         d_scores = tl.dot(d_y_skip.to(DOT), tl.trans(x), input_precision=PRECISION)
+        # left factor: the state that enters the chunk
+        y = tl.dot(C_0, tl.trans(state_0).to(DOT), input_precision=PRECISION)
+        y = tl.dot(C_1, tl.trans(state_1).to(DOT), acc=y, input_precision=PRECISION)
+        left_decay = decay(dA_cs)
+        if HAS_SEQ_IDX:
+            left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         mask_decay = tl.where(row[:, None] >= row[None, :], decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             d_scores = tl.where(seq[:, None] == seq[None, :], d_scores, 0.0)
@@ -228,12 +234,6 @@ def chunk_gradients_2n(
         d_dA_cs_scores_rows = tl.sum(d_dA_cs_scores_terms, axis=1)
         if NEEDS_DT:
             tl.store(d_dA_cs_scores_rows_ptr + b * nheads * padded + row0 + head * padded + row, d_dA_cs_scores_rows)
-        # left factor: the state that enters the chunk
-        y = tl.dot(C_0, tl.trans(state_0).to(DOT), input_precision=PRECISION)
-        y = tl.dot(C_1, tl.trans(state_1).to(DOT), acc=y, input_precision=PRECISION)
-        left_decay = decay(dA_cs)
-        if HAS_SEQ_IDX:
-            left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         d_left_decay_terms = d_y_skip.to(tl.float32) * y
         d_left_decay = tl.sum(d_left_decay_terms, axis=1)
         if NEEDS_DT:

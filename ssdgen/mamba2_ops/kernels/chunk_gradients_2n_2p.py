@@ -167,12 +167,12 @@ def chunk_gradients_2n_2p(
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + row0 * stride_d_y_seqlen + BLOCK_P_0
     x_0_base = x_ptr + b * stride_x_batch + row0 * stride_x_seqlen
     x_1_base = x_ptr + b * stride_x_batch + row0 * stride_x_seqlen + BLOCK_P_0
-    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
-    dt_base = dt_ptr + b * nheads * padded + row0
     state_0_0_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     state_0_1_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_N_0
     state_1_0_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
     state_1_1_base = states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE + BLOCK_N_0
+    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0
+    dt_base = dt_ptr + b * nheads * padded + row0
     d_state_0_0_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE
     d_state_0_1_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_N_0
     d_state_1_0_base = d_states_ptr + (b * nchunks + chunk) * nheads * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
@@ -214,8 +214,6 @@ def chunk_gradients_2n_2p(
             mask=row_in[:, None] & p_1_in[None, :],
             other=0.0,
         )
-        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
-        dt = tl.load(dt_base + head * padded + row)  # [CHUNK]
         state_0_0 = tl.load(
             state_0_0_base + head * HEADDIM * DSTATE + p_0[:, None] * DSTATE + n_0[None, :],
             mask=p_0_in[:, None] & n_0_in[None, :],
@@ -236,6 +234,8 @@ def chunk_gradients_2n_2p(
             mask=p_1_in[:, None] & n_1_in[None, :],
             other=0.0,
         )
+        dA_cs = tl.load(dA_cs_base + head * padded + row)  # [CHUNK]
+        dt = tl.load(dt_base + head * padded + row)  # [CHUNK]
         if HAS_D:
             D_0 = tl.load(D_ptr + head * stride_D_nheads + p_0 * stride_D_headdim, mask=p_0_in, other=0.0)
             D_0 = D_0.to(tl.float32)
@@ -275,6 +275,14 @@ def chunk_gradients_2n_2p(
         # diagonal block
         d_scores = tl.dot(d_y_skip_0.to(DOT), tl.trans(x_0), input_precision=PRECISION)
         d_scores = tl.dot(d_y_skip_1.to(DOT), tl.trans(x_1), acc=d_scores, input_precision=PRECISION)
+        # left factor: the state that enters the chunk
+        y_0 = tl.dot(C_0, tl.trans(state_0_0).to(DOT), input_precision=PRECISION)
+        y_0 = tl.dot(C_1, tl.trans(state_0_1).to(DOT), acc=y_0, input_precision=PRECISION)
+        y_1 = tl.dot(C_0, tl.trans(state_1_0).to(DOT), input_precision=PRECISION)
+        y_1 = tl.dot(C_1, tl.trans(state_1_1).to(DOT), acc=y_1, input_precision=PRECISION)
+        left_decay = decay(dA_cs)
+        if HAS_SEQ_IDX:
+            left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         mask_decay = tl.where(row[:, None] >= row[None, :], decay(dA_cs[:, None] - dA_cs[None, :]), 0.0)
         if HAS_SEQ_IDX:
             d_scores = tl.where(seq[:, None] == seq[None, :], d_scores, 0.0)
@@ -285,14 +293,6 @@ def chunk_gradients_2n_2p(
         d_dA_cs_scores_rows = tl.sum(d_dA_cs_scores_terms, axis=1)
         if NEEDS_DT:
             tl.store(d_dA_cs_scores_rows_ptr + b * nheads * padded + row0 + head * padded + row, d_dA_cs_scores_rows)
-        # left factor: the state that enters the chunk
-        y_0 = tl.dot(C_0, tl.trans(state_0_0).to(DOT), input_precision=PRECISION)
-        y_0 = tl.dot(C_1, tl.trans(state_0_1).to(DOT), acc=y_0, input_precision=PRECISION)
-        y_1 = tl.dot(C_0, tl.trans(state_1_0).to(DOT), input_precision=PRECISION)
-        y_1 = tl.dot(C_1, tl.trans(state_1_1).to(DOT), acc=y_1, input_precision=PRECISION)
-        left_decay = decay(dA_cs)
-        if HAS_SEQ_IDX:
-            left_decay = tl.where(seq_before == seq, left_decay, 0.0)
         d_left_decay_terms_0 = d_y_skip_0.to(tl.float32) * y_0
         d_left_decay = tl.sum(d_left_decay_terms_0, axis=1)
         d_left_decay_terms_1 = d_y_skip_1.to(tl.float32) * y_1

@@ -189,6 +189,7 @@ def compute(
             right_decay = gl.where(seq_last == seq, right_decay, 0.0)
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        x_weighted_rest = x_weighted - x_weighted.to(DOT).to(gl.float32)
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
@@ -197,6 +198,9 @@ def compute(
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
         state, x_weighted_left = warpgroup_mma_wait(0, deps=(state, x_weighted_left))
+        x_weighted_rest_left = gl.convert_layout(x_weighted_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        state = warpgroup_mma(x_weighted_rest_left, B_tile, state, is_async=True)
+        state, x_weighted_rest_left = warpgroup_mma_wait(0, deps=(state, x_weighted_rest_left))
         mbarrier.arrive(empty.index(stage))
     tma.store_wait(0)
 

@@ -126,7 +126,6 @@ def compute(
     state_1_tiles,
     full,
     empty,
-    turn,
     consumer: gl.constexpr,
     HEADDIM: gl.constexpr,
     DSTATE: gl.constexpr,
@@ -222,18 +221,24 @@ def compute(
             right_decay = gl.where(seq_last == seq, right_decay, 0.0)
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        x_weighted_rest = x_weighted - x_weighted.to(DOT).to(gl.float32)
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         state_0 = state_0 * centre_decay
-        mbarrier.wait(turn.index(consumer), (step & 1) ^ (1 - consumer))
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state_0 = warpgroup_mma(x_weighted_left, B_0_tile, state_0, is_async=True)
+        state_0, x_weighted_left = warpgroup_mma_wait(0, deps=(state_0, x_weighted_left))
+        x_weighted_rest_left = gl.convert_layout(x_weighted_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        state_0 = warpgroup_mma(x_weighted_rest_left, B_0_tile, state_0, is_async=True)
         state_1 = state_1 * centre_decay
         state_1 = warpgroup_mma(x_weighted_left, B_1_tile, state_1, is_async=True)
-        state_0, state_1, x_weighted_left = warpgroup_mma_wait(0, deps=(state_0, state_1, x_weighted_left))
-        mbarrier.arrive(turn.index(1 - consumer))
+        state_0, state_1, x_weighted_rest_left, x_weighted_left = warpgroup_mma_wait(
+            0, deps=(state_0, state_1, x_weighted_rest_left, x_weighted_left)
+        )
+        state_1 = warpgroup_mma(x_weighted_rest_left, B_1_tile, state_1, is_async=True)
+        state_1, x_weighted_rest_left = warpgroup_mma_wait(0, deps=(state_1, x_weighted_rest_left))
         mbarrier.arrive(empty.index(stage))
     tma.store_wait(0)
 
@@ -279,10 +284,6 @@ def chunk_states_2n_2consumers(
     # a stage is full when its tiles have arrived, and empty when every consumer has done with them
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # which of the two consumers multiplies next
-    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for consumer in gl.static_range(2):
-        mbarrier.init(turn.index(consumer), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
@@ -313,7 +314,6 @@ def chunk_states_2n_2consumers(
                     state_1_tiles,
                     full,
                     empty,
-                    turn,
                     0,
                     HEADDIM,
                     DSTATE,
@@ -348,7 +348,6 @@ def chunk_states_2n_2consumers(
                     state_1_tiles,
                     full,
                     empty,
-                    turn,
                     1,
                     HEADDIM,
                     DSTATE,

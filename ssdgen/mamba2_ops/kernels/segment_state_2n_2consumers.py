@@ -124,7 +124,6 @@ def compute(
     B_1_tiles,
     full,
     empty,
-    turn,
     consumer: gl.constexpr,
     HEADDIM: gl.constexpr,
     DSTATE: gl.constexpr,
@@ -191,7 +190,6 @@ def compute(
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         state_0 = state_0 * centre_decay
-        mbarrier.wait(turn.index(consumer), (step & 1) ^ (1 - consumer))
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state_0 = warpgroup_mma(x_weighted_left, B_0_tile, state_0, is_async=True)
         state_1 = state_1 * centre_decay
@@ -200,7 +198,6 @@ def compute(
         if HAS_SEQ_IDX:
             total = gl.where(seq_before == seq_last, total, float("-inf"))
         state_0, state_1, x_weighted_left = warpgroup_mma_wait(0, deps=(state_0, state_1, x_weighted_left))
-        mbarrier.arrive(turn.index(1 - consumer))
         mbarrier.arrive(empty.index(stage))
     if walk < walks:
         summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
@@ -255,10 +252,6 @@ def segment_state_2n_2consumers(
     # a stage is full when its tiles have arrived, and empty when every consumer has done with them
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # which of the two consumers multiplies next
-    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for consumer in gl.static_range(2):
-        mbarrier.init(turn.index(consumer), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
@@ -287,7 +280,6 @@ def segment_state_2n_2consumers(
                     B_1_tiles,
                     full,
                     empty,
-                    turn,
                     0,
                     HEADDIM,
                     DSTATE,
@@ -319,7 +311,6 @@ def segment_state_2n_2consumers(
                     B_1_tiles,
                     full,
                     empty,
-                    turn,
                     1,
                     HEADDIM,
                     DSTATE,

@@ -141,7 +141,8 @@ class _Part:
         inside = common.loads_first(inside)
         if not self.loops:
             return merge((*outside, *inside, *after))
-        loop = For("step", "heads", merge((Scalar("head", "group * (nheads // ngroups) + part * heads + step"), *inside)))
+        head = Scalar("head", "group * (nheads // ngroups) + part * heads + step")
+        loop = For("step", "heads", merge((head, *inside)))
         return (*merge(common.loads_first(outside)), *self.zeros, loop, *merge(tuple(after)))
 
     # ---- what is made
@@ -163,10 +164,9 @@ class _Part:
     def _rows(self) -> None:
         """What has the reading tokens along its rows."""
         lowering, layer = self.lowering, self.layer
-        self._made("CB", "d_y_skip", "d_scores", "mask_decay")
+        self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", "mask_decay")
         self._summed("d_CB")
         self._vectors("d_dA_cs_scores_rows")
-        self._made("y_state", "left_decay")
         self._vectors("d_left_decay")
         self._summed("d_C_heads")
         if not self.role:

@@ -49,6 +49,11 @@ class States:
         return "d_state" if self.adjoint else "state_out"
 
     @property
+    def scaled(self) -> str:
+        """The operand with the decays in it."""
+        return "d_y_state" if self.adjoint else "x_weighted"
+
+    @property
     def operands(self) -> tuple[str, str]:
         return ("d_y", "C") if self.adjoint else ("x", "B")
 
@@ -71,6 +76,8 @@ def kernel(layer: Layer, shape: States) -> Kernel:
         notes={} if shape.adjoint else dict(common.NOTES),
         value_axes=_axes(shape, axes),
         kept=adjoint.KEPT if shape.adjoint else frozenset(),
+        # what is scaled goes into its product as two tiles: the matrix unit has time while memory binds
+        two_terms=frozenset({shape.scaled} if shape.consumers else ()),
     )
     condition = "walk < walks" if shape.consumers else None
     loads: list[Stmt] = []
