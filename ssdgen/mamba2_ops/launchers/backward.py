@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import memory
 from ..errors import OptionError
 from ..kernels import (
     adjoint_passing,
@@ -162,6 +163,9 @@ MINIMAL_BACKWARD: dict[str, Any] = {
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
+# operands that all rows of a batch share
+SHARED = frozenset({"A", "D", "dt_bias"})
+
 _recipes = Recipes()
 
 
@@ -201,6 +205,20 @@ def backward(
     tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
     needs = frozenset(name for name in needs if tensors[name] is not None)
     options = (dt_softplus, dt_limit, needs)
+    if (slices := memory.slices(x.shape[0], _kept_bytes(config, tensors))) > 1:
+        return _in_slices(slices, config, tensors, *options)
+    return _all_rows(config, tensors, *options)
+
+
+def _all_rows(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """All rows of the batch at once."""
+    x, options = tensors["x"], (dt_softplus, dt_limit, needs)
     key = key_of(tensors, id(config), x.device, *options, _precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
@@ -210,6 +228,37 @@ def backward(
         _recipes.run(key, plan, config)
         tensors = plan.tensors
     return _results(tensors, needs)
+
+
+def _kept_bytes(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> int:
+    """What the states that enter the chunks and the adjoints of those that leave them take."""
+    (batch, seqlen, nheads), (*_, headdim) = tensors["dt"].shape, tensors["x"].shape
+    chunks = -(-seqlen // config["chunk"])
+    return 2 * batch * chunks * nheads * headdim * tensors["B"].shape[3] * _state_dtype(config).itemsize
+
+
+def _in_slices(
+    slices: int,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """Some rows of the batch after the other: what they do not share is put together, the rest added up."""
+    batch = tensors["x"].shape[0]
+    rows = -(-batch // slices)
+    found: dict[str, Tensor] = {}
+    for first in range(0, batch, rows):
+        some = slice(first, min(first + rows, batch))
+        part = {name: value if value is None or name in SHARED else value[some] for name, value in tensors.items()}
+        for name, made in _all_rows(config, part, dt_softplus, dt_limit, needs).items():
+            if name in SHARED:
+                # in float32, whatever the parameter's dtype
+                found[name] = made.float() + found[name] if name in found else made.float()
+            else:
+                found.setdefault(name, tensors[name].new_empty(tensors[name].shape))[some] = made
+    return {name: made.to(tensors[name].dtype) for name, made in found.items()}
 
 
 def launches(
