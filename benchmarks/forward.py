@@ -116,6 +116,9 @@ def parse(argv: list[str] | None, about: str = __doc__, name: str = "forward") -
     parser.add_argument("--no-peer", action="store_true", help="measure ssdgen alone")
     parser.add_argument("--quick", action="store_true", help="two short shapes and the peer's chunk size 256 only")
     parser.add_argument(
+        "--chunks", type=int, nargs="+", choices=peer.CHUNKS, default=peer.CHUNKS, help="the peer's; default: all"
+    )
+    parser.add_argument(
         "--budget", type=float, default=450, metavar="SECONDS", help="start no new peer after this long"
     )
     options = parser.parse_args(argv)
@@ -124,6 +127,8 @@ def parse(argv: list[str] | None, about: str = __doc__, name: str = "forward") -
         options.shapes = workload.select(options.shapes or default)
     except ValueError as error:
         parser.error(str(error))
+    if options.quick:
+        options.chunks = peer.CHUNKS[-1:]
     return options
 
 
@@ -137,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     clock.say(f"peer: {about}")
     calls: dict[str, Callable] = {OURS: ours}
     if rival is not None:
-        chunks = peer.CHUNKS[-1:] if options.quick else peer.CHUNKS
-        calls.update({f"mamba_ssm Q={chunk}": partial(rival, chunk) for chunk in chunks})
+        calls.update({f"mamba_ssm Q={chunk}": partial(rival, chunk) for chunk in options.chunks})
     ceilings = {"copy_tbs": timing.copy_tbs(), "bf16_tflops": timing.matmul_tflops()}
     clock.say("ceilings: {copy_tbs:.2f} TB/s copied, {bf16_tflops:.0f} TFLOP/s in bf16".format(**ceilings))
     timer = timing.ColdGpuTimer()

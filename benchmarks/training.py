@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     clock.say(f"peer: {about}")
     calls: dict[str, tuple[Scan, int]] = {OURS: (mamba_chunk_scan_combined, 256)}
     if rival is not None:
-        chunks = peer.CHUNKS[-1:] if options.quick else peer.CHUNKS
-        calls.update({f"mamba_ssm Q={chunk}": (rival, chunk) for chunk in chunks})
+        calls.update({f"mamba_ssm Q={chunk}": (rival, chunk) for chunk in options.chunks})
     ceilings = {"copy_tbs": timing.copy_tbs(), "bf16_tflops": timing.matmul_tflops()}
     clock.say("ceilings: {copy_tbs:.2f} TB/s copied, {bf16_tflops:.0f} TFLOP/s in bf16".format(**ceilings))
     timer = timing.ColdGpuTimer()
