@@ -9,7 +9,8 @@ import click
 from .. import gpus
 from ..emit import kernel as sources
 from ..pack import templates
-from ..plan import catalogue
+from ..plan import backward_space, catalogue
+from ..plan import space as forward_space
 from ..plan.problem import Problem
 from ..spec import counts
 from ..spec import show as descriptions
@@ -88,21 +89,23 @@ def roofline(
 
 
 @show.command()
-@click.argument("schedule", type=click.Choice(counts.SCHEDULES), required=False)
+@click.argument("schedule", type=click.Choice((*counts.SCHEDULES, *backward_space.SCHEDULES)), required=False)
 @gpu_option
 @problem_options
 def space(schedule: str | None, gpu_name: str, **sizes: Any) -> None:
-    """What a search may choose for a shape on a GPU, with the reason for every bound."""
+    """What a search may choose for a shape on a GPU, with the reason for every bound.
+
+    Schedules of the forward pass: single_pass, segments, split; of the backward pass: walk, chunks.
+    """
     gpu = gpus.find(gpu_name)
     problem = problem_from(**sizes)
-    for name in [schedule] if schedule else counts.SCHEDULES:
+    for name in [schedule] if schedule else (*counts.SCHEDULES, *backward_space.SCHEDULES):
         click.echo(_axes(name, problem, gpu))
 
 
 def _axes(schedule: str, problem: Problem, gpu: gpus.Gpu) -> str:
     """The axes of one schedule, one paragraph each, and the config that fits everywhere."""
-    from ..plan import space as spaces
-
+    spaces = backward_space if schedule in backward_space.SCHEDULES else forward_space
     lines = [f"{schedule}"]
     for axis in spaces.axes(schedule, problem, gpu):
         lines.append(f"  {axis.name}: {', '.join(map(str, axis.values))}")

@@ -15,6 +15,7 @@ import click
 from .. import gpus
 from ..gpus import Gpu
 from ..pack import templates
+from ..pack.records import DIRECTIONS
 from ..tune import budget as budgets
 from ..tune import shapes as problems
 from ..tune.errors import TuneError
@@ -33,9 +34,19 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
 @click.option("--gpu", "gpu_name", metavar="NAME", help="The GPU to tune for.  [default: the one that is here]")
 @click.option("--predict", is_flag=True, help="Compile and model instead of measuring; where no GPU is, always.")
 @click.option("--shapes", default=problems.ALL, show_default=True, help="Names or numbers, separated by commas.")
+@click.option(
+    "--pass",
+    "which",
+    type=click.Choice(["forward", "backward", "both"]),
+    default="both",
+    show_default=True,
+    help="Of the layer: its result, its gradients.",
+)
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
-@click.option("--budget", default="8m", show_default=True, help="Time for all shapes together: 90s, 8m, 1h30m.")
-@click.option("--trials", type=click.IntRange(min=1), help="Candidates per shape at most.")
+@click.option(
+    "--budget", default="8m", show_default=True, help="Time for all shapes and passes together: 90s, 8m, 1h30m."
+)
+@click.option("--trials", type=click.IntRange(min=1), help="Candidates per shape and pass at most.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records.  [default: where they are looked up]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search and of the inputs.")
 @click.option("--timing", type=click.Choice(["graph", "eager"]), default="graph", show_default=True)
@@ -48,6 +59,7 @@ def tune(
     gpu_name: str | None,
     predict: bool,
     shapes: str,
+    which: str,
     dtype: str,
     budget: str,
     trials: int | None,
@@ -58,20 +70,22 @@ def tune(
     jobs: int | None,
     journal: Path | None,
 ) -> None:
-    """Find the fastest configuration for each shape.
+    """Find the fastest configuration for each shape, of the forward and of the backward pass.
 
-    With a GPU every candidate is compared with float64 first, then timed, and the best few are timed once more side by
-    side.  Without one, or with --predict, candidates are compiled for the GPU and ranked by registers, spills, shared
-    memory and a roofline model; such records are marked as predicted, and a measured one always wins.
+    With a GPU every candidate is compared with float64 first, gradient by gradient in the backward pass, then timed,
+    and the best few are timed once more side by side.  Without one, or with --predict, candidates are compiled for the
+    GPU and ranked by registers, spills, shared memory and a roofline model; such records are marked as predicted, and a
+    measured one always wins.
 
-    Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_forward.json and are used from then
-    on by `import mamba2_ops`.
+    Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_forward.json and ssd_backward.json
+    and are used from then on by `import mamba2_ops`.
 
     \b
     Examples:
       ssdgen tune                                  all shapes on this GPU, in eight minutes
       ssdgen tune --shapes 2.7b,nemotron-h --budget 2m
       ssdgen tune --shapes 1,8192,32,64,128,1      a shape of your own
+      ssdgen tune --pass backward --shapes 2.7b    the gradients alone
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
     """
     wanted = problems.parse(shapes, dtype)
@@ -97,6 +111,7 @@ def tune(
         l2=l2,
         jobs=jobs,
         journal=journal,
+        directions=DIRECTIONS if which == "both" else tuple(each for each in DIRECTIONS if each == which),
     )
     with _terminate_as_interrupt():
         rows = session.run(wanted, gpu, options)

@@ -116,7 +116,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     """The module of a kernel that is specialised by warps: its two roles, and the program that starts them."""
     loader = "\n".join(loader_lines(kernel))
     printed = [_role(role, number) for number, role in enumerate(roles(kernel))]
-    scratch = {name: extents for role in printed for name, extents in role["scratch"].items()}
+    scratch = {f"{role['prefix']}{name}": extents for role in printed for name, extents in role["scratch"].items()}
     parked = {f"{role['prefix']}{name}": extents for role in printed for name, extents in role["parked"].items()}
     moved = []
     for load in (*fixed_loads(kernel), *moved_loads(kernel)):
@@ -184,8 +184,9 @@ def _role(kernel: ir.Kernel, number: int) -> dict[str, Any]:
         for columns in printer.used
     ]
     place = "0" if kernel.roles else "consumer"
-    lead += [f"    {name} = {name}s.index({place})" for name in printer.scratch]
+    # roles go through the trips each at its own pace: no tile is of two
     prefix = f"{kernel.roles[number]}_" if kernel.roles else ""
+    lead += [f"    {name} = {prefix}{name}s.index({place})" for name in printer.scratch]
     lead += [f"    {name} = {prefix}{name}s.index(0)" for name in printer.parked]
     stores = any(isinstance(stmt, ir.Store) and stmt.descriptor for stmt in ir.walk(kernel.body))
     return {

@@ -9,7 +9,7 @@ from math import log2
 from typing import Any
 
 from .problem import Problem
-from .records import GpuRecords, Record
+from .records import FORWARD, GpuRecords, Record
 
 _SAYS_LITTLE = re.compile(r"nvidia|geforce|tesla|amd|instinct|radeon|graphics|pcie|sxm\d*|\d+gb|hbm\w*")
 
@@ -38,23 +38,35 @@ def is_same(gpu: Gpu, records: GpuRecords) -> bool:
     return all(_SAYS_LITTLE.fullmatch(word) for word in device - recorded) and not _says_nothing(recorded)
 
 
-def nearest(problem: Problem, gpus: Iterable[GpuRecords], measured: bool) -> tuple[GpuRecords, Record] | None:
-    """The record to use for the problem and whose it is, or None.  measured: only measured ones, or only predicted."""
-    fitting = [(gpu, r) for gpu in gpus for r in gpu.records if r.measured is measured and fits(problem, r)]
+def nearest(
+    problem: Problem, gpus: Iterable[GpuRecords], measured: bool, direction: str = FORWARD
+) -> tuple[GpuRecords, Record] | None:
+    """The record to use for a pass of the problem and whose it is, or None.
+
+    measured: only measured ones, or only predicted.  direction: FORWARD or BACKWARD.
+    """
+    fitting = [(gpu, r) for gpu in gpus for r in gpu.records if r.measured is measured and fits(problem, r, direction)]
     return min(fitting, key=lambda pair: (distance(problem, pair[1].problem), pair[1].time_us), default=None)
 
 
-def fits(problem: Problem, record: Record) -> bool:
-    """Whether the record's config is known to run the problem: same dtype, no smaller tiles, heads that divide."""
+def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
+    """Whether the record's config is known to run a pass of the problem: same pass and dtype, tiles, heads that divide.
+
+    Tiles must be no smaller; a kernel whose warps are specialised for one headdim is slow as a plain one for another.
+    """
     tuned = record.problem
     return (
-        tuned.dtype == problem.dtype
+        record.direction == direction
+        and tuned.dtype == problem.dtype
         and tuned.headdim >= problem.headdim
         and tuned.dstate >= problem.dstate
         # heads that one CTA takes must share a group
         and all(
             (problem.nheads // problem.ngroups) % kernel.get("heads", 1) == 0
             for kernel in record.config["kernels"].values()
+        )
+        and (
+            tuned.headdim == problem.headdim or not record.config["kernels"].get("chunk_gradients", {}).get("consumers")
         )
     )
 

@@ -8,14 +8,13 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import OptionError, SsdWarning
 from .problem import Problem
-from .select import config_for, gpu_of, replace
+from .select import backward_config_for, config_for, replace, replace_backward
 
 
 # looked for, not imported: importing Triton takes a second and is not needed on a CPU
@@ -90,10 +89,6 @@ def backward_launcher() -> ModuleType | None:
         return None
 
 
-# of each bucket: launchers remember what they compiled by the identity of the config; None: no config fits
-_backward_configs: dict[tuple, dict[str, Any] | None] = {}
-
-
 def backward(
     problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, d_y: Tensor | None, **options
 ):
@@ -118,13 +113,7 @@ def backward(
 
 def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
     """Run on the current device; where the config does not fit, a small one from then on."""
-    key = (problem.bucket(), x.device)
-    if key not in _backward_configs:
-        from .backward_defaults import default_backward
-
-        gpu = gpu_of(x.device)
-        _backward_configs[key] = default_backward(problem.bucketed(), gpu.sms, gpu.arch)
-    while (config := _backward_configs[key]) is not None:
+    while (config := backward_config_for(problem, x.device)) is not None:
         try:
             return launcher.backward(config, x, dt, A, B, C, **options)
         except OptionError as error:
@@ -134,10 +123,10 @@ def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
                 raise
             if config is not launcher.MINIMAL_BACKWARD:
                 _warn_too_large(problem, error)
-                _backward_configs[key] = launcher.MINIMAL_BACKWARD
+                replace_backward(problem, x.device, launcher.MINIMAL_BACKWARD)
                 continue
             reason = error
-        _backward_configs[key] = None
+        replace_backward(problem, x.device, None)
         warnings.warn(f"no backward kernel takes {problem} ({reason}): PyTorch's runs", SsdWarning, stacklevel=5)
     return None
 

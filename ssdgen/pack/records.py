@@ -9,7 +9,11 @@ from typing import Any, Literal
 from ..plan.problem import Problem
 from . import schema
 
-FORWARD = "ssd_forward"
+FORWARD: Literal["forward"] = "forward"
+BACKWARD: Literal["backward"] = "backward"
+
+Direction = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD)
 
 MEASURED: Literal["measured"] = "measured"
 PREDICTED: Literal["predicted"] = "predicted"
@@ -21,12 +25,15 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """The best config known for one problem on one GPU.
+    """The best config known for one pass of one problem on one GPU.
 
-    config: as plan.space makes it.  provenance: timed on that GPU, or predicted from code compiled for it.
+    config: as plan.space or, for the backward pass, plan.backward_space makes it.
+    provenance: timed on that GPU, or predicted from code compiled for it.
     time_us, spread_us, default_us: GPU time of a call, its interquartile range and the default config's time,
-    microseconds; None where it was not found out.  error, error_limit: relative to float64; None if predicted.
+    microseconds; None where it was not found out.  error, error_limit: relative to float64, of y or of the gradient
+    that comes nearest to its limit; None if predicted.
     fingerprint: meaning of each emitted kernel that ran, {name: hex}.  space: fingerprint of the search space.
+    direction: the pass; a record in a file that does not say is of the forward pass.
     Errors: RecordError for a measured record that was never found right.
     """
 
@@ -40,6 +47,7 @@ class Record:
     error_limit: float | None
     fingerprint: dict[str, str]
     space: str
+    direction: Direction = FORWARD
 
     def __post_init__(self) -> None:
         if self.provenance == MEASURED:
@@ -56,6 +64,9 @@ class Record:
         for name in ("time_us", "spread_us", "default_us"):
             data[name] = None if data[name] is None else round(data[name], 2)
         data["error"] = None if self.error is None else float(f"{self.error:.3g}")
+        if self.direction == FORWARD:
+            # as it was before there were others, so that files and those who read them stay as they are
+            del data["direction"]
         return data
 
 
@@ -90,27 +101,40 @@ def identity_from_json(data: Any, source: str) -> Identity:
     return Identity(**{name: value for name, value in data.items() if name != "schema"})
 
 
-def records_from_json(data: Any, source: str) -> tuple[Record, ...]:
-    """A parsed file of records.  source: the file, for messages.  Errors: RecordError."""
+def kernel_of(direction: Direction) -> str:
+    """What a file of records of one pass is called, without its ending, and says that it is of."""
+    return f"ssd_{direction}"
+
+
+def records_from_json(data: Any, source: str, direction: Direction = FORWARD) -> tuple[Record, ...]:
+    """A parsed file of records of one pass.  source: the file, for messages.  Errors: RecordError."""
     if problem := schema.problem_with(data, schema.RECORDS):
         raise RecordError(f"{source}: {problem}")
+    if data["kernel"] != kernel_of(direction):
+        raise RecordError(f"{source}: kernel is {data['kernel']!r}; it must be {kernel_of(direction)!r}")
     found = []
     for index, entry in enumerate(data["records"]):
         try:
             found.append(Record(**{**entry, "problem": Problem(**entry["problem"])}))
         except ValueError as error:
             raise RecordError(f"{source}: records[{index}]: {error}") from error
+        if (given := found[-1].direction) != direction:
+            raise RecordError(f"{source}: records[{index}] is of the {given} pass; this file is of the {direction}")
     return tuple(found)
 
 
-def records_to_json(records: Iterable[Record]) -> dict[str, Any]:
-    """A file of records, sorted by problem."""
+def records_to_json(records: Iterable[Record], direction: Direction = FORWARD) -> dict[str, Any]:
+    """A file of records of one pass, sorted by problem."""
     ordered = sorted(records, key=lambda record: record.problem)
-    return {"kernel": FORWARD, "records": [record.to_json() for record in ordered], "schema": schema.VERSION}
+    return {
+        "kernel": kernel_of(direction),
+        "records": [record.to_json() for record in ordered],
+        "schema": schema.VERSION,
+    }
 
 
 def better(old: Record, new: Record, current: dict[str, str]) -> Record:
-    """Which of two records for one problem to keep.
+    """Which of two records for one pass of one problem to keep.
 
     current: {kernel: fingerprint} of all emitted kernels of today, with which `new` was made.
     Measured beats predicted.  Between measured ones the faster wins, unless the old one was made for other kernels.

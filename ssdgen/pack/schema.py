@@ -63,7 +63,9 @@ _RECORD = _object(
         "error_limit": _AT_LEAST_0_OR_NULL,
         "fingerprint": {"type": "object", "additionalProperties": _WORD},
         "space": _WORD,
-    }
+    },
+    # which pass the record is for; without it, the forward pass
+    {"direction": {"type": "string", "enum": ["forward", "backward"]}},
 )
 
 IDENTITY = _object(
@@ -88,7 +90,7 @@ RECORDS = _object(
 
 SCHEMA: Json = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "ssdgen tuned records: gpu.json, or the records of one kernel",
+    "title": "ssdgen tuned records: gpu.json, or the records of one pass",
     "anyOf": [IDENTITY, RECORDS],
 }
 

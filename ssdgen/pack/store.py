@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from .records import (
+    DIRECTIONS,
     FORWARD,
     MEASURED,
+    Direction,
     Identity,
     Record,
     RecordError,
     better,
     identity_from_json,
+    kernel_of,
     records_from_json,
     records_to_json,
 )
@@ -32,19 +35,19 @@ class StoreError(OSError):
     """A file cannot be written; the message names it and says what to do.  Nothing is left half-written."""
 
 
-def records_path(folder: Path) -> Path:
-    return folder / f"{FORWARD}.json"
+def records_path(folder: Path, direction: Direction = FORWARD) -> Path:
+    return folder / f"{kernel_of(direction)}.json"
 
 
 def identity_path(folder: Path) -> Path:
     return folder / "gpu.json"
 
 
-def read(folder: Path) -> tuple[Record, ...]:
-    """The records of one GPU's folder; none if there is no file.  Errors: RecordError, naming the file."""
-    path = records_path(folder)
+def read(folder: Path, direction: Direction = FORWARD) -> tuple[Record, ...]:
+    """The records of one pass in a GPU's folder; none if there is no file.  Errors: RecordError, naming the file."""
+    path = records_path(folder, direction)
     data = _parse(path)
-    return () if data is None else records_from_json(data, str(path))
+    return () if data is None else records_from_json(data, str(path), direction)
 
 
 def read_identity(folder: Path) -> Identity | None:
@@ -62,20 +65,21 @@ def save(root: Path, identity: Identity, new: Iterable[Record], current: dict[st
     """
     folder = root / identity.folder
     with _alone(folder):
-        known = {record.problem: record for record in read(folder)}
+        known = {d: {record.problem: record for record in read(folder, d)} for d in DIRECTIONS}
         standing = read_identity(folder)
         kept = []
         for record in new:
-            old = known.get(record.problem)
+            old = known[record.direction].get(record.problem)
             if old is not None and better(old, record, current) is old:
                 continue
-            known[record.problem] = record
+            known[record.direction][record.problem] = record
             kept.append(record)
         # a prediction says nothing of the driver and clocks that measured records were made with
         if standing is None or any(record.provenance == MEASURED for record in kept):
             _write_json(identity_path(folder), identity.to_json())
-        if kept or not records_path(folder).exists():
-            _write_json(records_path(folder), records_to_json(known.values()))
+        for direction in DIRECTIONS:
+            if any(record.direction == direction for record in kept):
+                _write_json(records_path(folder, direction), records_to_json(known[direction].values(), direction))
     return kept
 
 

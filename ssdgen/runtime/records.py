@@ -1,7 +1,8 @@
 """Tuned records as they lie on disk, read and checked.  a folder per GPU -> GpuRecords -> select
 
 A root (`tuned/`) holds one folder per GPU, `<arch>_<gpu>/`, with `gpu.json` (which GPU, which versions) and
-`ssd_forward.json` (the records).  `tuned/schema.json` describes both; here only what the look-up uses is checked.
+`ssd_forward.json` and `ssd_backward.json` (the records of each pass).  `tuned/schema.json` describes them; here only
+what the look-up uses is checked.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from .problem import Problem
 
 SCHEMA = 1
 IDENTITY = "gpu.json"
-FORWARD = "ssd_forward.json"
+FORWARD, BACKWARD = "forward", "backward"
+FILES = {direction: f"ssd_{direction}.json" for direction in (FORWARD, BACKWARD)}
 
 SIZES = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
 
 
 @dataclass(frozen=True)
 class Record:
-    """The best known config for one problem on one GPU.
+    """The best known config for one pass of one problem on one GPU.
 
-    time_us: GPU time of one forward in microseconds.  measured: timed on that GPU, not predicted from compiled code.
-    fingerprint: of the kernels that were timed, as the file has it, or None.
+    time_us: GPU time of one call in microseconds.  measured: timed on that GPU, not predicted from compiled code.
+    fingerprint: of the kernels that were timed, as the file has it, or None.  direction: the pass, FORWARD or BACKWARD.
     """
 
     problem: Problem
@@ -34,6 +36,7 @@ class Record:
     measured: bool
     time_us: float
     fingerprint: Any = None
+    direction: str = FORWARD
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ def read_folder(folder: Path) -> GpuRecords:
     identity = _load(folder / IDENTITY)
     name = _field(identity, "name", str, folder / IDENTITY, "")
     arch = _field(identity, "arch", str, folder / IDENTITY, "")
-    path = folder / FORWARD
-    if not path.is_file():
-        return GpuRecords(folder, name, arch, ())
-    entries = _field(_load(path), "records", list, path, "")
-    return GpuRecords(folder, name, arch, tuple(_record(entry, path, i) for i, entry in enumerate(entries)))
+    records: list[Record] = []
+    for direction, file in FILES.items():
+        if (path := folder / file).is_file():
+            entries = _field(_load(path), "records", list, path, "")
+            records += [_record(entry, path, i, direction) for i, entry in enumerate(entries)]
+    return GpuRecords(folder, name, arch, tuple(records))
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -90,10 +94,15 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _record(entry: Any, path: Path, index: int) -> Record:
+def _record(entry: Any, path: Path, index: int, direction: str) -> Record:
     where = f" of record {index}"
     if not isinstance(entry, dict):
         raise RecordError(f"{path}: record {index} is a {type(entry).__name__}; it must be an object")
+    # a record that does not say is of the forward pass, which was there first
+    if (given := entry.get("direction", FORWARD)) != direction:
+        raise RecordError(
+            f"{path}: the direction{where} is {given!r}; in this file it must be {direction!r}: tune again"
+        )
     sizes = _field(entry, "problem", dict, path, where)
     values = [_field(sizes, size, int, path, where) for size in SIZES]
     if min(values) < 1:
@@ -111,7 +120,7 @@ def _record(entry: Any, path: Path, index: int) -> Record:
     if not 0 < time_us < float("inf"):
         raise RecordError(f"{path}: time_us{where} is {time_us}; it must be positive and finite")
     problem = Problem(*values, dtype=dtype)
-    return Record(problem, config, provenance == "measured", time_us, entry.get("fingerprint"))
+    return Record(problem, config, provenance == "measured", time_us, entry.get("fingerprint"), direction)
 
 
 def _field(data: dict[str, Any], key: str, kind: type | tuple[type, ...], path: Path, where: str) -> Any:

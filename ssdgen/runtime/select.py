@@ -1,10 +1,11 @@
 """Which config a call runs with: the ladder from a tuned record down to the built-in rule.  Problem, device -> config
 
-Resolved once per (problem bucket, device) and then a dict look-up.  The environment is read when a look-up is resolved:
+Resolved once per (pass, problem bucket, device) and then a dict look-up.  The environment is read when a look-up is
+resolved, and counts for both passes:
 
     SSDGEN_TUNED=FOLDER     look there first
     SSDGEN_NO_TUNE=1        no records: the built-in default
-    SSDGEN_ASSERT_TUNED=1   an error where there is no record
+    SSDGEN_ASSERT_TUNED=1   an error where there is no record, at the first call of that pass
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
 from .match import Gpu, is_same, is_stale, nearest
 from .problem import Problem
-from .records import GpuRecords, Record
+from .records import BACKWARD, FORWARD, GpuRecords, Record
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -39,6 +40,8 @@ class Choice:
 
 
 _configs: dict[tuple, dict[str, Any]] = {}
+# None: no kernel takes that bucket
+_backward_configs: dict[tuple, dict[str, Any] | None] = {}
 _warned: set[tuple] = set()
 
 
@@ -61,19 +64,33 @@ def replace(problem: Problem, device: torch.device, config: dict[str, Any]) -> N
     _configs[problem.bucket(), device] = config
 
 
+def backward_config_for(problem: Problem, device: torch.device) -> dict[str, Any] | None:
+    """The same for the backward pass; None where `replace_backward` said that no kernel takes the bucket."""
+    key = (problem.bucket(), device)
+    if key not in _backward_configs:
+        _backward_configs[key] = choose(problem.bucketed(), gpu_of(device), BACKWARD).config
+    return _backward_configs[key]
+
+
+def replace_backward(problem: Problem, device: torch.device, config: dict[str, Any] | None) -> None:
+    """Use another config for the backward pass of a bucket from now on, or None: no kernel takes it."""
+    _backward_configs[problem.bucket(), device] = config
+
+
 def forget() -> None:
     """Resolve everything again at the next call, records and environment included."""
     _configs.clear()
+    _backward_configs.clear()
     _warned.clear()
     _read.cache_clear()
     gpu_of.cache_clear()
     current_fingerprint.cache_clear()
 
 
-def choose(problem: Problem, gpu: Gpu) -> Choice:
-    """Go down the ladder for one problem on one GPU.  Errors and warnings as in `config_for`."""
+def choose(problem: Problem, gpu: Gpu, direction: str = FORWARD) -> Choice:
+    """Go down the ladder for one pass of one problem on one GPU.  Errors and warnings as in `config_for`."""
     asserted = os.environ.get("SSDGEN_ASSERT_TUNED") == "1"
-    default = Choice(default_config(problem, gpu.sms), "the built-in default")
+    default = Choice(_default(problem, gpu, direction), "the built-in default")
     if os.environ.get("SSDGEN_NO_TUNE") == "1":
         if asserted:
             raise UntunedError("SSDGEN_NO_TUNE=1 and SSDGEN_ASSERT_TUNED=1 are both set; unset one of them")
@@ -82,16 +99,17 @@ def choose(problem: Problem, gpu: Gpu) -> Choice:
     if gpu.arch == "cpu" and not asserted:
         return default
 
-    choice = _look_up(problem, gpu, _read(steps())) or default
+    choice = _look_up(problem, gpu, _read(steps()), direction) or default
     if choice.record is None and asserted:
         raise UntunedError(
-            f"no tuned record for {problem} on {gpu.name} ({gpu.arch}), and SSDGEN_ASSERT_TUNED=1 is set; "
-            "run `ssdgen tune` on this GPU, set SSDGEN_TUNED to a folder with records, or unset SSDGEN_ASSERT_TUNED"
+            f"no tuned record for {_of(direction)}{problem} on {gpu.name} ({gpu.arch}), and SSDGEN_ASSERT_TUNED=1 is "
+            "set; run `ssdgen tune` on this GPU, set SSDGEN_TUNED to a folder with records, or unset "
+            "SSDGEN_ASSERT_TUNED"
         )
     if not choice.exact:
         _warn_once(
-            (gpu.name, choice.step),
-            f"no config was tuned on {gpu.name} for {problem}: using {choice.step}; "
+            (gpu.name, choice.step, direction),
+            f"no config was tuned on {gpu.name} for {_of(direction)}{problem}: using {choice.step}; "
             "`ssdgen tune` on this GPU makes it faster",
         )
     return choice
@@ -116,7 +134,22 @@ def _read(ladder: tuple[Step, ...]) -> Places:
     return tuple((step.name, step.read()) for step in ladder)
 
 
-def _look_up(problem: Problem, gpu: Gpu, ladder: Places) -> Choice | None:
+def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
+    """What a pass that nobody tuned runs with."""
+    if direction == FORWARD:
+        return default_config(problem, gpu.sms)
+    # a package without kernels for the backward pass never asks
+    from .backward_defaults import default_backward
+
+    return default_backward(problem, gpu.sms, gpu.arch)
+
+
+def _of(direction: str) -> str:
+    """How a message names a pass before its problem."""
+    return "" if direction == FORWARD else f"the {direction} pass of "
+
+
+def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choice | None:
     this = [(step, [g for g in gpus if is_same(gpu, g)]) for step, gpus in ladder]
     # another GPU of the same architecture: the one that has the nearest record
     related = [(step, [g for g in gpus if g.arch == gpu.arch]) for step, gpus in ladder]
@@ -124,7 +157,7 @@ def _look_up(problem: Problem, gpu: Gpu, ladder: Places) -> Choice | None:
         # a record that was measured counts more than one that lies earlier on the ladder
         for measured in (True, False):
             for step, gpus in places:
-                if found := nearest(problem, gpus, measured):
+                if found := nearest(problem, gpus, measured, direction):
                     owner, record = found
                     _check_fingerprint(owner, record)
                     name = step if exact else f"a record of {owner.name} from {step}"

@@ -13,9 +13,9 @@ import optuna
 
 from ..gpus import Gpu
 from ..pack import store
-from ..pack.records import MEASURED, Identity, Record
+from ..pack.records import DIRECTIONS, FORWARD, MEASURED, Direction, Identity, Record
 from ..plan.problem import Problem
-from . import gate, study
+from . import study
 from .budget import Budget
 from .choices import Space
 from .errors import RejectedError
@@ -55,7 +55,7 @@ class Setting:
     """What all searches of a campaign share.
 
     kernels: {kernel: fingerprint} of the emitted kernels of today.  used: names of the emitted kernels that a config
-    launches for a problem.  root: folder of the records.
+    launches for a problem.  root: folder of the records.  direction: the pass that is searched for.
     """
 
     gpu: Gpu
@@ -69,6 +69,7 @@ class Setting:
     ahead: int
     seed: int
     storage: optuna.storages.BaseStorage | None = None
+    direction: Direction = FORWARD
 
 
 def run(
@@ -77,19 +78,23 @@ def run(
     bench_of: Callable[[Problem], Bench],
     budget: Budget,
     listener: Listener,
+    after: int = 0,
 ) -> list[Row]:
     """Search for each problem and store what is found.  Ctrl-C ends the campaign after the record of that problem.
 
+    after: problems of later campaigns that share the budget.
     Errors: RecordError for a file that cannot be read, before anything is searched; StoreError; TuneError.
     """
     folder = setting.root / setting.identity.folder
-    known = list(store.read(folder))
+    # what is stored is merged into all of them, and none must turn out to be broken by then
+    stored = {direction: store.read(folder, direction) for direction in DIRECTIONS}
+    known = list(stored[setting.direction])
     store.read_identity(folder)
     store.check_writable(setting.root, setting.identity.folder)
     rows: list[Row] = []
     for index, (name, problem) in enumerate(problems.items()):
         left = len(problems) - index
-        deadline = budget.deadline(left)
+        deadline = budget.deadline(left + after)
         listener.begin(name, index, len(problems), setting.trials, deadline and deadline - budget.now())
         try:
             outcome = study.run(
@@ -135,9 +140,10 @@ def record_of(problem: Problem, outcome: Outcome, setting: Setting) -> Record:
         spread_us=best.spread_us,
         default_us=outcome.default.time_us if outcome.default else None,
         error=best.error,
-        error_limit=gate.LIMITS[problem.dtype] if setting.provenance == MEASURED else None,
+        error_limit=best.error_limit,
         fingerprint={name: setting.kernels[name] for name in names},
         space=setting.space.fingerprint(),
+        direction=setting.direction,
     )
 
 

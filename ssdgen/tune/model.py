@@ -12,8 +12,8 @@ from math import ceil
 
 from ..gpus import Gpu
 from .compile import Compiled
+from .counted import Work
 from .resources import ctas_per_sm
-from .work import Work
 
 # from one launch to the next in a CUDA graph
 LAUNCH_US = 2.5

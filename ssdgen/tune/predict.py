@@ -7,14 +7,17 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..gpus import Gpu
-from ..pack.records import PREDICTED
+from ..mamba2_ops.errors import OptionError
+from ..pack.records import FORWARD, PREDICTED, Direction
 from ..plan.problem import Problem
-from . import inputs, kernels, model, work
+from . import model, work
 from .compile import Compiled, compile_launch
-from .inputs import Inputs
+from .errors import CompileError
 from .model import Estimate
+from .passes import PASSES
 from .pool import Pool
 from .results import Config, Result
 
@@ -39,14 +42,20 @@ class Report:
 
 
 class Compiler:
-    """Compiles candidates for one GPU; lives in a process of its own."""
+    """Compiles candidates for one pass on one GPU; lives in a process of its own."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+    def __init__(self, gpu: Gpu, direction: Direction = FORWARD) -> None:
+        self._gpu, self._direction = gpu, direction
 
-    def report(self, problem: Problem, config: Config, final_states: bool = False) -> Report:
-        """Compile every launch of a candidate.  Errors: CompileError."""
-        plan = kernels.plan(config, _sizes_only(problem), final_states)
+    def report(self, problem: Problem, config: Config, more: bool = False) -> Report:
+        """Compile every launch of a candidate.  more: with the final states or their adjoint.
+
+        Errors: CompileError.
+        """
+        try:
+            plan = PASSES[self._direction].plan(config, _sizes_only(problem, self._direction, more), more)
+        except OptionError as error:
+            raise CompileError(str(error)) from error
         found = []
         for launch in plan.launches:
             code = compile_launch(launch, self._gpu)
@@ -76,12 +85,12 @@ class PredictingBench:
 
 
 @contextmanager
-def benches(gpu: Gpu, jobs: int) -> Iterator[Callable[[Problem], PredictingBench]]:
+def benches(gpu: Gpu, jobs: int, direction: Direction = FORWARD) -> Iterator[Callable[[Problem], PredictingBench]]:
     """A bench for any problem.  jobs: processes that compile."""
-    with Pool(jobs, Compiler, gpu) as pool:
+    with Pool(jobs, Compiler, gpu, direction) as pool:
         yield lambda problem: PredictingBench(problem, pool)
 
 
 @lru_cache(maxsize=4)
-def _sizes_only(problem: Problem) -> Inputs:
-    return inputs.random(problem, "meta", 0)
+def _sizes_only(problem: Problem, direction: Direction, more: bool) -> Any:
+    return PASSES[direction].draw(problem, "meta", 0, more)

@@ -15,6 +15,9 @@ from .results import Config, Event
 # where nothing better is found, a line this often says that it is not over
 QUIET_S = 20.0
 
+# the largest kernel of each schedule
+MAIN = ("single_pass", "chunk_scan", "chunk_gradients", "reverse_walk")
+
 
 class PlainProgress:
     """Lines for a log: one per improvement, and one now and then."""
@@ -113,7 +116,7 @@ def describe(config: Config) -> str:
     """A config in one line: what its schedule is and the numbers of its largest kernel."""
     numbers = {name: value for name, value in config.items() if name not in ("schedule", "kernels")}
     kernels = config["kernels"]
-    if main := next((kernels[name] for name in ("single_pass", "chunk_scan") if name in kernels), None):
+    if main := next((kernels[name] for name in MAIN if name in kernels), None):
         numbers |= main
     return " ".join([config["schedule"], *(f"{name}={value}" for name, value in numbers.items())])
 

@@ -15,13 +15,15 @@ Config = dict[str, Any]
 class Result:
     """A candidate that passed.  time_us, spread_us: median and interquartile range of GPU time, microseconds.
 
-    spread_us, error: None if the time is a prediction.  error: |y - ref| / |ref| against float64.
+    spread_us, error, error_limit: None if the time is a prediction.  error: |y - ref| / |ref| against float64, or that
+    of the gradient that comes nearest to its limit; error_limit: what it may be.
     """
 
     config: Config
     time_us: float
     spread_us: float | None = None
     error: float | None = None
+    error_limit: float | None = None
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ class Trials:
         trial.set_user_attr("config", json.dumps(result.config, sort_keys=True))
         trial.set_user_attr("spread_us", result.spread_us)
         trial.set_user_attr("error", result.error)
+        trial.set_user_attr("error_limit", result.error_limit)
         self._study.tell(trial, result.time_us)
 
 
@@ -127,4 +128,4 @@ def _study(seed: int, storage: optuna.storages.BaseStorage | None, name: str | N
 def _result(trial: optuna.trial.FrozenTrial) -> Result:
     kept = trial.user_attrs
     assert trial.value is not None
-    return Result(json.loads(kept["config"]), trial.value, kept["spread_us"], kept["error"])
+    return Result(json.loads(kept["config"]), trial.value, kept["spread_us"], kept["error"], kept.get("error_limit"))

@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from torch import Tensor
-
+from ..plan import backward_space
 from ..plan.problem import Problem
 from ..plan.tiles import SMALLEST, cut, next_power_of_two
+from . import backward_work
 from .compile import Launch
+from .counted import Work, memory_of
 
 KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan")
 
 
-@dataclass(frozen=True)
-class Work:
-    """Totals of one launch.
-
-    ctas: programs; steps: trips of each through its loop, one after the other; chain: dependent matrix products a trip.
-    memory_bytes: every operand once; loaded_bytes: what all CTAs load, from the L2 cache mostly.
-    flops: of matrix products on padded tiles; exps: exponentials.
-    rows: of the tile that a matrix product works on.
-    """
-
-    ctas: int
-    steps: int
-    chain: int
-    memory_bytes: float
-    loaded_bytes: float
-    flops: float
-    exps: float
-    rows: int
-
-
 def kernel_of(function_name: str) -> str:
     """The config's name of an emitted kernel: "single_pass_2heads_tma" is a "single_pass".  Errors: ValueError."""
-    for name in KERNELS:
+    known = dict.fromkeys((*KERNELS, *backward_work.KERNELS))
+    for name in known:
         if function_name.startswith(name):
             return name
-    raise ValueError(f"no kernel {function_name!r}; known: {', '.join(KERNELS)}")
+    raise ValueError(f"no kernel {function_name!r}; known: {', '.join(known)}")
 
 
 def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     """Count the work of one launch."""
     kernel = kernel_of(launch.kernel.__name__)
+    if config["schedule"] in backward_space.SCHEDULES and kernel in backward_work.KERNELS:
+        return backward_work.of_launch(kernel, launch, config, problem)
     numbers = config["kernels"].get(kernel, {})
     ctas = prod(launch.grid)
-    memory = float(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(launch)))
+    memory = memory_of(launch)
     chunk = config["chunk"]
     # tokens from one state that is kept to the next
-    length = {"single_pass": problem.seqlen, "split": chunk}.get(config["schedule"]) or config["segment"]
+    length = {"single_pass": problem.seqlen, "split": chunk}.get(config["schedule"])
+    length = length or config.get("segment") or problem.seqlen
     if kernel in ("dt_cumsum", "state_passing"):
         # the passing goes through the states of a head in order
         steps = -(-problem.seqlen // length) if kernel == "state_passing" else 1
@@ -75,11 +58,3 @@ def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
         exps, chain = float(heads * (score + 2 * chunk)), 2 + states
         loaded += chunk * n_tile * problem.element_bytes
     return Work(ctas, steps, chain, memory, float(trips * loaded), trips * flops, trips * exps, chunk)
-
-
-def _tensors(launch: Launch) -> Iterator[Tensor]:
-    """The tensors that a launch reads or writes; those behind a descriptor too."""
-    for value in launch.args.values():
-        value = getattr(value, "base", value)
-        if isinstance(value, Tensor):
-            yield value

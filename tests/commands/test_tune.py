@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from ssdgen.commands import main
 from ssdgen.pack import store
-from ssdgen.tune import device
+from ssdgen.pack.records import DIRECTIONS
+from ssdgen.tune import device, session
 from ssdgen.tune.shapes import NAMED
 
 SMALL = "1,64,2,16,16,1"
@@ -42,6 +43,7 @@ def an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_teaches() -> None:
     text = run("--help").output
     assert all(name in text for name in NAMED) and "Examples:" in text and "Ctrl-C" in text
+    assert "--pass [forward|backward|both]" in text and "ssd_backward.json" in text
 
 
 def test_an_unknown_gpu_lists_the_known_ones() -> None:
@@ -68,6 +70,7 @@ def test_a_gpu_that_is_not_the_one_here(an_h200: None) -> None:
         (("--shapes", "1,2048"), "has 2 numbers"),
         (("--budget", "soon"), "give a time such as 90s"),
         (("--trials", "0"), "--trials"),
+        (("--pass", "sideways"), "'sideways' is not one of 'forward', 'backward', 'both'"),
         (("--timing", "guess"), "--timing"),
     ],
 )
@@ -95,14 +98,17 @@ def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
     result = run(*args)
     assert result.exit_code == 0, result.output
     assert "Predicting for h200" in result.output and "predicted by compiling" in result.output
-    (record,) = store.read(tmp_path / "sm90_h200")
-    assert record.provenance == "predicted" and record.time_us > 0 and record.fingerprint
+    for direction in DIRECTIONS:
+        (record,) = store.read(tmp_path / "sm90_h200", direction)
+        assert record.direction == direction and record.provenance == "predicted" and record.time_us > 0
+        assert record.fingerprint and record.space == session.SPACES[direction].fingerprint()
     identity = json.loads((tmp_path / "sm90_h200" / "gpu.json").read_text())
     assert identity["name"] == "NVIDIA H200" and identity["driver"] is None
     # the same seed, the same answer
-    before = (tmp_path / "sm90_h200" / "ssd_forward.json").read_bytes()
+    files = [tmp_path / "sm90_h200" / f"ssd_{direction}.json" for direction in DIRECTIONS]
+    before = [path.read_bytes() for path in files]
     assert run(*args).exit_code == 0
-    assert (tmp_path / "sm90_h200" / "ssd_forward.json").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
 
 
 @pytest.mark.gpu
@@ -110,6 +116,8 @@ def test_a_measurement_from_end_to_end(tmp_path: Path) -> None:
     result = run("--shapes", "1,300,4,64,64,2", "--trials", "4", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.iterdir()
-    (record,) = store.read(folder)
-    assert record.provenance == "measured" and record.error is not None and record.error_limit is not None
-    assert 0 < record.error <= record.error_limit and record.default_us and record.time_us <= record.default_us * 1.05
+    for direction in DIRECTIONS:
+        (record,) = store.read(folder, direction)
+        assert record.provenance == "measured" and record.error is not None and record.error_limit is not None
+        assert 0 < record.error <= record.error_limit and record.default_us
+        assert record.time_us <= record.default_us * 1.05

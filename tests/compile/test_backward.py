@@ -20,6 +20,7 @@ from ssdgen.plan import catalogue
 from ssdgen.tune.compile import compile_launch
 from tests.parity.cases import Case, draw
 from tests.parity.test_backward import EVERYTHING, arguments
+from tests.parity.test_backward_consumers import config as consumers_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +35,14 @@ NEEDS = frozenset({"x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state
 # one tile of headdim and dstate, two of either, two of both
 SIZES = ((32, 32), (80, 16), (16, 96), (80, 96))
 # a segment of several chunks; small tiles and one stage: what is asked is whether the compiler takes the code
-CONFIG: dict[str, Any] = {"chunk": 32, "segment": 64, "state_dtype": "bfloat16", "kernels": {}}
+CONFIGS: tuple[dict[str, Any], ...] = tuple(
+    {"schedule": schedule, "chunk": 32, "segment": 64, "state_dtype": "bfloat16", "kernels": {}}
+    for schedule in ("walk", "chunks")
+)
+# for kernels specialised by warps: one tile of dstate and two, and two walks for one head
+SPECIALISED_SIZES = ((64, 128), (64, 200), (128, 128))
+# bytes that a thread of `chunk_gradients_2consumers` may leave in memory, without z: Triton 3.7.1 reports 304
+SPILLED = 384
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,11 +64,27 @@ def launches(config: dict[str, Any], case: Case) -> list[Any]:
 def every() -> dict[str, Any]:
     """A launch of each kernel, with all options."""
     cases = [Case(1, 1024, 2, p, n, 1, "bfloat16", EVERYTHING) for p, n in SIZES]
-    return {launch.kernel.__name__: launch for case in cases for launch in launches(CONFIG, case)}
+    return {launch.kernel.__name__: launch for config in CONFIGS for case in cases for launch in launches(config, case)}
+
+
+@cache
+def specialised(stages: int, *options: str) -> dict[str, Any]:
+    """A launch of each kernel that is specialised by warps, with so many stages."""
+    # of 8 heads every row of a wider projection is aligned, as descriptors want it
+    cases = [Case(1, 1024, 8, p, n, 1, "bfloat16", options) for p, n in SPECIALISED_SIZES]
+    return {
+        launch.kernel.__name__: launch
+        for case in cases
+        for consumers in (1, 2)
+        for segment in (0, 256)
+        for launch in launches(consumers_config(consumers, stages, segment), case)
+        if "consumer" in launch.kernel.__name__
+    }
 
 
 def test_every_kernel_of_the_backward_pass_is_here() -> None:
     assert set(catalogue.BACKWARD) <= set(every())
+    assert set(catalogue.SPECIALISED) <= set(specialised(2, *EVERYTHING))
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -71,6 +95,37 @@ def test_compiles(name: str, gpu: str) -> None:
     assert compiled.name == name
     assert compiled.resources.shared <= target.smem_per_cta
     assert compiled.resources.registers > 0
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.SPECIALISED))
+def test_specialised_by_warps_compiles_for_hopper(name: str) -> None:
+    """With all options and two stages, at a model's dstate."""
+    launch, target = specialised(2, *EVERYTHING)[name], gpus.find("h200")
+    assert launch.num_stages == 2
+    compiled = compile_launch(launch, target)
+    assert compiled.name == name
+    assert 0 < compiled.resources.shared <= target.smem_per_cta
+
+
+@pytest.mark.parametrize("name", ["chunk_states_1consumer", "chunk_adjoints_1consumer", "chunk_gradients_2consumers"])
+def test_three_stages_fit_without_the_gate(name: str) -> None:
+    launch, target = (
+        specialised(3, "D_headdim", "dt_bias", "dt_softplus", "initial_states", "seq_idx")[name],
+        gpus.find("h200"),
+    )
+    assert launch.num_stages == 3
+    assert compile_launch(launch, target).resources.shared <= target.smem_per_cta
+
+
+def test_the_gate_leaves_room_for_two_stages() -> None:
+    """However many were asked for."""
+    assert specialised(3, *EVERYTHING)["chunk_gradients_2consumers"].num_stages == 2
+
+
+def test_the_gradients_of_a_chunk_spill_little() -> None:
+    """At a model's sizes with its options; with z more is alive than there are registers."""
+    launch = specialised(2, "D", "dt_bias", "dt_softplus")["chunk_gradients_2consumers"]
+    assert compile_launch(launch, gpus.find("h200")).resources.spilled <= SPILLED
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -86,6 +141,6 @@ def test_the_smallest_config_fits(headdim: int, dstate: int, dtype: str, gpu: st
 @pytest.mark.parametrize("gpu", GPUS)
 def test_the_default_fits(gpu: str, dtype: str) -> None:
     target = gpus.find(gpu)
-    config = default_backward(Problem(1, 4096, 8, 64, 128, 1, dtype), target.sms)
+    config = default_backward(Problem(1, 4096, 8, 64, 128, 1, dtype), target.sms, target.arch)
     for launch in launches(config, Case(1, 4096, 8, 64, 128, 1, dtype, ("D", "dt_bias", "dt_softplus"))):
         assert compile_launch(launch, target).resources.shared <= target.smem_per_cta

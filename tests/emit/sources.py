@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ssdgen.emit import kernel
 from ssdgen.emit import package as emission
 from ssdgen.pack import templates, tree
+from ssdgen.plan import catalogue
 from ssdgen.spec.layer import Layer
 
 
@@ -33,9 +35,13 @@ def kernels(layer: Layer | None = None) -> dict[str, str]:
     return {name: text for name, text in found.items() if name not in ("__init__", *emission.FUNCTIONS)}
 
 
+@cache
 def consumers(layer: Layer | None = None) -> dict[str, str]:
-    """Those of them that are specialised by warps."""
-    return {name: text for name, text in kernels(layer).items() if "consumer" in name}
+    """Those of them that are specialised by warps, emitted without the rest of the package."""
+    layer = layer or Layer()
+    templates.load()
+    plans = [plan for plan in (*catalogue.kernels(layer), *catalogue.backward(layer)) if plan.consumers]
+    return {plan.name: kernel.module(plan, catalogue.graph(plan, layer)) for plan in plans}
 
 
 def imported(texts: dict[str, str], folder: Path, name: str) -> ModuleType:

@@ -23,11 +23,12 @@ SIZES = Sizes(batch=1, seqlen=37, nheads=4, headdim=16, dstate=16, ngroups=2)
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("schedule", ["walk", "chunks"])
 @pytest.mark.parametrize(("family", "layout"), KINDS)
-def test_every_gradient(family: str, layout: str, tmp_path: Path, seed: int) -> None:
+def test_every_gradient(family: str, layout: str, schedule: str, tmp_path: Path, seed: int) -> None:
     layer = Layer(FAMILIES[family], LAYOUTS[layout], "head", gate=True, dt_softplus=True, initial_states=True)
     texts = sources.package(Layer(layer.family, layer.layout), headdim=16, dstate=16)
-    name = f"backward_{family}_{layout.replace('-', '_')}"
+    name = f"backward_{schedule}_{family}_{layout.replace('-', '_')}"
     sources.imported(texts, tmp_path, name)
     launcher = import_module(f"{name}.launchers.backward")
     arrays = {key: value.astype(np.float32) for key, value in draw(layer, SIZES, seed).items()}
@@ -36,7 +37,7 @@ def test_every_gradient(family: str, layout: str, tmp_path: Path, seed: int) -> 
     wanted = oracle_gradient.backward(layer, arrays, d_y, d_final, chunk=16)
     given = {key: torch.from_numpy(value) for key, value in arrays.items()}
     found = launcher.backward(
-        {"chunk": 16, "segment": 32, "kernels": {}},
+        {"schedule": schedule, "chunk": 16, "segment": 32, "kernels": {}},
         **given,
         d_y=torch.from_numpy(d_y),
         d_final_states=torch.from_numpy(d_final),

@@ -10,8 +10,10 @@ import pytest
 from ssdgen import gpus
 from ssdgen.emit import fingerprint
 from ssdgen.pack import schema, templates
-from ssdgen.plan import space
+from ssdgen.pack.records import Direction
+from ssdgen.plan import backward_space, space
 from ssdgen.plan.problem import Problem
+from ssdgen.tune import session
 
 TUNED = Path(__file__).resolve().parents[2] / "tuned"
 FOLDERS = sorted(path.parent for path in TUNED.glob("*/gpu.json"))
@@ -28,8 +30,14 @@ CLAIMED = {
 }
 
 
-def records(folder: Path) -> list[dict]:
-    return json.loads((folder / "ssd_forward.json").read_text())["records"]
+# the space that the configs of each pass are in
+SPACES = {"forward": space, "backward": backward_space}
+
+
+def records(folder: Path, direction: str = "forward") -> list[dict]:
+    """Those of one pass; a GPU may have none of the backward pass."""
+    path = folder / f"ssd_{direction}.json"
+    return json.loads(path.read_text())["records"] if direction == "forward" or path.exists() else []
 
 
 def test_the_h100_has_measured_records_of_every_claimed_shape() -> None:
@@ -53,19 +61,23 @@ def test_the_schema_is_its_own_dump() -> None:
     assert (TUNED / "schema.json").read_text() == schema.document()
 
 
+@pytest.mark.parametrize("direction", SPACES)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_records_belong_to_these_kernels_and_this_space(folder: Path) -> None:
+def test_records_belong_to_these_kernels_and_this_space(folder: Path, direction: str) -> None:
     """After a change of the kernels: tune again on that GPU."""
     templates.load()
     current = fingerprint.of_package()
-    for record in records(folder):
+    for record in records(folder, direction):
         stale = [name for name, mark in record["fingerprint"].items() if current.get(name) != mark]
         assert not stale, f"{record['problem']}: {stale} have changed since they were measured"
-        assert record["space"] == space.fingerprint()
+        assert record["space"] == SPACES[direction].fingerprint()
 
 
+@pytest.mark.parametrize("direction", SPACES)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_records_are_legal(folder: Path) -> None:
+def test_records_are_legal_or_what_runs_without_them(folder: Path, direction: Direction) -> None:
     gpu = gpus.find(json.loads((folder / "gpu.json").read_text())["gpu"])
-    for record in records(folder):
-        assert space.legal(record["config"], Problem(**record["problem"]), gpu) is None
+    for record in records(folder, direction):
+        problem, config = Problem(**record["problem"]), record["config"]
+        reason = SPACES[direction].legal(config, problem, gpu)
+        assert reason is None or config == session.SPACES[direction].default(problem, gpu), reason

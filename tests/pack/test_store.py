@@ -22,6 +22,7 @@ CONFIG = {"schedule": "single_pass", "chunk": 64, "prepared": True, "kernels": {
 KERNELS = {"single_pass": "aa", "dt_cumsum": "bb"}
 MEASURED = Record(PROBLEM, CONFIG, "measured", 100.0, 1.0, 150.0, 2e-3, 5e-3, dict(KERNELS), "cc")
 PREDICTED = replace(MEASURED, provenance="predicted", spread_us=None, error=None, error_limit=None)
+BACKWARD = replace(MEASURED, direction="backward", config={**CONFIG, "schedule": "chunks"}, time_us=400.0)
 IDENTITY = Identity("sm90", "h200", "NVIDIA H200", "570.1", "2.9", "3.6.0", {"max_sm": 1980.0})
 FORETOLD = replace(IDENTITY, driver=None, torch=None, clocks_mhz={})
 FILES = ["gpu.json", "ssd_forward.json"]
@@ -82,6 +83,46 @@ def test_a_prediction_does_not_hide_what_the_others_were_measured_with(tmp_path:
     assert store.read_identity(tmp_path / "b" / "sm90_h200") == FORETOLD
     save(tmp_path / "b", MEASURED)
     assert store.read_identity(tmp_path / "b" / "sm90_h200") == IDENTITY
+
+
+def test_each_pass_has_a_file_of_its_own(tmp_path: Path) -> None:
+    save(tmp_path, MEASURED)
+    before = (tmp_path / "sm90_h200" / "ssd_forward.json").read_bytes()
+    assert b"direction" not in before
+    assert save(tmp_path, BACKWARD) == [BACKWARD]
+    folder = tmp_path / "sm90_h200"
+    assert (folder / "ssd_forward.json").read_bytes() == before
+    assert store.read(folder) == (MEASURED,) and store.read(folder, "backward") == (BACKWARD,)
+    data = json.loads((folder / "ssd_backward.json").read_text())
+    assert data["kernel"] == "ssd_backward" and data["records"][0]["direction"] == "backward"
+    # a faster record of one pass does not replace that of the other
+    faster = replace(BACKWARD, time_us=50.0)
+    assert save(tmp_path, faster, replace(MEASURED, time_us=101.0)) == [faster]
+    assert store.read(folder) == (MEASURED,) and store.read(folder, "backward") == (faster,)
+    (gpu,) = lookup.read_root(tmp_path)
+    assert [(r.direction, r.time_us) for r in gpu.records] == [("forward", 100.0), ("backward", 50.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data["records"][0].pop("direction"), "records[0] is of the forward pass"),
+        (lambda data: data["records"][0].update(direction="sideways"), 'records[0].direction is "sideways"'),
+        (lambda data: data.update(kernel="ssd_forward"), "kernel is 'ssd_forward'; it must be 'ssd_backward'"),
+    ],
+)
+def test_a_wrong_pass_is_named_and_nothing_is_overwritten(tmp_path: Path, change, says: str) -> None:
+    save(tmp_path, MEASURED, BACKWARD)
+    path = tmp_path / "sm90_h200" / "ssd_backward.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    before = path.read_bytes()
+    for new in (replace(MEASURED, time_us=1.0), replace(BACKWARD, time_us=1.0)):
+        with pytest.raises(RecordError) as caught:
+            save(tmp_path, new)
+        assert says in str(caught.value) and str(path) in str(caught.value)
+    assert path.read_bytes() == before and store.read(tmp_path / "sm90_h200") == (MEASURED,)
 
 
 @pytest.mark.parametrize("error", [6e-3, float("nan"), None])
@@ -229,4 +270,7 @@ def test_the_records_that_ship_are_right() -> None:
     for folder in (path.parent for path in root.glob("*/gpu.json")):
         identity = store.read_identity(folder)
         assert identity and identity.folder == folder.name
-        assert records.records_to_json(store.read(folder)) == json.loads((folder / "ssd_forward.json").read_text())
+        for direction in records.DIRECTIONS:
+            if (path := store.records_path(folder, direction)).exists():
+                stored = store.read(folder, direction)
+                assert records.records_to_json(stored, direction) == json.loads(path.read_text())

@@ -54,7 +54,8 @@ def test_every_gradient_equals_float64(name: str, case: Case, monkeypatch: pytes
     with poisoned_memory():
         _, found = gradients.run(setting.call, call.on(setting.device), adjoints)
     dtypes = [case.dtype, *["bfloat16"] * case.has("state_bf16")]
-    gradients.check(call, found, gradients.exact(call, adjoints), *dtypes, tensor_cores=name == "gpu")
+    wanted = gradients.exact(call, adjoints)
+    gradients.check(call, found, wanted, *dtypes, tensor_cores=name == "gpu", adjoints=adjoints)
 
 
 @pytest.mark.parametrize("name", ON_KERNELS)
@@ -117,7 +118,11 @@ def test_same_bits_every_time(case: Case) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [MODEL, FULL], ids=str)
 def test_a_graph_captures_the_whole_step(case: Case) -> None:
-    """Replayed after the operands have changed, it computes the gradients of the new ones."""
+    replays_a_step(case)
+
+
+def replays_a_step(case: Case) -> None:
+    """Replayed after the operands have changed, a captured step computes the gradients of the new ones."""
     call, adjoints = on_gpu(case)
     once = step(call, adjoints)
     side = torch.cuda.Stream()
@@ -198,7 +203,7 @@ def test_autocast() -> None:
 
     results, found = gradients.run(run, call.on("cuda"), lowered)
     assert results["y"].dtype is torch.bfloat16
-    gradients.check(call, found, gradients.exact(call, lowered), "bfloat16")
+    gradients.check(call, found, gradients.exact(call, lowered), "bfloat16", adjoints=lowered)
 
 
 @pytest.mark.gpu
@@ -220,4 +225,4 @@ def test_another_device_than_the_current_one() -> None:
     call, adjoints = draw(FULL), gradients.draw_adjoints(draw(FULL))
     _, found = gradients.run(scan, call.on("cuda:1"), adjoints)
     assert torch.cuda.current_device() == 0
-    gradients.check(call, found, gradients.exact(call, adjoints), "bfloat16")
+    gradients.check(call, found, gradients.exact(call, adjoints), "bfloat16", adjoints=adjoints)

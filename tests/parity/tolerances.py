@@ -33,10 +33,19 @@ LIMITS = {
 }
 
 
+# the largest relative error of rounding a number once, by row of LIMITS
+ROUNDING = {"exact": 2.0**-24, "float32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+def widest(*dtypes: str, tensor_cores: bool = False) -> str:
+    """The row of LIMITS of what a result passed through.  tensor_cores: fp32 products may be tf32."""
+    rows = ["exact" if dtype == "float32" and not tensor_cores else dtype for dtype in dtypes]
+    return max(rows, key=lambda row: LIMITS[row].largest)
+
+
 def limit(*dtypes: str, tensor_cores: bool = False) -> Limit:
     """The widest limit of what a result passed through.  tensor_cores: fp32 products may be tf32."""
-    rows = [LIMITS["exact" if dtype == "float32" and not tensor_cores else dtype] for dtype in dtypes]
-    return max(rows, key=lambda row: row.largest)
+    return LIMITS[widest(*dtypes, tensor_cores=tensor_cores)]
 
 
 def check(name: str, found: torch.Tensor, exact: np.ndarray, allowed: Limit) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ssdgen.runtime import fallback, interface, paths  # noqa: E402
+from ssdgen.runtime import fallback, interface, paths, select  # noqa: E402
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
     monkeypatch.setattr(paths, "HAVE_TRITON", True)
-    monkeypatch.setattr(paths, "_backward_configs", {})
+    monkeypatch.setattr(select, "_backward_configs", {})
     paths.backward_launcher.cache_clear()
     yield calls
     paths.backward_launcher.cache_clear()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssdgen.runtime import interface, paths
+from ssdgen.runtime import interface, paths, select
 from ssdgen.runtime.errors import OptionError, SsdWarning
 from ssdgen.runtime.sequences import seq_idx_of
 from tests.parity import gradients
@@ -104,6 +104,26 @@ def test_packed_rows_take_the_kernels_where_seq_idx_says_the_same(case: Case, ke
 def test_cuts_as_seq_idx(dtype: torch.dtype) -> None:
     found = seq_idx_of(torch.tensor([0, 1, 4, 6], dtype=dtype), 6)
     assert found.tolist() == [[0, 1, 1, 1, 2, 2]] and found.dtype is torch.int32
+
+
+def test_each_pass_runs_with_a_config_of_its_own(kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked up once, as that of the forward pass is."""
+    looked_up = []
+
+    def choose(problem: Any, gpu: Any, direction: str = "forward") -> select.Choice:
+        looked_up.append(direction)
+        return select.Choice({"of": direction}, "a test")
+
+    monkeypatch.setattr(select, "choose", choose)
+    monkeypatch.setattr(select, "_configs", {})
+    call = draw(BASE)
+    for _ in range(2):
+        verify(call, gradients.draw_adjoints(call), "float32")
+    assert [(kind, given.config["of"]) for kind, given in kernels] == [
+        ("forward", "forward"),
+        ("backward", "backward"),
+    ] * 2
+    assert looked_up == ["forward", "backward"]
 
 
 def test_a_config_that_does_not_fit_is_replaced(kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:

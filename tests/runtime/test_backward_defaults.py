@@ -40,3 +40,13 @@ def test_a_segment_is_at_least_a_chunk() -> None:
 def test_tiles_and_states_by_size(problem: Problem, chunk: int, states: str) -> None:
     config = default_backward(problem, 132)
     assert (config["chunk"], config["state_dtype"]) == (chunk, states)
+
+
+@pytest.mark.parametrize(
+    ("batch", "nheads", "parts"),
+    [(8, 80, 1), (1, 80, 5), (1, 64, 4), (1, 7, 1), (1, 2, 2)],
+)
+def test_parts_share_out_the_heads_evenly(batch: int, nheads: int, parts: int) -> None:
+    """32 chunks a row, so that 132 multiprocessors want five programs for each of one row."""
+    config = default_backward(replace(MODEL, batch=batch, nheads=nheads), 132, "sm90")
+    assert config["parts"] == parts and nheads % parts == 0

@@ -43,6 +43,33 @@ def test_a_record_is_read(tmp_path: Path) -> None:
     assert first.measured and not second.measured
 
 
+def write_backward(folder: Path, *records: dict) -> Path:
+    """Beside whatever else the folder has."""
+    data = {"kernel": "ssd_backward", "schema": 1, "records": list(records)}
+    (folder / "ssd_backward.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_records_of_both_passes_are_read(tmp_path: Path) -> None:
+    """A record that does not say which pass it is of is of the forward pass."""
+    backward = RECORD | {"direction": "backward", "time_us": 400.0}
+    gpu = read_folder(write_backward(write(tmp_path, [RECORD, RECORD | {"direction": "forward"}]), backward))
+    assert [record.direction for record in gpu.records] == ["forward", "forward", "backward"]
+    assert gpu.records[2].time_us == 400.0
+    # one pass may be there without the other
+    (tmp_path / "ssd_forward.json").unlink()
+    assert [record.direction for record in read_folder(tmp_path).records] == ["backward"]
+
+
+@pytest.mark.parametrize("direction", [None, "forward", "both"])
+def test_a_record_in_the_file_of_the_other_pass_is_named(tmp_path: Path, direction: str | None) -> None:
+    record = RECORD if direction is None else RECORD | {"direction": direction}
+    with pytest.raises(RecordError, match=r"ssd_backward\.json: the direction of record 0 .* must be 'backward'"):
+        read_folder(write_backward(write(tmp_path, [RECORD]), record))
+    with pytest.raises(RecordError, match=r"ssd_forward\.json: the direction of record 1 is 'backward'"):
+        read_folder(write(tmp_path, [RECORD, RECORD | {"direction": "backward"}]))
+
+
 def test_a_root_is_read_folder_by_folder(tmp_path: Path) -> None:
     write(tmp_path / "sm90_h200", [RECORD])
     write(tmp_path / "sm80_a100", None, IDENTITY | {"arch": "sm80", "name": "A100"})
@@ -54,7 +81,7 @@ def test_a_root_is_read_folder_by_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "{} {}", "\udcff"])
-@pytest.mark.parametrize("file", ["gpu.json", "ssd_forward.json"])
+@pytest.mark.parametrize("file", ["gpu.json", "ssd_forward.json", "ssd_backward.json"])
 def test_a_broken_file_is_named_and_kept(tmp_path: Path, file: str, text: str) -> None:
     path = write(tmp_path / "sm90_h200", [RECORD]) / file
     path.write_bytes(text.encode(errors="surrogateescape"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ssdgen.runtime import ladder, select
+from ssdgen.runtime.backward_defaults import default_backward
 from ssdgen.runtime.defaults import default_config
 from ssdgen.runtime.errors import RecordError, SsdWarning, UntunedError
 from ssdgen.runtime.match import Gpu, is_same
@@ -36,7 +37,15 @@ def put(root: Path, records: list[dict], name: str = "NVIDIA H200", arch: str = 
     folder = root / f"{arch}_{name.replace(' ', '_')}"
     folder.mkdir(parents=True)
     (folder / "gpu.json").write_text(json.dumps({"arch": arch, "name": name, "schema": 1}))
-    (folder / "ssd_forward.json").write_text(json.dumps({"schema": 1, "records": records}))
+    for direction in ("forward", "backward"):
+        own = [entry for entry in records if entry.get("direction", "forward") == direction]
+        (folder / f"ssd_{direction}.json").write_text(json.dumps({"schema": 1, "records": own}))
+
+
+def of_backward(label: str, problem: Problem = PROBLEM, consumers: int = 0, **changes) -> dict:
+    made = record(label, problem, direction="backward", **changes)
+    made["config"]["kernels"] = {"chunk_gradients": {"consumers": consumers} if consumers else {}}
+    return made
 
 
 class Pack:
@@ -68,11 +77,11 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     select.forget()
 
 
-def chosen(problem: Problem = PROBLEM, gpu: Gpu = H200) -> str:
+def chosen(problem: Problem = PROBLEM, gpu: Gpu = H200, direction: str = "forward") -> str:
     """The label of the record, quietly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SsdWarning)
-        return select.choose(problem, gpu).config["schedule"]
+        return select.choose(problem, gpu, direction).config["schedule"]
 
 
 def test_each_step_stands_above_the_next(roots: dict[str, Path]) -> None:
@@ -231,3 +240,84 @@ def test_the_default_rule() -> None:
     big = default_config(replace(PROBLEM, dstate=256, dtype="float32"), 132)
     assert big["chunk"] == 32 and big["kernels"]["single_pass"]["num_stages"] == 1
     assert json.loads(json.dumps(long)) == long
+
+
+def test_a_pass_never_takes_a_record_of_the_other(roots: dict[str, Path]) -> None:
+    put(roots["own"], [record("forward")])
+    put(roots["bundled"], [of_backward("backward", replace(PROBLEM, batch=1))])
+    assert chosen() == "forward" and chosen(direction="backward") == "backward"
+    # however near it is
+    put(roots["cache"], [of_backward("same")])
+    select.forget()
+    assert chosen() == "forward" and chosen(direction="backward") == "same"
+
+
+def test_the_ladder_of_the_backward_pass_is_the_same(roots: dict[str, Path]) -> None:
+    put(roots["own"], [of_backward("h100")], name="NVIDIA H100")
+    with pytest.warns(SsdWarning, match=r"NVIDIA H200 for the backward pass of batch 8.*a record of NVIDIA H100"):
+        assert select.choose(PROBLEM, H200, "backward").config["schedule"] == "h100"
+    put(
+        roots["cache"],
+        [of_backward("predicted", provenance="predicted"), of_backward("near", replace(PROBLEM, batch=4))],
+    )
+    select.forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert select.choose(PROBLEM, H200, "backward").config["schedule"] == "near"
+
+
+def test_without_records_each_pass_has_its_rule_and_one_warning(roots: dict[str, Path]) -> None:
+    for direction, rule in (
+        ("forward", default_config(PROBLEM, 132)),
+        ("backward", default_backward(PROBLEM, 132, "sm90")),
+    ):
+        with pytest.warns(SsdWarning, match="built-in default"):
+            choice = select.choose(PROBLEM, H200, direction)
+        assert choice.config == rule and choice.record is None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            select.choose(replace(PROBLEM, seqlen=4096), H200, direction)
+
+
+def test_the_environment_counts_for_the_backward_pass_too(roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(roots["own"], [record("forward")])
+    monkeypatch.setenv("SSDGEN_ASSERT_TUNED", "1")
+    # a forward record is no tuning of the gradients
+    with pytest.raises(UntunedError, match=r"no tuned record for the backward pass of batch 8.*ssdgen tune"):
+        select.choose(PROBLEM, H200, "backward")
+    put(roots["pack"], [of_backward("backward")])
+    select.forget()
+    assert select.choose(PROBLEM, H200, "backward").config["schedule"] == "backward"
+    monkeypatch.delenv("SSDGEN_ASSERT_TUNED")
+    monkeypatch.setenv("SSDGEN_NO_TUNE", "1")
+    assert select.choose(PROBLEM, H200, "backward").config == default_backward(PROBLEM, 132, "sm90")
+
+
+def test_gradients_specialised_for_one_headdim_are_not_for_another(roots: dict[str, Path]) -> None:
+    """The launcher would take a plain kernel with such a config, and that is slower than the rule."""
+    narrow = replace(PROBLEM, headdim=32)
+    put(roots["own"], [of_backward("specialised", consumers=2)])
+    assert chosen(direction="backward") == "specialised"
+    assert chosen(replace(PROBLEM, dstate=64), direction="backward") == "specialised"
+    assert chosen(narrow, direction="backward") == default_backward(narrow, 132, "sm90")["schedule"]
+    put(roots["cache"], [of_backward("plain")])
+    select.forget()
+    assert chosen(narrow, direction="backward") == "plain"
+
+
+def test_a_backward_look_up_is_resolved_once_and_may_be_replaced(
+    roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = select.choose
+    monkeypatch.setattr(select, "choose", lambda *args: calls.append(args) or real(*args))
+    device = torch.device("cpu")
+    first = select.backward_config_for(PROBLEM, device)
+    assert select.backward_config_for(replace(PROBLEM, seqlen=2100), device) is first is not None
+    assert len(calls) == 1
+    # neither pass is in the way of the other
+    forward = select.config_for(PROBLEM, device)
+    select.replace_backward(PROBLEM, device, None)
+    assert select.backward_config_for(PROBLEM, device) is None and select.config_for(PROBLEM, device) is forward
+    select.forget()
+    assert select.backward_config_for(PROBLEM, device) == first and len(calls) == 3

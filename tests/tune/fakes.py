@@ -102,10 +102,10 @@ class FakeBench:
             raise KeyboardInterrupt
         if reason := self.fails.get(config["chunk"]):
             raise RejectedError(reason)
-        return Result(config, time_of(config), 1.0, 1e-3)
+        return Result(config, time_of(config), 1.0, 1e-3, 5e-3)
 
     def finals(self, results: list[Result]) -> list[Result]:
-        return [Result(r.config, r.time_us + 0.5, 0.1, 2e-3) for r in results]
+        return [Result(r.config, r.time_us + 0.5, 0.1, 2e-3, 5e-3) for r in results]
 
     def _done(self, future: Future[Any]) -> None:
         self.cancelled += future.cancelled()

@@ -210,3 +210,42 @@ def test_a_shape_that_does_not_fit_leaves_the_others_alone(tmp_path: Path) -> No
 
     rows = campaign.run(PROBLEMS, setting(tmp_path), bench_of, Budget(60.0), Silent())
     assert [row.stored for row in rows] == [True, False, True] and rows[1].outcome.reason == "the inputs do not fit"
+
+
+def test_the_records_of_a_pass_know_only_their_own(tmp_path: Path) -> None:
+    run(tmp_path, trials=3)
+    before = (tmp_path / "sm90_h200" / "ssd_forward.json").read_bytes()
+    bench = FakeBench()
+    run(tmp_path, bench, trials=4, direction="backward")
+    folder = tmp_path / "sm90_h200"
+    assert (folder / "ssd_forward.json").read_bytes() == before
+    stored = store.read(folder, "backward")
+    assert {record.problem for record in stored} == set(PROBLEMS.values())
+    assert all(record.direction == "backward" and record.error_limit == 5e-3 for record in stored)
+    # the forward records are not what the search begins with: the first shape has the default, the minimal ones, a draw
+    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *(SPACE.minimal(s, PROBLEM) for s in SPACE.SCHEDULES)]
+
+
+def test_a_corrupt_file_of_the_other_pass_is_told_before_the_search(tmp_path: Path) -> None:
+    run(tmp_path, trials=3)
+    (tmp_path / "sm90_h200" / "ssd_backward.json").write_text("{")
+    bench = FakeBench()
+    with pytest.raises(RecordError, match=r"ssd_backward\.json"):
+        run(tmp_path, bench)
+    assert not bench.runs
+
+
+def test_campaigns_share_a_budget(tmp_path: Path) -> None:
+    listener = Silent()
+    campaign.run(PROBLEMS, setting(tmp_path, trials=2), lambda problem: FakeBench(), Budget(60.0), listener, after=3)
+    assert 9 < (listener.begun[0][1] or 0) <= 10
+
+
+def test_a_default_that_the_space_calls_illegal_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what users have without a record."""
+    default = SPACE.make("walk", 256, 4)
+    monkeypatch.setattr(SPACE, "default", lambda problem, gpu: default)
+    bench = FakeBench()
+    rows = run(tmp_path, bench, trials=4)
+    assert bench.runs[0] == default and rows[0].outcome.default
+    assert not any(config["chunk"] == 256 for config in bench.runs[1:4])

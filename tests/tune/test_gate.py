@@ -9,8 +9,11 @@ import torch
 
 from ssdgen.plan.problem import Problem
 from ssdgen.runtime import fallback
-from ssdgen.tune import gate, inputs, reference
+from ssdgen.spec import oracle_gradient
+from ssdgen.spec.layer import Layer
+from ssdgen.tune import gate, gradient_reference, inputs, reference
 from ssdgen.tune.errors import WrongResultError
+from ssdgen.tune.passes import PASSES, Adjoint
 
 PROBLEM = Problem(2, 150, 6, 16, 24, 2)
 HEADS = list(range(PROBLEM.nheads))
@@ -105,3 +108,80 @@ def test_which_heads_are_compared() -> None:
     few = reference.sample_heads(1, 131072, 80, 64)
     assert few[0] == 0 and few[-1] == 79 and len(few) == 32
     assert reference.sample_heads(64, 2**20, 80, 128) == [79]
+
+
+@pytest.fixture(scope="module")
+def adjoint() -> Adjoint:
+    return PASSES["backward"].draw(PROBLEM, "cpu", 5, True)
+
+
+@pytest.fixture(scope="module")
+def exact(adjoint: Adjoint) -> dict[str, torch.Tensor]:
+    return PASSES["backward"].expect(adjoint, PROBLEM)
+
+
+def gradients(adjoint: Adjoint) -> dict[str, torch.Tensor]:
+    """By the PyTorch path, in the dtypes of the operands."""
+    given = adjoint.inputs
+    unused = {"z": None, "initial_states": None, "seq_idx": None, "cu_seqlens": None, "dt_limit": (0.0, float("inf"))}
+    needs = frozenset(gradient_reference.OPERANDS)
+    adjoints = {"d_y": adjoint.d_y, "d_final_states": adjoint.d_final}
+    return fallback.backward(*given.operands(), **given.options(), **adjoints, **unused, needs=needs)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_the_reference_of_gradients_is_the_oracle(adjoint: Adjoint, final: bool) -> None:
+    d_final = adjoint.d_final if final else None
+    found = gradient_reference.backward(adjoint.inputs, adjoint.d_y, d_final, HEADS)
+    arrays = {name: getattr(adjoint.inputs, name).double().numpy() for name in gradient_reference.OPERANDS}
+    d_last = None if d_final is None else d_final.double().numpy()
+    wanted = oracle_gradient.backward(Layer(dt_softplus=True), arrays, adjoint.d_y.double().numpy(), d_last, chunk=32)
+    assert set(found) == set(gradient_reference.OPERANDS)
+    for name, gradient in found.items():
+        assert gradient.shape == getattr(adjoint.inputs, name).shape
+        assert gate.relative_error(gradient, torch.from_numpy(wanted[f"d_{name}"]).float()) < 1e-6, name
+
+
+def test_slices_of_heads_change_nothing(
+    adjoint: Adjoint, exact: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two heads at a time, so that groups of three end in the middle of a slice; d_x of some heads alone."""
+    monkeypatch.setattr(gradient_reference, "SCORE_BYTES", 2 * 8 * PROBLEM.batch * gradient_reference.CHUNK**2)
+    found = gradient_reference.backward(adjoint.inputs, adjoint.d_y, adjoint.d_final, [0, 5])
+    assert torch.equal(found["x"], exact["x"][:, :, [0, 5]])
+    for name in ("dt", "A", "B", "C", "D", "dt_bias"):
+        assert gate.relative_error(found[name], exact[name]) < 1e-6
+
+
+def test_right_gradients_pass_with_the_error_nearest_to_its_limit(
+    adjoint: Adjoint, exact: dict[str, torch.Tensor]
+) -> None:
+    checked = gate.check_gradients(gradients(adjoint), exact, HEADS, "bfloat16")
+    assert 1e-3 < checked.error < 3e-3 and checked.limit == gate.GRADIENT_LIMITS["bfloat16"]["x"]
+    # what is far within a wide limit does not hide what is near a narrow one
+    found = {name: gradient.float() for name, gradient in exact.items()}
+    found["A"], found["C"] = found["A"] * 1.012, found["C"] * 1.007
+    checked = gate.check_gradients(found, exact, HEADS, "bfloat16")
+    assert checked.error == pytest.approx(7e-3, rel=1e-3) and checked.limit == 8e-3 and checked.share < 1
+
+
+@pytest.mark.parametrize("name", gradient_reference.OPERANDS)
+def test_one_wrong_gradient_is_enough(name: str, adjoint: Adjoint, exact: dict[str, torch.Tensor]) -> None:
+    wrong = gradients(adjoint)
+    wrong[name] = wrong[name] * 1.03
+    with pytest.raises(WrongResultError, match=f"d_{name} has an error of .* against float64"):
+        gate.check_gradients(wrong, exact, HEADS, "bfloat16")
+    wrong[name] = wrong[name] * float("nan")
+    with pytest.raises(WrongResultError, match=f"d_{name} has elements that were never written"):
+        gate.check_gradients(wrong, exact, HEADS, "bfloat16")
+    del wrong[name]
+    with pytest.raises(WrongResultError, match=f"no gradient of {name}"):
+        gate.check_gradients(wrong, exact, HEADS, "bfloat16")
+
+
+def test_a_gradient_that_is_zero_has_nothing_to_be_near_to() -> None:
+    one = replace(PROBLEM, seqlen=1)
+    adjoint = PASSES["backward"].draw(one, "cpu", 5, False)
+    exact = PASSES["backward"].expect(adjoint, one)
+    assert adjoint.d_final is None and not exact["A"].any() and exact["dt"].any()
+    assert gate.check_gradients(gradients(adjoint), exact, HEADS, "bfloat16").error < 8e-3

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from ssdgen.mamba2_ops.errors import OptionError
+from ssdgen.plan import backward_space
 from ssdgen.plan.problem import Problem
 from ssdgen.runtime import fallback
-from ssdgen.tune import measure
+from ssdgen.tune import gate, gradient_reference, kernels, measure, passes
 from ssdgen.tune.errors import RejectedError, WrongResultError
 from ssdgen.tune.inputs import Inputs
 from ssdgen.tune.measure import Judge, MeasuringBench
@@ -51,8 +53,29 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
             states[:, -1] *= 1.1
         return out, states
 
-    monkeypatch.setattr(measure.kernels, "run", run)
+    monkeypatch.setattr(kernels, "run", run)
     made = Judge(timer, "cpu")
+    made.load(PROBLEM, 0)
+    return made
+
+
+@pytest.fixture
+def backward_judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    """The same for the backward pass.  wrong: a gradient that is too large; late: only with an adjoint of the state."""
+    timer = StillTimer()
+
+    def run(config: dict[str, Any], *operands: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
+        timer.speed = config["us"]
+        if config.get("refused"):
+            raise OptionError("this package has no such kernel")
+        found = fallback.backward(*operands, **options, cu_seqlens=None)
+        wrong = config.get("wrong")
+        if wrong and (options["d_final_states"] is not None or not config.get("late")):
+            found[wrong] = found[wrong] * config.get("by", 1.1)
+        return found
+
+    monkeypatch.setattr(passes.backward_launcher, "backward", run)
+    made = Judge(timer, "cpu", "backward")
     made.load(PROBLEM, 0)
     return made
 
@@ -74,6 +97,49 @@ def test_finalists_are_checked_with_their_states_and_timed_in_turns(judge: Judge
     assert [(result.config["us"], result.time_us) for result in found] == [(3.0, 3.0), (2.0, 2.0)]
     assert all((result.error or 0) > 1e-3 for result in found)
     assert judge._timer.timed == [3.0, 2.0] * measure.ROUNDS  # type: ignore[attr-defined]
+
+
+def test_gradients_that_are_right_are_timed(backward_judge: Judge) -> None:
+    result = backward_judge.run({"us": 20.0}, None)
+    assert result.time_us == 20.0 and 1e-3 < (result.error or 0) < 5e-3
+    assert result.error_limit == gate.GRADIENT_LIMITS["bfloat16"]["x"]
+
+
+@pytest.mark.parametrize("name", gradient_reference.OPERANDS)
+def test_a_wrong_gradient_is_not_timed(backward_judge: Judge, name: str) -> None:
+    with pytest.raises(WrongResultError, match=f"d_{name} has an error"):
+        backward_judge.run({"us": 1.0, "wrong": name}, None)
+    assert backward_judge._timer.timed == []  # type: ignore[attr-defined]
+
+
+def test_what_the_launchers_refuse_is_a_rejection(backward_judge: Judge) -> None:
+    with pytest.raises(RejectedError, match="no such kernel"):
+        backward_judge.run({"us": 1.0, "refused": True}, None)
+
+
+def test_finalists_of_the_backward_pass_are_checked_with_an_adjoint_of_the_state(backward_judge: Judge) -> None:
+    good, late = {"us": 3.0}, {"us": 1.0, "wrong": "dt", "late": True}
+    near = {"us": 2.0, "wrong": "A", "by": 1.015}
+    given = [backward_judge.run(config, None) for config in (good, late, near)]
+    found = {result.config["us"]: result for result in backward_judge.finals(given)}
+    assert set(found) == {3.0, 2.0} and found[3.0].error_limit == 8e-3
+    # the record keeps what comes nearest to its limit, of both checks
+    assert found[2.0].error_limit == 2e-2 and 0.014 < (found[2.0].error or 0) < 0.016
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("segment", [0, 16, 32])
+@pytest.mark.parametrize("schedule", backward_space.SCHEDULES)
+def test_the_launchers_pass_the_gate(schedule: str, segment: int) -> None:
+    """Every buffer of a call is full of NaN before, and a finalist has an adjoint of its final states."""
+    made = Judge(StillTimer(), "cpu", "backward")
+    problem = Problem(1, 50, 4, 16, 16, 2, "float32")
+    made.load(problem, 0)
+    flat = {**backward_space.flatten(backward_space.minimal(schedule, problem)), "segment": segment}
+    config = backward_space.config(schedule, {**flat, "parts": 2} if "parts" in flat else flat)
+    result = made.run(config, None)
+    assert 0 < (result.error or 0) < 1e-4
+    assert [final.config for final in made.finals([result])] == [config]
 
 
 class FakeWorker:

@@ -91,3 +91,34 @@ def test_work_of_segments_and_small_kernels() -> None:
     assert work.of_launch(launch("state_passing", 80, 4, 8), split, PROBLEM).steps == 8
     with pytest.raises(ValueError, match="known: dt_cumsum"):
         work.of_launch(launch("attention", 1), config, PROBLEM)
+
+
+def test_work_of_the_backward_pass() -> None:
+    config = {"schedule": "chunks", "chunk": 64, "parts": 4, "state_dtype": "bfloat16", "kernels": {}}
+    whole = work.of_launch(launch("chunk_gradients_2consumers", 1, 32, 8), {**config, "parts": 1}, PROBLEM)
+    shared = work.of_launch(launch("chunk_gradients_2consumers", 4, 32, 8), config, PROBLEM)
+    assert (whole.steps, shared.steps) == (80, 20) and whole.flops == shared.flops
+    # of each head of each chunk: four products with a state and two of scores
+    assert whole.flops == 8 * 32 * 80 * 2 * (4 * 64 * 128 * 64 + 2 * 64 * 64 * 64)
+    consumers = {**config, "kernels": {"chunk_states": {"consumers": 2}}}
+    one = work.of_launch(launch("chunk_states", 80, 1, 8), config, PROBLEM)
+    two = work.of_launch(launch("chunk_states_2consumers", 40, 1, 8), consumers, PROBLEM)
+    assert one.steps == two.steps == 32 and one.flops == two.flops
+    segments = {**config, "segment": 512}
+    assert work.of_launch(launch("chunk_adjoints", 80, 4, 8), segments, PROBLEM).steps == 8
+    for passing in ("state_passing", "adjoint_passing"):
+        assert work.of_launch(launch(passing, 16, 80, 8), segments, PROBLEM).steps == 4
+    walk = {**config, "schedule": "walk"}
+    assert work.of_launch(launch("reverse_walk_2n", 80, 1, 8), walk, PROBLEM).steps == 32
+    assert work.of_launch(launch("group_gradients", 1, 32, 8), walk, PROBLEM).steps == 80
+    assert work.of_launch(launch("dt_gradients", 10, 32, 8), walk, PROBLEM).flops == 0
+    states = torch.empty(8, 32, 80, 64, 128, dtype=torch.bfloat16, device="meta")
+    moved = work.of_launch(launch("chunk_states", 80, 1, 8, states_ptr=states), walk, PROBLEM).memory_bytes
+    assert moved == 2 * states.numel()
+
+
+def test_segment_states_are_counted_in_both_passes() -> None:
+    of_forward = {"schedule": "segments", "chunk": 64, "segment": 512, "kernels": {"segment_state": {"block_p": 64}}}
+    of_backward = {"schedule": "walk", "chunk": 64, "segment": 512, "kernels": {"segment_state": {"block_p": 64}}}
+    made = launch("segment_state", 80, 4, 8)
+    assert work.of_launch(made, of_forward, PROBLEM) == work.of_launch(made, of_backward, PROBLEM)

@@ -193,8 +193,8 @@ def compute_rows(
     dA_cs_tiles,
     dt_tiles,
     d_state_tiles,
-    d_y_skip_own_tiles,
-    d_z_tiles,
+    rows_d_y_skip_own_tiles,
+    rows_d_z_tiles,
     rows_CB_tiles,
     full,
     empty,
@@ -218,8 +218,8 @@ def compute_rows(
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     BY_BLOCK_P: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_P, 16])
     BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
-    d_y_skip_own_tile = d_y_skip_own_tiles.index(0)
-    d_z_tile = d_z_tiles.index(0)
+    d_y_skip_own_tile = rows_d_y_skip_own_tiles.index(0)
+    d_z_tile = rows_d_z_tiles.index(0)
     CB_tile = rows_CB_tiles.index(0)
     group = gl.cast(gl.program_id(0) // parts, gl.int64)
     part = gl.program_id(0) % parts
@@ -428,8 +428,8 @@ def compute_columns(
     dA_cs_tiles,
     dt_tiles,
     d_state_tiles,
-    d_y_skip_own_tiles,
-    d_x_tiles,
+    columns_d_y_skip_own_tiles,
+    columns_d_x_tiles,
     columns_CB_tiles,
     full,
     empty,
@@ -452,8 +452,8 @@ def compute_columns(
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     BY_BLOCK_P: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_P, 16])
     BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
-    d_y_skip_own_tile = d_y_skip_own_tiles.index(0)
-    d_x_tile = d_x_tiles.index(0)
+    d_y_skip_own_tile = columns_d_y_skip_own_tiles.index(0)
+    d_x_tile = columns_d_x_tiles.index(0)
     CB_tile = columns_CB_tiles.index(0)
     group = gl.cast(gl.program_id(0) // parts, gl.int64)
     part = gl.program_id(0) % parts
@@ -670,13 +670,16 @@ def chunk_gradients_2consumers(
     d_state_tiles = gl.allocate_shared_memory(
         d_states_desc.dtype, [STAGES, 1, 1, 1, BLOCK_P, BLOCK_N], d_states_desc.layout
     )
-    d_y_skip_own_tiles = gl.allocate_shared_memory(
+    rows_d_y_skip_own_tiles = gl.allocate_shared_memory(
         DOT, [1, CHUNK, BLOCK_P], gl.NVMMASharedLayout.get_default_for([CHUNK, BLOCK_P], DOT)
     )
-    d_z_tiles = gl.allocate_shared_memory(
+    rows_d_z_tiles = gl.allocate_shared_memory(
         DOT, [1, CHUNK, BLOCK_P], gl.NVMMASharedLayout.get_default_for([CHUNK, BLOCK_P], DOT)
     )
-    d_x_tiles = gl.allocate_shared_memory(
+    columns_d_y_skip_own_tiles = gl.allocate_shared_memory(
+        DOT, [1, CHUNK, BLOCK_P], gl.NVMMASharedLayout.get_default_for([CHUNK, BLOCK_P], DOT)
+    )
+    columns_d_x_tiles = gl.allocate_shared_memory(
         DOT, [1, CHUNK, BLOCK_P], gl.NVMMASharedLayout.get_default_for([CHUNK, BLOCK_P], DOT)
     )
     rows_CB_tiles = gl.allocate_shared_memory(
@@ -730,8 +733,8 @@ def chunk_gradients_2consumers(
                     dA_cs_tiles,
                     dt_tiles,
                     d_state_tiles,
-                    d_y_skip_own_tiles,
-                    d_z_tiles,
+                    rows_d_y_skip_own_tiles,
+                    rows_d_z_tiles,
                     rows_CB_tiles,
                     full,
                     empty,
@@ -781,8 +784,8 @@ def chunk_gradients_2consumers(
                     dA_cs_tiles,
                     dt_tiles,
                     d_state_tiles,
-                    d_y_skip_own_tiles,
-                    d_x_tiles,
+                    columns_d_y_skip_own_tiles,
+                    columns_d_x_tiles,
                     columns_CB_tiles,
                     full,
                     empty,

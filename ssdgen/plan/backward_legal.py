@@ -1,0 +1,135 @@
+"""What is legal of the backward pass on a GPU: where warps can be specialised, registers, shared memory.
+
+Config -> reason -> backward_space
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..gpus import Gpu
+from .legal import ACCUMULATORS, Config, has_consumers
+from .problem import Problem
+from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+
+# walks that make the states which enter chunks or segments, and the adjoints of those which leave them
+STATES = ("segment_state", "chunk_states")
+ADJOINTS = ("segment_adjoint", "chunk_adjoints")
+# kernels whose programs have all of headdim
+WHOLE = ("reverse_walk", "group_gradients", "chunk_gradients")
+
+
+def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
+    """Why a config cannot run, or would certainly be slow, on a GPU; None if neither is known."""
+    chunk, segment = config["chunk"], config.get("segment")
+    if chunk < SMALLEST or chunk != next_power_of_two(chunk):
+        return f"chunk {chunk} is not a power of two of at least {SMALLEST}"
+    if segment is not None:
+        if segment < 1 or segment % chunk:
+            return f"segment {segment} is not a multiple of chunk {chunk}"
+        if segment >= problem.seqlen:
+            return f"one segment of {segment} covers the sequence: leave it out"
+    for name in ("dstate", "headdim"):
+        if (extent := getattr(problem, name)) > 2 * LARGEST:
+            return f"{name} {extent} is over {2 * LARGEST}, the most that a program keeps in registers"
+    heads = problem.nheads // problem.ngroups
+    if heads % config.get("parts", 1):
+        return f"{config['parts']} parts do not share out the {heads} heads of a group evenly"
+    for kernel, numbers in config["kernels"].items():
+        if reason := _reason(kernel, config, numbers, problem, gpu):
+            return f"{kernel}: {reason}"
+    return None
+
+
+def walks_have_consumers(problem: Problem, gpu: Gpu) -> bool:
+    """Whether the walks can be specialised by warps.
+
+    What they keep goes through shared memory in the operands' dtype, and fp16 states could overflow: bf16 only.
+    """
+    return has_consumers(problem, gpu) and problem.dtype == "bfloat16"
+
+
+def least_registers(problem: Problem) -> int:
+    """Of a thread of a walk that is specialised by warps: its share of the state, and what a product asks beside it.
+
+    With fewer the assembler refuses (it names 94 for 128 states).
+    """
+    return CONSUMER_ROWS * consumer_tiles(problem.dstate)[0] // 128 + 30
+
+
+def gradients_have_consumers(problem: Problem, gpu: Gpu) -> bool:
+    """Whether the kernel that makes all gradients of a chunk can be: one tile of headdim, and of dstate."""
+    one_tile = problem.headdim == CONSUMER_ROWS and consumer_tiles(problem.dstate)[1] == 1
+    return walks_have_consumers(problem, gpu) and one_tile
+
+
+def _reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
+    if numbers.get("consumers"):
+        return _consumers_reason(kernel, config, numbers, problem, gpu)
+    if kernel in (*STATES, *ADJOINTS):
+        return _walk_reason(config, numbers, problem, gpu)
+    return _whole_reason(kernel, config, numbers, problem, gpu) if kernel in WHOLE else None
+
+
+def _consumers_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
+    possible = gradients_have_consumers if kernel == "chunk_gradients" else walks_have_consumers
+    if not possible(problem, gpu):
+        return f"{gpu.name} or the problem has no consumers: Hopper's products, bf16 and tiles of {CONSUMER_ROWS} rows"
+    if config["chunk"] != CONSUMER_ROWS:
+        return f"consumers go with chunks of {CONSUMER_ROWS}"
+    if config.get("state_dtype") != problem.dtype:
+        return f"consumers go with states in the operands' {problem.dtype}"
+    block, tiles = consumer_tiles(problem.dstate)
+    rows, size = CONSUMER_ROWS, problem.element_bytes
+    if kernel == "chunk_gradients":
+        # x, d_y and both states of a head a stage; B and C, and d_C and d_B until they are written
+        stage, fixed = 2 * rows * rows + 2 * rows * block, 2 * rows * block
+        share = 1
+    else:
+        consumers = numbers["consumers"]
+        # B or C a stage, and x or d_y of each consumer; the state goes out through shared memory
+        stage, fixed = rows * (block * tiles + consumers * rows), 0
+        share = 2 if numbers.get("maxnreg") else 1
+        if 0 < numbers.get("maxnreg", 0) < (least := least_registers(problem)):
+            return f"{numbers['maxnreg']} registers, and a product takes {least}"
+        if share > 1 and tiles > 1:
+            return "programs that share a multiprocessor go with one tile of dstate: their registers spill"
+    needed = (stage * numbers.get("num_stages", 2) + fixed) * size
+    if needed > gpu.smem_per_cta // share:
+        return f"{needed} bytes of shared memory for each of {share} programs, and {gpu.name} has {gpu.smem_per_cta}"
+    return None
+
+
+def _walk_reason(config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
+    n, chunk = sum(cut(problem.dstate)), config["chunk"]
+    p = max(SMALLEST, min(numbers.get("block_p", CONSUMER_ROWS), next_power_of_two(problem.headdim)))
+    registers = _registers_reason(n * p + chunk * p, numbers, gpu)
+    return registers or _stages_reason(chunk * (n + p) * problem.element_bytes, numbers, gpu)
+
+
+def _whole_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
+    chunk, size = config["chunk"], problem.element_bytes
+    n, p = sum(cut(problem.dstate)), sum(cut(problem.headdim))
+    scores = 2 * chunk * chunk
+    if kernel == "reverse_walk":
+        # the adjoint of the state stays in registers
+        held, loaded = n * p + scores + chunk * p, 2 * chunk * (n + p) * size
+    else:
+        # d_B and d_C stay in registers; the states of every head are read
+        state = 2 if config.get("state_dtype") == "bfloat16" else 4
+        held, loaded = 2 * chunk * n + scores + chunk * p, 2 * chunk * p * size + 2 * n * p * state
+    return _registers_reason(held, numbers, gpu) or _stages_reason(loaded, numbers, gpu)
+
+
+def _registers_reason(accumulators: int, numbers: dict[str, Any], gpu: Gpu) -> str | None:
+    warps = numbers.get("num_warps", 4)
+    if accumulators <= ACCUMULATORS * warps * gpu.warp_size:
+        return None
+    return f"{accumulators} accumulators do not fit the registers of {warps} warps"
+
+
+def _stages_reason(loaded: int, numbers: dict[str, Any], gpu: Gpu) -> str | None:
+    needed = loaded * (numbers.get("num_stages", 1) - 1)
+    if needed <= gpu.smem_per_cta:
+        return None
+    return f"at least {needed} bytes of shared memory, and {gpu.name} has {gpu.smem_per_cta}"

@@ -1,0 +1,324 @@
+"""The search space of the backward pass: axes with the reason for every bound.  Problem, Gpu -> tune
+
+A config is nested, {"schedule", "chunk", ..., "kernels": {kernel: {axis: value}}}; a kernel's axis is "kernel.axis".
+Kernels that do the same work in one direction or at one level take the same numbers, and their axes the name of the
+work: "states", "adjoints" and "passing".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from ..gpus import Gpu, find
+from .backward_legal import (
+    ADJOINTS,
+    STATES,
+    WHOLE,
+    gradients_have_consumers,
+    least_registers,
+    legal,
+    walks_have_consumers,
+)
+from .legal import ACCUMULATORS, Config
+from .problem import Problem
+from .space import HALF_OF_THE_REGISTERS, Axis, Value
+from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, next_power_of_two
+
+SCHEDULES = ("walk", "chunks")
+
+# kernels that share their numbers, by the name of their axes
+SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("state_passing", "adjoint_passing")}
+
+# what walks that are specialised by warps have fixed
+CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
+
+# what a config says of shared numbers where it launches none of their kernels
+UNUSED: dict[str, dict[str, Value]] = {
+    **dict.fromkeys(("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, **CONSUMERS_HAVE}),
+    "passing": {"block": 512, "num_warps": 4},
+}
+
+# registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
+REGISTERS = (0, HALF_OF_THE_REGISTERS, 96, 80)
+
+# programs of one kernel on a multiprocessor, above which more of them bring nothing
+MOST_PROGRAMS = 8
+
+
+def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+    """The axes of a schedule for a problem on a GPU, in the order in which a search asks for them.
+
+    Raises ValueError for an unknown schedule.
+    """
+    _check(schedule)
+    specialised = schedule == "chunks" and gradients_have_consumers(problem, gpu)
+    found = [_chunk(schedule, specialised), _segment(problem, gpu), _state_dtype(problem, specialised)]
+    if schedule == "chunks":
+        found.append(_parts(problem, gpu))
+    found += _walk_axes("states", problem, gpu)
+    found += _walk_axes("adjoints", problem, gpu)
+    found += [
+        Axis("passing.block", (256, 512, 1024, 2048), "state entries of a program: it moves memory and adds"),
+        Axis("passing.num_warps", (2, 4, 8), "enough loads in flight; more warps only wait"),
+    ]
+    if specialised:
+        found += [
+            Axis("chunk_gradients.consumers", (2,), "rows of a chunk's scores and columns have a group of warps each"),
+            Axis("chunk_gradients.num_stages", (3, 2), "heads in flight; shared memory ends at three"),
+        ]
+    else:
+        for kernel in ("chunk_gradients",) if schedule == "chunks" else ("reverse_walk", "group_gradients"):
+            found += _whole_axes(kernel, problem)
+    found += [
+        Axis("dt_cumsum.block_h", (1, 2, 4, 8, 16, 32), "heads side by side in memory: few make many programs"),
+        Axis("dt_cumsum.num_warps", (1, 4), "a running sum along the chunk crosses warps"),
+        Axis("dt_gradients.num_warps", (1, 4), "the same sums from the other end"),
+    ]
+    return tuple(found)
+
+
+def config(schedule: str, assignment: dict[str, Value]) -> Config:
+    """The config with these values of a schedule's axes; it has the kernels that are launched and no others."""
+    _check(schedule)
+    found: Config = {"schedule": schedule}
+    numbers: dict[str, dict[str, Value]] = {}
+    for name, value in assignment.items():
+        kernel, dot, axis = name.partition(".")
+        if dot:
+            numbers.setdefault(kernel, {})[axis] = value
+        elif name != "segment" or value:
+            found[name] = value
+    found["kernels"] = {}
+    for kernel in launched(found):
+        shared = next((name for name, kernels in SHARED.items() if kernel in kernels), kernel)
+        found["kernels"][kernel] = _what_matters(kernel, numbers.get(shared, {}))
+    return found
+
+
+def launched(config: Config) -> tuple[str, ...]:
+    """The kernels of a config, by their names in it: without segments nothing passes between them."""
+    chunk, segment = config.get("chunk"), config.get("segment")
+    several = ("segment_state", "state_passing", "segment_adjoint", "adjoint_passing") if segment else ()
+    # where a segment is a chunk, what enters and leaves chunks is there already
+    kept = not segment or segment != chunk
+    if config["schedule"] == "chunks":
+        main = (*(("chunk_states", "chunk_adjoints") if kept else ()), "chunk_gradients")
+    else:
+        main = (*(("chunk_states",) if kept else ()), "reverse_walk", "group_gradients")
+    return ("dt_cumsum", *several, *main, "dt_gradients")
+
+
+def flatten(config: Config) -> dict[str, Value]:
+    """{axis name: value} of a config, the schedule included.
+
+    Kernels that share their axes and have other numbers each are left out: such a config is in no search space.
+    """
+    flat: dict[str, Value] = {"segment": 0, **({"parts": 1} if config["schedule"] == "chunks" else {})}
+    flat |= {name: value for name, value in config.items() if name != "kernels"}
+    kernels: dict[str, dict[str, Value]] = dict(config["kernels"])
+    for shared, names in SHARED.items():
+        given = [kernels.pop(name) for name in names if name in kernels]
+        if all(numbers == given[0] for numbers in given):
+            kernels[shared] = given[0] if given else UNUSED[shared]
+    for kernel, numbers in kernels.items():
+        whole: dict[str, Value] = {}
+        if kernel in ("states", "adjoints"):
+            whole = {"consumers": 0, "maxnreg": 0, **(CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64})}
+        elif kernel in WHOLE and not numbers.get("consumers"):
+            whole = {"block_n": LARGEST, "block_p": LARGEST}
+        flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
+    return flat
+
+
+def minimal(schedule: str, problem: Problem) -> Config:
+    """A config that fits 48 KB of shared memory on every GPU, up to a headdim * dstate of 32768."""
+    _check(schedule)
+    found: Config = {"schedule": schedule, "chunk": SMALLEST, "state_dtype": "float32"}
+    found |= {"parts": 1} if schedule == "chunks" else {}
+    least: dict[str, Value] = {"block_p": SMALLEST, "num_warps": 4, "num_stages": 1}
+    found["kernels"] = {
+        kernel: {**least, "block_n": SMALLEST} if kernel in WHOLE else dict(least) if "dt_" not in kernel else {}
+        for kernel in launched(found)
+    }
+    return found
+
+
+def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
+    """Legal configs that are often near the best, for a search to try before it guesses.
+
+    Where warps can be specialised: programs of one consumer, two or three to a multiprocessor, or of two.  Elsewhere
+    walks in tiles of 64 or 32 rows.  Where heads are few, segments that give each multiprocessor a program or two.
+    """
+    found = []
+    lengths = [0]
+    if problem.batch * problem.nheads < 2 * gpu.sms:
+        lengths += [length for length in _lengths(problem, gpu) if length & (length - 1)][-2:]
+    if gradients_have_consumers(problem, gpu):
+        parts = _parts_that_fill(problem, gpu)
+        for length in lengths:
+            for count in parts:
+                found.append(_of_chunks(problem, gpu, length, count, 1, 2, HALF_OF_THE_REGISTERS, 3))
+        others = ((1, 3, HALF_OF_THE_REGISTERS, 3), (1, 2, 96, 3), (2, 3, 0, 3), (2, 2, 0, 2), (1, 2, 80, 2))
+        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], *numbers) for numbers in others]
+    else:
+        for chunk, warps in ((64, 8), (32, 4), (32, 8)):
+            for length in lengths:
+                found += [_of_walk(problem, gpu, chunk, length, warps, stages) for stages in (1, 2)]
+    return tuple(config for config in found if legal(config, problem, gpu) is None)
+
+
+def fingerprint() -> str:
+    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
+    gpus = [find(name) for name in ("h200", "a100")]
+    problems = [Problem(8, 2048, 80, 64, 128), Problem(1, 16384, 24, 80, 96, dtype="float32")]
+    offered = [
+        [(axis.name, axis.values) for axis in axes(schedule, problem, gpu)]
+        for schedule in SCHEDULES
+        for problem in problems
+        for gpu in gpus
+    ]
+    text = json.dumps([offered, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- configs
+
+
+def _check(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+
+
+def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
+    """What a kernel asks for, so that one config has one form."""
+    found = dict(numbers)
+    consumers = found.pop("consumers", 0)
+    if consumers:
+        for name in CONSUMERS_HAVE:
+            found.pop(name, None)
+        found["consumers"] = consumers
+    if consumers != 1 or not found.get("maxnreg"):
+        found.pop("maxnreg", None)
+    if kernel in WHOLE:
+        # tiles that nothing is wider than
+        found = {name: value for name, value in found.items() if name not in ("block_n", "block_p") or value != LARGEST}
+    return found
+
+
+def _of_chunks(
+    problem: Problem, gpu: Gpu, length: int, parts: int, consumers: int, stages: int, registers: int, heads: int
+) -> Config:
+    """Chunk by chunk, all kernels specialised by warps.  stages: of the walks; heads: in flight in chunk_gradients."""
+    wanted: dict[str, Value] = {"parts": parts, "segment": length, "chunk_gradients.num_stages": heads}
+    for walk in ("states", "adjoints"):
+        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.maxnreg": registers}
+    return _nearest("chunks", problem, gpu, wanted)
+
+
+def _of_walk(problem: Problem, gpu: Gpu, chunk: int, length: int, warps: int, stages: int) -> Config:
+    wanted: dict[str, Value] = {"chunk": chunk, "segment": -(-length // chunk) * chunk}
+    for kernel in ("reverse_walk", "group_gradients"):
+        wanted |= {f"{kernel}.num_warps": warps, f"{kernel}.num_stages": stages}
+    for walk in ("states", "adjoints"):
+        wanted |= {f"{walk}.num_stages": stages}
+        if chunk == CONSUMER_ROWS and walks_have_consumers(problem, gpu):
+            wanted |= {f"{walk}.consumers": 1, f"{walk}.num_stages": 2}
+    return _nearest("walk", problem, gpu, wanted)
+
+
+def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]) -> Config:
+    """The config with the wanted values where an axis has them, then what is usual, and a first value elsewhere."""
+    usual: dict[str, Value] = {"states.num_warps": 4, "adjoints.num_warps": 4, "passing.block": 512}
+    usual |= {"passing.num_warps": 4, "states.block_p": 64, "adjoints.block_p": 64}
+    usual |= {"dt_cumsum.block_h": 32, "dt_cumsum.num_warps": 4, "dt_gradients.num_warps": 4}
+    chosen = {}
+    for axis in axes(schedule, problem, gpu):
+        value = wanted.get(axis.name, usual.get(axis.name))
+        chosen[axis.name] = value if value in axis.values else axis.values[0]
+    return config(schedule, chosen)
+
+
+# ---- axes
+
+
+def _chunk(schedule: str, specialised: bool) -> Axis:
+    if specialised:
+        return Axis("chunk", (CONSUMER_ROWS,), "rows that a group of four warps multiplies")
+    if schedule == "chunks":
+        return Axis("chunk", (64, 32, 16), "all that its gradients need is in registers at once: over 64 it spills")
+    return Axis("chunk", (64, 32, 16, 128), "scores grow with its square, and each keeps a state; fp32 wants few rows")
+
+
+def _segment(problem: Problem, gpu: Gpu) -> Axis:
+    why = "0: a program walks the whole sequence; shorter: more programs side by side, and more states to pass on"
+    return Axis("segment", (0, *_lengths(problem, gpu)), why)
+
+
+def _lengths(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
+    """Powers of two, and lengths with which walks for one tile each fill the multiprocessors 1, 2, ... times."""
+    lengths = {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}
+    programs = problem.batch * problem.nheads * -(-problem.headdim // CONSUMER_ROWS)
+    for times in (1, 2, 3, 4):
+        if (count := times * gpu.sms // programs) > 1:
+            lengths.add(-(-problem.seqlen // (count * CONSUMER_ROWS)) * CONSUMER_ROWS)
+    return tuple(sorted(length for length in lengths if length < problem.seqlen))
+
+
+def _state_dtype(problem: Problem, specialised: bool) -> Axis:
+    if specialised:
+        return Axis("state_dtype", ("bfloat16",), "states go through shared memory in the dtype of the operands")
+    values = ("float32",) if problem.dtype == "float32" else ("bfloat16", "float32")
+    return Axis(
+        "state_dtype", values, "states and adjoints between kernels; bf16 halves their bytes, fp16 could overflow"
+    )
+
+
+def _parts(problem: Problem, gpu: Gpu) -> Axis:
+    heads = problem.nheads // problem.ngroups
+    most = max(1, MOST_PROGRAMS * gpu.sms // _programs(problem))
+    values = tuple(parts for parts in range(1, heads + 1) if heads % parts == 0 and parts <= most)
+    return Axis("parts", values, "programs for the heads of a group; each leaves a part of d_B and d_C in fp32")
+
+
+def _parts_that_fill(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
+    """Those with which chunks give every multiprocessor about one, two and four programs; the fewest first."""
+    values = _parts(problem, gpu).values
+    wanted = [-(-times * gpu.sms // _programs(problem)) for times in (1, 2, 4)]
+    found = [max((value for value in values if int(value) <= most), default=1) for most in wanted]
+    return tuple(dict.fromkeys(int(value) for value in found))
+
+
+def _programs(problem: Problem) -> int:
+    return problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS)
+
+
+def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
+    whole = max(CONSUMER_ROWS, next_power_of_two(problem.headdim))
+    blocks = tuple(block for block in (16, 32, 64, 128) if block <= whole)
+    found = [
+        Axis(f"{walk}.block_p", blocks, "tile of headdim: smaller makes more programs, each of which reads B or C"),
+        Axis(f"{walk}.num_warps", (2, 4, 8), "4 warps are one matrix unit's group; 8 halve the registers of each"),
+        Axis(f"{walk}.num_stages", (1, 2, 3), "chunks in flight; each costs the shared memory of its tiles"),
+    ]
+    if walks_have_consumers(problem, gpu):
+        fewest = least_registers(problem)
+        why = "groups of warps that multiply, with a warp that loads; 0: all warps do both"
+        found.insert(0, Axis(f"{walk}.consumers", (0, 1, 2), why))
+        why = "a cap on the registers lets programs of one consumer share a multiprocessor; a product takes some"
+        values = tuple(count for count in REGISTERS if count in (0, HALF_OF_THE_REGISTERS) or count >= fewest)
+        found.append(Axis(f"{walk}.maxnreg", values, why))
+    return found
+
+
+def _whole_axes(kernel: str, problem: Problem) -> list[Axis]:
+    def tiles(extent: int) -> tuple[int, ...]:
+        half = next_power_of_two(-(-extent // 2))
+        return (LARGEST, half) if SMALLEST <= half < min(extent, LARGEST) else (LARGEST,)
+
+    return [
+        Axis(f"{kernel}.num_warps", (8, 4), "8 warps halve the registers of each thread; 4 wait for each other less"),
+        Axis(f"{kernel}.num_stages", (1, 2, 3), "heads or chunks in flight; each costs the shared memory of its tiles"),
+        Axis(f"{kernel}.block_n", tiles(problem.dstate), "wider states are cut in two: products of half the width"),
+        Axis(f"{kernel}.block_p", tiles(problem.headdim), "the same for headdim"),
+    ]

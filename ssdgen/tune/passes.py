@@ -1,0 +1,116 @@
+"""What a search does with a candidate, for each pass of the layer.  config, problem -> inputs, launches, results, error
+
+`more` is what the finalists are checked with beside the rest: the final states, or their adjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..mamba2_ops.launchers import backward as backward_launcher
+from ..pack.records import BACKWARD, FORWARD, Direction
+from ..plan.problem import Problem
+from . import gate, gradient_reference, inputs, kernels, reference
+from .gate import Checked
+from .inputs import Inputs
+from .results import Config
+
+
+class Pass(Protocol):
+    """One pass.  given: what `draw` made; expected: what `expect` made of it, fp32 rounded from float64."""
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Any:
+        """Random arguments of a call; on "meta" they have sizes and no contents."""
+        ...
+
+    def expect(self, given: Any, problem: Problem) -> Any:
+        """What a call with these arguments should give."""
+        ...
+
+    def plan(self, config: Config, given: Any, more: bool) -> Any:
+        """The launches of a config, not yet made."""
+        ...
+
+    def run(self, config: Config, given: Any, more: bool) -> Any:
+        """The results of a call."""
+        ...
+
+    def check(self, found: Any, expected: Any, problem: Problem) -> Checked:
+        """How far results are from what was expected.  Errors: WrongResultError, above a limit."""
+        ...
+
+
+class Forward:
+    """y and, with more, the final states."""
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Inputs:
+        return inputs.random(problem, device, seed)
+
+    def expect(self, given: Inputs, problem: Problem) -> tuple[Tensor, Tensor]:
+        return reference.forward(given, _heads(problem))
+
+    def plan(self, config: Config, given: Inputs, more: bool) -> Any:
+        return kernels.plan(config, given, more)
+
+    def run(self, config: Config, given: Inputs, more: bool) -> tuple[Tensor, Tensor | None]:
+        return kernels.run(config, given, more)
+
+    def check(self, found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor], problem: Problem) -> Checked:
+        (y, states), heads, limit = found, _heads(problem), gate.LIMITS[problem.dtype]
+        error = gate.check(y, expected[0], heads, 2, limit)
+        if states is not None:
+            error = max(error, gate.check(states, expected[1], heads, 1, limit, "the final state"))
+        return Checked(error, limit)
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Arguments of one backward pass.  d_y: as x; d_final: [batch, nheads, headdim, dstate] in fp32, or None."""
+
+    inputs: Inputs
+    d_y: Tensor
+    d_final: Tensor | None
+
+
+class Backward:
+    """The gradients of all operands that a model's layer has; with more, the final states have an adjoint."""
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Adjoint:
+        given = inputs.random(problem, device, seed)
+        generator = None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**20)
+        p = problem
+        d_y = torch.randn(given.x.shape, device=device, dtype=given.x.dtype, generator=generator)
+        shape = (p.batch, p.nheads, p.headdim, p.dstate)
+        d_final = torch.randn(shape, device=device, generator=generator) if more else None
+        return Adjoint(given, d_y, d_final)
+
+    def expect(self, given: Adjoint, problem: Problem) -> dict[str, Tensor]:
+        return gradient_reference.backward(given.inputs, given.d_y, given.d_final, _heads(problem))
+
+    def plan(self, config: Config, given: Adjoint, more: bool) -> Any:
+        return backward_launcher.launches(config, *given.inputs.operands(), **_options(given))
+
+    def run(self, config: Config, given: Adjoint, more: bool) -> dict[str, Tensor]:
+        return backward_launcher.backward(config, *given.inputs.operands(), **_options(given))
+
+    def check(self, found: dict[str, Tensor], expected: dict[str, Tensor], problem: Problem) -> Checked:
+        return gate.check_gradients(found, expected, _heads(problem), problem.dtype)
+
+
+PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward()}
+
+
+def _options(given: Adjoint) -> dict[str, Any]:
+    unused = {"z": None, "initial_states": None, "seq_idx": None, "dt_limit": (0.0, inf)}
+    adjoints = {"d_y": given.d_y, "d_final_states": given.d_final}
+    return {**unused, **given.inputs.options(), **adjoints, "needs": frozenset(gradient_reference.OPERANDS)}
+
+
+def _heads(problem: Problem) -> list[int]:
+    """The heads whose y, or d_x, is compared."""
+    return reference.sample_heads(problem.batch, problem.seqlen, problem.nheads, problem.headdim)
