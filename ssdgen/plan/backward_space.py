@@ -282,9 +282,9 @@ def _parts(problem: Problem, gpu: Gpu) -> Axis:
 
 
 def _parts_that_fill(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
-    """Those with which chunks give every multiprocessor about one, two and four programs; the fewest first."""
+    """Those with which chunks give every multiprocessor at most one, two and four programs; the fewest first."""
     values = _parts(problem, gpu).values
-    wanted = [-(-times * gpu.sms // _programs(problem)) for times in (1, 2, 4)]
+    wanted = [times * gpu.sms // _programs(problem) for times in (1, 2, 4)]
     found = [max((value for value in values if int(value) <= most), default=1) for most in wanted]
     return tuple(dict.fromkeys(int(value) for value in found))
 

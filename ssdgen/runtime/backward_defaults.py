@@ -51,12 +51,20 @@ def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, An
 def _specialised(problem: Problem, sms: int) -> dict[str, Any]:
     """One consumer a walk, so that two or three programs fit; heads shared out where chunks alone are too few."""
     walks = {"consumers": 1, "num_stages": 2, "maxnreg": 128}
-    programs = max(1, problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS))
-    heads, wanted = problem.nheads // problem.ngroups, -(-sms // programs)
     return {
         "schedule": "chunks",
         "chunk": CONSUMER_ROWS,
-        "parts": next((parts for parts in range(min(heads, wanted), 1, -1) if heads % parts == 0), 1),
+        "parts": parts_for(problem, sms),
         "state_dtype": "bfloat16",
         "kernels": {**dict.fromkeys(_LIGHT, walks), "chunk_gradients": {"consumers": 2, "num_stages": 3}},
     }
+
+
+def parts_for(problem: Problem, sms: int) -> int:
+    """Programs that share out the heads of a group: as many as all run at once, one on a multiprocessor.
+
+    One more would wait for all others to end, while each has less to do: 160 programs take longer than 128.
+    """
+    heads = problem.nheads // problem.ngroups
+    most = sms // max(1, problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS))
+    return next((parts for parts in range(min(heads, most), 1, -1) if heads % parts == 0), 1)

@@ -161,8 +161,21 @@ def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choi
                     owner, record = found
                     _check_fingerprint(owner, record)
                     name = step if exact else f"a record of {owner.name} from {step}"
-                    return Choice(record.config, name, record, exact)
+                    return Choice(_fitted(record, problem, gpu), name, record, exact)
     return None
+
+
+def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
+    """The config of a record.  How many programs share out heads goes by the sizes that are there, not by its own."""
+    if "parts" not in record.config:
+        return record.config
+    from .backward_defaults import parts_for
+
+    parts = parts_for(problem, gpu.sms)
+    tuned = record.problem
+    if parts == parts_for(tuned, gpu.sms) and problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups:
+        return record.config
+    return {**record.config, "parts": parts}
 
 
 def _check_fingerprint(records: GpuRecords, record: Record) -> None:

@@ -112,8 +112,8 @@ def test_starts_on_hopper_are_specialised_by_warps_and_fill_it() -> None:
         found = space.starts(problem, H100)
         assert all(config["schedule"] == "chunks" for config in found)
         assert all(config["kernels"]["chunk_gradients"]["consumers"] == 2 for config in found)
-    # one row of 32 chunks: five programs for the heads give each multiprocessor one; and segments
-    assert {config["parts"] for config in found} >= {5} and any("segment" in config for config in found)
+    # one row of 32 chunks: with four programs for its heads all run at once; and segments
+    assert {config["parts"] for config in found} >= {4} and any("segment" in config for config in found)
     assert not any("segment" in config for config in space.starts(MODEL, H100))
     assert {config["schedule"] for config in space.starts(MODEL, A100)} == {"walk"}
 
