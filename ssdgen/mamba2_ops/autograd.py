@@ -176,7 +176,18 @@ def _backward(
 def _backward_checked(d_y, d_states, *given):
     """`_backward` of arguments that nobody has looked at."""
     tensors, (_, *limits, _) = given[:_TENSORS], given[_TENSORS:]
-    return _backward(_checked(*tensors, *limits), d_y, d_states, *given)
+    return _apart(_backward(_checked(*tensors, *limits), d_y, d_states, *given))
+
+
+def _apart(gradients: list[Tensor]) -> list[Tensor]:
+    """Each in memory of its own, as an operator's results must be: kernels add up what is alike in one tensor."""
+    seen: set[int] = set()
+    found = []
+    for gradient in gradients:
+        storage = gradient.untyped_storage().data_ptr()
+        found.append(gradient.clone() if storage in seen and gradient.numel() else gradient)
+        seen.add(storage)
+    return found
 
 
 def _backward_fake(

@@ -72,7 +72,8 @@ def launched(how: dict[str, Any], case: Case) -> list[str]:
 
 def specialised(how: dict[str, Any], case: Case) -> set[str]:
     """Those of them that are specialised by warps, by the kernel that they take the place of."""
-    return {name.split("_2n")[0].rpartition("_")[0] or name for name in launched(how, case) if "consumer" in name}
+    names = (name.rpartition("_")[0] for name in launched(how, case) if "consumer" in name)
+    return {name.removesuffix("_2n") for name in names}
 
 
 def check(how: dict[str, Any], case: Case, **options: Any) -> None:

@@ -226,3 +226,17 @@ def test_another_device_than_the_current_one() -> None:
     _, found = gradients.run(scan, call.on("cuda:1"), adjoints)
     assert torch.cuda.current_device() == 0
     gradients.check(call, found, gradients.exact(call, adjoints), "bfloat16", adjoints=adjoints)
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_results_of_the_operator_share_no_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels add up what is alike in one tensor; Inductor takes no operator of which a result aliases another."""
+    setting = settings.enter(name, monkeypatch)
+    case = MODEL if name == "gpu" else Case(1, 20, 2, 16, 16, 1, "float32", ("D", "dt_bias", "dt_softplus"))
+    call = draw(case).on(setting.device)
+    given = {**call.operands, **call.options}
+    tensors = [given.get(operand) for operand in (*ops.autograd.DIFFERENTIABLE, "seq_idx", "cu_seqlens")]
+    needs = [t is not None for t in tensors[: len(ops.autograd.DIFFERENTIABLE)]]
+    d_y = torch.ones_like(given["x"])
+    found = ops.autograd.chunk_scan_backward(d_y, None, *tensors, True, 0.0, float("inf"), needs)
+    assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found) == sum(needs)
