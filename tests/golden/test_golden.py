@@ -47,6 +47,10 @@ KINDS = {
     **{("none", name): (Layer(family=NONE), SSD[name]) for name in ("dt_cumsum", "segment_state", "single_pass")},
     ("multi_head", "single_pass"): (Layer(layout=MULTI_HEAD), SSD["single_pass"]),
     **{("ssd", name): (Layer(), BACKWARD[name]) for name in BACKWARD if "_2" not in name},
+    **{
+        ("ssd", name): (Layer(), catalogue.SPECIALISED[name])
+        for name in ("chunk_gradients_2consumers", "chunk_adjoints_1consumer")
+    },
     ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),
     **{("constant", name): (Layer(family=CONSTANT), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
     **{("none", name): (Layer(family=NONE), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
