@@ -47,5 +47,9 @@ class UntunedError(SsdError):
     """SSDGEN_ASSERT_TUNED=1 is set and no tuned record was found."""
 
 
+class SettingError(SsdError):
+    """An environment variable has a value that cannot be used."""
+
+
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""

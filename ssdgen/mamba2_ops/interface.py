@@ -82,6 +82,7 @@ def mamba_chunk_scan_combined(
 
     Errors, all before any launch, all ValueError: ShapeError, DtypeError, DeviceError, OptionError, OperandError,
     SequenceError (contents of cu_seqlens), RecordError (a tuned file is broken), UntunedError (SSDGEN_ASSERT_TUNED=1).
+    In the backward pass: GradientError, DoubleBackwardError, SettingError (SSDGEN_MEMORY_LIMIT).
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
     if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import OptionError, SsdWarning
 from .problem import Problem
-from .select import backward_config_for, config_for, replace, replace_backward
+from .select import backward_config_for, config_for, gpu_of, replace, replace_backward
 
 
 # looked for, not imported: importing Triton takes a second and is not needed on a CPU
@@ -112,7 +112,9 @@ def backward(
 
 
 def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
-    """Run on the current device; where the config does not fit, a small one from then on."""
+    """Run on the current device; where the config does not fit, the plainest default from then on, or a small one."""
+    from .backward_defaults import default_backward
+
     while (config := backward_config_for(problem, x.device)) is not None:
         try:
             return launcher.backward(config, x, dt, A, B, C, **options)
@@ -123,7 +125,9 @@ def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
                 raise
             if config is not launcher.MINIMAL_BACKWARD:
                 _warn_too_large(problem, error)
-                replace_backward(problem, x.device, launcher.MINIMAL_BACKWARD)
+                plain = default_backward(problem.bucketed(), gpu_of(x.device).sms, "")
+                smaller = plain if config != plain else launcher.MINIMAL_BACKWARD
+                replace_backward(problem, x.device, smaller)
                 continue
             reason = error
         replace_backward(problem, x.device, None)

@@ -14,7 +14,7 @@ import re
 import warnings
 from functools import cache
 
-from .errors import OptionError, SsdWarning
+from .errors import SettingError, SsdWarning
 
 _NAME = "SSDGEN_MEMORY_LIMIT"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -23,7 +23,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def slices(batch: int, kept: int) -> int:
     """Slices of a batch of which all together keep `kept` bytes; 1 without a limit.
 
-    batch: rows, >= 1.  Errors: OptionError for a limit that is no size.  Warns (SsdWarning) once for a limit that even
+    batch: rows, >= 1.  Errors: SettingError for a limit that is no size.  Warns (SsdWarning) once for a limit that even
     one row at a time exceeds.
     """
     text = os.environ.get(_NAME)
@@ -41,7 +41,7 @@ def slices(batch: int, kept: int) -> int:
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.strip().upper())
     if not found or not (limit := int(float(found[1]) * _UNITS[found[2]])):
-        raise OptionError(f"{_NAME} is {text!r}; give bytes above 0, as in 512M or 2G, or unset it")
+        raise SettingError(f"{_NAME} is {text!r}; give bytes above 0, as in 512M or 2G, or unset it")
     return limit
 
 

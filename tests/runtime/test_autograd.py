@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -126,15 +127,22 @@ def test_each_pass_runs_with_a_config_of_its_own(kernels: list, monkeypatch: pyt
     assert looked_up == ["forward", "backward"]
 
 
-def test_a_config_that_does_not_fit_is_replaced(kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", ["the default of any GPU", "the smallest"])
+def test_a_config_that_does_not_fit_is_replaced(fits: str, kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the default that goes by no architecture, which is not far behind, before the smallest, which is slow."""
+
     class OutOfResources(Exception):
         pass
 
     launcher = paths.backward_launcher()
     works = launcher.backward
+    defaults = sys.modules["ssdgen.runtime.backward_defaults"]
+    plain = {"chunk": 32}
+    monkeypatch.setattr(defaults, "default_backward", lambda problem, sms, arch: {"chunk": 64} if arch else plain)
+    small = plain if fits == "the default of any GPU" else launcher.MINIMAL_BACKWARD
 
     def fails(config, *operands, **options):
-        if config is not launcher.MINIMAL_BACKWARD:
+        if config != small:
             raise OutOfResources("shared memory")
         return works(config, *operands, **options)
 
@@ -144,7 +152,7 @@ def test_a_config_that_does_not_fit_is_replaced(kernels: list, monkeypatch: pyte
         verify(call, gradients.draw_adjoints(call), "float32")
     verify(call, gradients.draw_adjoints(call), "float32")
     configs = [given.config for kind, given in kernels if kind == "backward"]
-    assert configs == [launcher.MINIMAL_BACKWARD] * 2
+    assert configs == [small] * 2
 
 
 def test_sizes_without_a_kernel_have_gradients_all_the_same(kernels: list, monkeypatch: pytest.MonkeyPatch) -> None:

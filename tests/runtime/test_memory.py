@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssdgen.mamba2_ops import memory
-from ssdgen.mamba2_ops.errors import OptionError, SsdWarning
+from ssdgen.mamba2_ops.errors import SettingError, SsdWarning
 
 MIB = 1 << 20
 
@@ -47,7 +47,7 @@ def test_rows_one_at_a_time_where_nothing_less_will_do(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("text", ["much", "-1", "0", "0.0G", "5X", "1 2"])
 def test_a_limit_that_is_no_size(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSDGEN_MEMORY_LIMIT", text)
-    with pytest.raises(OptionError, match="512M"):
+    with pytest.raises(SettingError, match="512M"):
         memory.slices(8, MIB)
 
 
