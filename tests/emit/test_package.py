@@ -62,7 +62,8 @@ def consumers(texts: dict[str, str]) -> set[str]:
 def consumers_of(n_tiles: int) -> set[str]:
     """Those that ship for so many tiles of dstate."""
     shapes = (*catalogue.walks(outputs=True), *catalogue.walks(outputs=False))
-    return {shape.name for shape in shapes if shape.consumers and shape.n_tiles == n_tiles}
+    forward = {shape.name for shape in shapes if shape.consumers and shape.n_tiles == n_tiles}
+    return forward | {name for name in catalogue.SPECIALISED if ("_2n_" in name) == (n_tiles == 2)}
 
 
 def test_sizes_leave_kernels_out() -> None:
