@@ -12,9 +12,8 @@ CHECKED = ("y", *gradient_reference.OPERANDS)
 
 # bf16: y and the gradients of x, dt, B and C are rounded once (1.7e-3) and are sums of products of rounded operands
 LIMITS = {"y": 5e-3, "x": 8e-3, "B": 8e-3, "C": 8e-3, "dt": 2e-2, "A": 2e-2, "D": 5e-3, "dt_bias": 2e-2}
-# the peer's own error moves by this much between draws of the inputs; sums over all tokens are one number a head, and
-# the error of a few dozen numbers moves far more than that of millions
-SLACK = {"y": 1.01, "x": 1.02, "B": 1.02, "C": 1.02, "dt": 1.05, "A": 1.5, "D": 1.5, "dt_bias": 1.5}
+# of the peer's error: its own moves by a few percent between draws of the inputs; y has no such room
+SLACK = {**dict.fromkeys(CHECKED, 1.05), "y": 1.0}
 # no gradient has to be better than this: rounding an operand to bf16 costs twenty times as much
 ENOUGH = 1e-4
 
