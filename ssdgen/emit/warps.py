@@ -80,9 +80,9 @@ class ConsumerPrinter(StatementPrinter):
 
     def _optional_products(self, stmt: ir.When, indent: int) -> list[str]:
         """Products that only an option needs are done where it ends: what is under way after it does not hang on it."""
+        waits = self._waits(stmt, indent)
         before, ready = list(self.pending), set(self.in_registers)
-        lines = self._block(stmt, indent)
-        lines += self._wait(len(self.pending), indent + 4)
+        lines = [*waits, *self._block(stmt, indent), *self._wait(len(self.pending), indent + 4)]
         self.pending, self.in_registers = before, ready
         return lines
 
@@ -130,7 +130,8 @@ class ConsumerPrinter(StatementPrinter):
                     s for s in ir.walk(later) if s is not stmt and rows.name in (touched(s) | made_by(s) | _factors(s))
                 ]
                 turned = rows.axes[-1] != stmt.over
-                if others or turned or rows.name in self.tile_axes or self._waits(body[at], indent):
+                under_way = any(product.result == rows.name for product in self.pending)
+                if others or turned or under_way or rows.name in self.tile_axes:
                     continue
                 return self._left(rows, stmt, indent)[0]
         return []

@@ -7,10 +7,7 @@ work: "states", "adjoints" and "passing".
 
 from __future__ import annotations
 
-import hashlib
-import json
-
-from ..gpus import Gpu, find
+from ..gpus import Gpu
 from .backward_legal import (
     ADJOINTS,
     STATES,
@@ -22,7 +19,7 @@ from .backward_legal import (
 )
 from .legal import ACCUMULATORS, Config
 from .problem import Problem
-from .space import HALF_OF_THE_REGISTERS, Axis, Value
+from .space import HALF_OF_THE_REGISTERS, Axis, Value, digest
 from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, next_power_of_two
 
 SCHEDULES = ("walk", "chunks")
@@ -170,16 +167,7 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
 
 def fingerprint() -> str:
     """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-    gpus = [find(name) for name in ("h200", "a100")]
-    problems = [Problem(8, 2048, 80, 64, 128), Problem(1, 16384, 24, 80, 96, dtype="float32")]
-    offered = [
-        [(axis.name, axis.values) for axis in axes(schedule, problem, gpu)]
-        for schedule in SCHEDULES
-        for problem in problems
-        for gpu in gpus
-    ]
-    text = json.dumps([offered, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(axes, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS)
 
 
 # ---- configs

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..gpus import Gpu, find
 from .legal import ACCUMULATORS, WALKS, Config, has_consumers, has_descriptors, legal
@@ -199,16 +201,20 @@ def smallest() -> Config:
 
 def fingerprint() -> str:
     """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
+    return digest(axes, SCHEDULES, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST)
+
+
+def digest(offer: Callable[[Any, Problem, Gpu], Iterable[Axis]], schedules: Sequence[str], *bounds: Any) -> str:
+    """The fingerprint of a space: of the axes that it offers for a few problems and GPUs, and of its bounds."""
     gpus = [find(name) for name in ("h200", "a100")]
     problems = [Problem(8, 2048, 80, 64, 128), Problem(1, 16384, 24, 80, 96, dtype="float32")]
     offered = [
-        [(axis.name, axis.values) for axis in axes(schedule, problem, gpu)]
-        for schedule in SCHEDULES
+        [(axis.name, axis.values) for axis in offer(schedule, problem, gpu)]
+        for schedule in schedules
         for problem in problems
         for gpu in gpus
     ]
-    text = json.dumps([offered, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([offered, *bounds], sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- axes

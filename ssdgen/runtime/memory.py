@@ -20,6 +20,11 @@ _NAME = "SSDGEN_MEMORY_LIMIT"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def is_limited() -> bool:
+    """Whether there is a limit at all: what would be kept need not be worked out where there is none."""
+    return bool(os.environ.get(_NAME))
+
+
 def slices(batch: int, kept: int) -> int:
     """Slices of a batch of which all together keep `kept` bytes; 1 without a limit.
 

@@ -113,8 +113,6 @@ def backward(
 
 def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
     """Run on the current device; where the config does not fit, the plainest default from then on, or a small one."""
-    from .backward_defaults import default_backward
-
     while (config := backward_config_for(problem, x.device)) is not None:
         try:
             return launcher.backward(config, x, dt, A, B, C, **options)
@@ -124,6 +122,8 @@ def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):
             if not _is_too_large(error):
                 raise
             if config is not launcher.MINIMAL_BACKWARD:
+                from .backward_defaults import default_backward
+
                 _warn_too_large(problem, error)
                 plain = default_backward(problem.bucketed(), gpu_of(x.device).sms, "")
                 smaller = plain if config != plain else launcher.MINIMAL_BACKWARD

@@ -205,7 +205,7 @@ def backward(
     tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
     needs = frozenset(name for name in needs if tensors[name] is not None)
     options = (dt_softplus, dt_limit, needs)
-    if (slices := memory.slices(x.shape[0], _kept_bytes(config, tensors))) > 1:
+    if memory.is_limited() and (slices := memory.slices(x.shape[0], _kept_bytes(config, tensors))) > 1:
         return _in_slices(slices, config, tensors, *options)
     return _all_rows(config, tensors, *options)
 

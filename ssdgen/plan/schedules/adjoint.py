@@ -50,7 +50,7 @@ KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 
 @cache
 def graph(layer: Layer) -> Graph:
-    """The adjoint of a chunk of `layer`, its sums cut where one kernel ends."""
+    """The adjoint of a chunk of `layer`, its products and sums arranged for kernels."""
     # the graph holds every option
     return _scaled_first(_factored(chunk_adjoint(Layer(layer.family, layer.layout))))
 

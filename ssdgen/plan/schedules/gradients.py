@@ -12,21 +12,17 @@ tiles of the mask once more in its own order: nothing is exchanged and nothing t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ...spec.dims import entry
-from ...spec.graph import Contract
 from ...spec.layer import Layer
-from ..ir import For, Full, Kernel, Let, Scalar, Stmt, Tensor, Value, When
+from ..ir import For, Kernel, Scalar, Stmt, Tensor, Value, When
 from ..ir import Store as StoreStmt
 from ..lower import Lowering, Pieces, merge
 from . import adjoint, common
+from .groups import AFTER, LOOP, add_up, sources
 from .reverse import row_mask, row_pieces, tile_offsets
 from .walk import sizes_of
 
-OUTSIDE, LOOP, AFTER = 0, 1, 2
-# sums over the heads of a group, and a head's addend
-SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
 ROLES = ("rows", "columns")
 NOTES = {
     "CB": "what all heads share",
@@ -120,7 +116,7 @@ class _Part:
         self.lowering = Lowering(
             adjoint.graph(layer),
             pieces,
-            self._sources(),
+            sources(layer, descriptor=shape.specialised),
             rename=adjoint.RENAME,
             notes=dict(NOTES),
             kept=adjoint.KEPT,
@@ -164,10 +160,9 @@ class _Part:
     def _rows(self) -> None:
         """What has the reading tokens along its rows."""
         lowering, layer = self.lowering, self.layer
-        self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", "mask_decay")
+        self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", adjoint.DECAYS)
         self._summed("d_CB")
-        self._vectors("d_dA_cs_scores_rows")
-        self._vectors("d_left_decay")
+        self._vectors("d_dA_cs_scores_rows", "d_left_decay")
         self._summed("d_C_heads")
         if not self.role:
             self._made("D", "scores")
@@ -185,7 +180,7 @@ class _Part:
     def _columns(self) -> None:
         """What has the tokens that are read along its rows."""
         lowering = self.lowering
-        self._made("CB", "d_y_skip", "d_scores", "mask_decay", "scores")
+        self._made("CB", "d_y_skip", "d_scores", adjoint.DECAYS, "scores")
         if self.role:
             self._summed("d_CB")
         self._vectors("d_dt_scores")
@@ -211,23 +206,8 @@ class _Part:
                 self.lowering.store(LOOP, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
 
     def _summed(self, name: str) -> None:
-        """A sum over heads goes on by the addend of this one."""
-        lowering = self.lowering
-        if not self.loops:
-            return
-        addend = lowering.graph[SUMMED[name]]
-        axes = lowering.node_axes(addend.name)[1:]
-        for at in lowering.combinations(axes):
-            total = Value(lowering.variable(name, at), axes)
-            self.zeros.append(Full(total, tuple(span.size for axis in axes if (span := at[axis].span))))
-            here = {**at, "h": self.pieces["h"][0]}
-            if isinstance(addend, Contract):
-                lowering.contract(addend, here, total, acc=True)
-            else:
-                made = self._need(addend.name, here)
-                added = entry(total.name, *axes) + entry(made.name, *axes)
-                lowering.emit(LOOP, Let(total, added, (total, made)))
-            lowering.bind(name, at, total, AFTER)
+        if self.loops:
+            self.zeros += add_up(self.lowering, name)
 
     def _shared(self, name: str) -> None:
         """The gradient of B or C, once all heads have given their part."""
@@ -237,22 +217,6 @@ class _Part:
             rows, columns = (common.on(at[axis], axis) for axis in lowering.graph[wanted].axes if axis != "h")
             index = ("part", "b", rows, "group", columns) if loops else ("b", rows, "head", columns)
             lowering.store(AFTER if loops else LOOP, wanted, at, f"d_{name}", index, flag=f"NEEDS_{name}")
-
-    # ---- what is there
-
-    def _sources(self):
-        described = self.shape.specialised
-        # without a loop everything is at one level
-        outside = OUTSIDE if self.loops else LOOP
-        found = adjoint.operand_sources(self.layer, LOOP, "B", "C", shared_level=outside, descriptor=described)
-        found |= common.option_sources("b", level=LOOP)
-        found["D"] = replace(found["D"], level=LOOP)
-        last = "minimum(row0 + CHUNK, seqlen) - 1"
-        found |= common.seq_sources("b", first="row0", last=last, level=outside, scalar_level=outside)
-        found |= common.prepared_sources(self.layer, "b", last="row0 + CHUNK - 1", descriptor=described)
-        found["state"] = adjoint.state_source("states", ("p", "n"), LOOP, described)
-        found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP, described)
-        return found
 
 
 def _columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:

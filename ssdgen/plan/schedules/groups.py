@@ -6,7 +6,7 @@ program has one head, and its part of what is shared is added up afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...spec.dims import entry
 from ...spec.graph import Contract
@@ -18,6 +18,7 @@ from .reverse import row_mask, row_pieces, tile_offsets
 from .walk import sizes_of
 
 OUTSIDE, LOOP, AFTER = 0, 1, 2
+# sums over the heads of a group, and a head's addend
 SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
 NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through C B^T"}
 
@@ -46,26 +47,13 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
     lowering = Lowering(
         adjoint.graph(layer),
         pieces,
-        _sources(layer),
+        sources(layer),
         rename=adjoint.RENAME,
         notes=dict(NOTES),
         kept=adjoint.KEPT,
         scopes=[[], [], []],
     )
-    zeros: list[Stmt] = []
-    for name, part in SUMMED.items() if loops else ():
-        for at in lowering.combinations(lowering.graph[name].axes):
-            total = Value(lowering.variable(name, at), lowering.graph[name].axes)
-            zeros.append(Full(total, tuple(span.size for axis in total.axes if (span := at[axis].span))))
-            addend, here = lowering.graph[part], {**at, "h": pieces["h"][0]}
-            if isinstance(addend, Contract):
-                lowering.contract(addend, here, total, acc=True)
-            else:
-                made = lowering.need(part, here)
-                assert made is not None
-                added = entry(total.name, *total.axes) + entry(made[0].name, *total.axes)
-                lowering.emit(LOOP, Let(total, added, (total, made[0])))
-            lowering.bind(name, at, total, AFTER)
+    zeros = [stmt for name in (SUMMED if loops else ()) for stmt in add_up(lowering, name)]
     _decays(lowering, layer)
     for name in ("B", "C"):
         wanted = f"d_{name}" if loops else adjoint.head_part(layer, f"d_{name}")
@@ -115,16 +103,37 @@ def _decays(lowering: Lowering, layer: Layer) -> None:
             lowering.store(LOOP, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
 
 
-def _sources(layer: Layer):
-    # without a loop everything is at one level
+def add_up(lowering: Lowering, name: str) -> list[Stmt]:
+    """A sum over heads goes on by the addend of this one.  Returns: how it begins, before the loop over heads."""
+    (head,) = lowering.pieces["h"]
+    addend = lowering.graph[SUMMED[name]]
+    axes = lowering.node_axes(addend.name)[1:]
+    zeros: list[Stmt] = []
+    for at in lowering.combinations(axes):
+        total, here = Value(lowering.variable(name, at), axes), {**at, "h": head}
+        zeros.append(Full(total, tuple(span.size for axis in axes if (span := at[axis].span))))
+        if isinstance(addend, Contract):
+            lowering.contract(addend, here, total, acc=True)
+        else:
+            made = lowering.need(addend.name, here)
+            assert made is not None
+            added = entry(total.name, *axes) + entry(made[0].name, *axes)
+            lowering.emit(LOOP, Let(total, added, (total, made[0])))
+        lowering.bind(name, at, total, AFTER)
+    return zeros
+
+
+def sources(layer: Layer, descriptor: bool = False):
+    """What a program that has one chunk and loops over heads reads; without a loop everything is at one level."""
     outside = OUTSIDE if adjoint.loops(layer) else LOOP
-    found = adjoint.operand_sources(layer, LOOP, "B", "C", shared_level=outside)
+    found = adjoint.operand_sources(layer, LOOP, "B", "C", shared_level=outside, descriptor=descriptor)
     found |= common.option_sources("b", level=LOOP)
+    found["D"] = replace(found["D"], level=LOOP)
     last = "minimum(row0 + CHUNK, seqlen) - 1"
     found |= common.seq_sources("b", first="row0", last=last, level=outside, scalar_level=outside)
-    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1")
-    found["state"] = adjoint.state_source("states", ("p", "n"), LOOP)
-    found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP)
+    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=descriptor)
+    found["state"] = adjoint.state_source("states", ("p", "n"), LOOP, descriptor)
+    found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP, descriptor)
     return found
 
 
@@ -140,4 +149,4 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
     return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.NUMBERS, out=True))
 
 
-__all__ = ["Groups", "kernel"]
+__all__ = ["AFTER", "LOOP", "Groups", "add_up", "kernel", "sources"]
