@@ -26,30 +26,11 @@ from ..spec.dims import axes_of, name_of
 from ..spec.layer import Layer
 from ..spec.numeric import function
 from . import ir, launch, launch_backward
+from .broken import BrokenPlan, Misfit, OutOfBounds, Race, Undefined
 from .schedules.scan import Scan
 from .schedules.walk import Walk
 
 Array = np.ndarray[Any, Any]
-
-
-class BrokenPlan(ValueError):
-    """A plan does what no kernel may do."""
-
-
-class OutOfBounds(BrokenPlan):
-    """A program reaches a position that a tensor does not have."""
-
-
-class Race(BrokenPlan):
-    """Two programs touch one element of an output."""
-
-
-class Undefined(BrokenPlan):
-    """Something is read that was not made or not given."""
-
-
-class Misfit(BrokenPlan):
-    """Axes or extents do not agree."""
 
 
 def run(
