@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,10 @@ OPERANDS = gradient_reference.OPERANDS
 
 Tensors = dict[str, torch.Tensor]
 Scan = Callable[..., torch.Tensor]
+Errors = dict[str, dict[str, dict[str, float]]]
+
+# of the inputs.  What A gets is one sum over all tokens: its error is one number drawn, which moves threefold
+DRAWS = 4
 
 
 def gradients(scan: Scan, chunk_size: int, leaves: Tensors, d_y: torch.Tensor) -> Tensors:
@@ -53,13 +58,36 @@ def measure(
     shape: workload.Shape, calls: dict[str, tuple[Scan, int]], timer: timing.ColdGpuTimer, clock: forward.Clock
 ) -> dict:
     """{name: errors, gpu_us, eager_us, host_us, launches, extra_mb, or "skipped" or "failed" with the reason}."""
-    args = workload.inputs(shape, "cuda", forward.SEED)
-    generator = torch.Generator(device="cuda").manual_seed(forward.SEED + 1)
-    d_y = torch.randn(args["x"].shape, device="cuda", generator=generator).to(args["x"].dtype)
-    leaves = {name: value.detach().requires_grad_() for name, value in args.items()}
-    steps = {name: partial(gradients, scan, chunk, leaves, d_y) for name, (scan, chunk) in calls.items()}
-    results: dict[str, dict] = {}
-    for name, step in steps.items():
+    results = first_calls(shape, calls, clock)
+    order = [name for name in calls if "extra_mb" in results[name]]
+
+    clock.say(f"{shape.name}: float64 reference and errors")
+    drawn = []
+    for draw in range(DRAWS):
+        drawn.append(errors(shape, {name: calls[name] for name in order}, forward.SEED + 2 * draw))
+        torch.cuda.empty_cache()
+        if clock.is_up():
+            break
+    for name in order:
+        results[name]["errors"] = over_draws([found[name] for found in drawn])
+
+    clock.say(f"{shape.name}: timing")
+    steps = steps_of(calls, *inputs(shape, forward.SEED))
+    times, how = gpu_times({name: steps[name] for name in order}, timer)
+    for name in order:
+        wall_us, host_us = timing.eager_us(steps[name])
+        results[name] |= {"gpu_us": sum(times[name]) / len(times[name]), "gpu_us_runs": times[name], "timed": how}
+        results[name] |= {"eager_us": wall_us, "host_us": host_us, "launches": launches(steps[name])}
+    torch.cuda.empty_cache()
+    return results
+
+
+def first_calls(
+    shape: workload.Shape, calls: dict[str, tuple[Scan, int]], clock: forward.Clock
+) -> dict[str, dict[str, Any]]:
+    """{name: first_call_s, extra_mb, or "skipped" or "failed" with the reason}."""
+    results: dict[str, dict[str, Any]] = {}
+    for name, step in steps_of(calls, *inputs(shape, forward.SEED)).items():
         if name != OURS and clock.is_up():
             results[name] = {"skipped": "the time budget was spent"}
             continue
@@ -72,26 +100,42 @@ def measure(
         except torch.cuda.OutOfMemoryError as error:
             results[name] = {"failed": str(error).splitlines()[0]}
         torch.cuda.empty_cache()
-    order = [name for name in steps if "extra_mb" in results[name]]
+    return results
 
-    clock.say(f"{shape.name}: float64 reference and errors")
-    outputs = {name: steps[name]() for name in order}
+
+def inputs(shape: workload.Shape, seed: int) -> tuple[Tensors, torch.Tensor]:
+    """Operands, and the gradient of y."""
+    args = workload.inputs(shape, "cuda", seed)
+    generator = torch.Generator(device="cuda").manual_seed(seed + 1)
+    return args, torch.randn(args["x"].shape, device="cuda", generator=generator).to(args["x"].dtype)
+
+
+def steps_of(calls: dict[str, tuple[Scan, int]], args: Tensors, d_y: torch.Tensor) -> dict[str, Callable]:
+    """A training step of each candidate, ready to be called."""
+    leaves = {name: value.detach().requires_grad_() for name, value in args.items()}
+    return {name: partial(gradients, scan, chunk, leaves, d_y) for name, (scan, chunk) in calls.items()}
+
+
+def errors(shape: workload.Shape, calls: dict[str, tuple[Scan, int]], seed: int) -> Errors:
+    """{candidate: {result: its error against float64}} for one draw of the inputs."""
+    args, d_y = inputs(shape, seed)
+    outputs = {name: step() for name, step in steps_of(calls, args, d_y).items()}
     of_y = reference.errors(args, {name: found.pop("y") for name, found in outputs.items()})
     torch.cuda.empty_cache()
     of_gradients = gradient_reference.errors(args, d_y, outputs)
-    for name in order:
-        results[name]["errors"] = {"y": of_y[name], **of_gradients[name]}
-    outputs.clear()
-    torch.cuda.empty_cache()
+    return {name: {"y": of_y[name], **of_gradients[name]} for name in calls}
 
-    clock.say(f"{shape.name}: timing")
-    times, how = gpu_times({name: steps[name] for name in order}, timer)
-    for name in order:
-        wall_us, host_us = timing.eager_us(steps[name])
-        results[name] |= {"gpu_us": sum(times[name]) / len(times[name]), "gpu_us_runs": times[name], "timed": how}
-        results[name] |= {"eager_us": wall_us, "host_us": host_us, "launches": launches(steps[name])}
-    torch.cuda.empty_cache()
-    return results
+
+def over_draws(drawn: list[dict[str, dict[str, float]]]) -> dict[str, dict]:
+    """The errors of one candidate over its draws: relative ones in the root mean square, the largest of all."""
+    return {
+        name: {
+            "relative": (sum(draw[name]["relative"] ** 2 for draw in drawn) / len(drawn)) ** 0.5,
+            "largest": max(draw[name]["largest"] for draw in drawn),
+            "draws": [draw[name]["relative"] for draw in drawn],
+        }
+        for name in drawn[0]
+    }
 
 
 def launches(step: Callable) -> int | None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .scratch import Scratch
+
 # The one launcher whose C function is known to take an integer as a pointer, without asking the driver what it points
 # to.  _ENCODE: its function that turns a descriptor into arguments, of which the encoded descriptor is the first.
 _LAUNCHER = ("triton.backends.nvidia.driver", "CudaLauncher")
@@ -75,14 +77,15 @@ class DirectLaunch:
 
 
 class DirectRecipe:
-    """The launches of a recipe, in order."""
+    """The launches of a recipe, in order.  scratch: what they leave for each other."""
 
-    def __init__(self, launches: Sequence[DirectLaunch]) -> None:
+    def __init__(self, launches: Sequence[DirectLaunch], scratch: Scratch) -> None:
         from triton import knobs
         from triton.runtime import driver
 
         self._launches = list(launches)
-        self._slots = sorted({slot for launch in launches for slot in launch.slots})
+        self._scratch = scratch
+        self._slots = sorted({slot for launch in launches for slot in launch.slots} - set(scratch.offsets))
         self._hooks = knobs.runtime
         # torch's function in C, which makes no object of the stream
         self._stream_of: Callable[[int | None], int] = driver.active.get_current_stream
@@ -91,12 +94,27 @@ class DirectRecipe:
         """Whether someone wants to hear of every launch, as profilers do: then Triton has to make them."""
         return _listens(self._hooks.launch_enter_hook) or _listens(self._hooks.launch_exit_hook)
 
-    def __call__(self, tensors: dict[str, Tensor | None], device: int | None) -> None:
-        """Launch on the current stream of the device, which must be the current one."""
+    def __call__(self, tensors: dict[str, Tensor | None], memory: Tensor | None, device: int | None) -> None:
+        """Launch on the current stream of the device, which must be the current one.  memory: of what is scratch."""
         stream = self._stream_of(device)
-        addresses = {slot: tensors[slot].data_ptr() for slot in self._slots}  # type: ignore[union-attr]
+        first = memory.data_ptr() if memory is not None else 0
+        addresses = {name: first + offset for name, offset in self._scratch.offsets.items()}
+        for slot in self._slots:
+            addresses[slot] = tensors[slot].data_ptr()  # type: ignore[union-attr]
+        found = _Tensors(tensors)
+        found.scratch, found.memory = self._scratch, memory
         for launch in self._launches:
-            launch(stream, addresses, tensors)
+            launch(stream, addresses, found)
+
+
+class _Tensors(dict):
+    """Tensors by name; scratch becomes one when it is asked for, which only a new address makes necessary."""
+
+    scratch: Scratch
+    memory: Tensor | None
+
+    def __missing__(self, name: str) -> Tensor:
+        return self.scratch.tensor(self.memory, name)
 
 
 def _listens(hook: Any) -> bool:

@@ -100,7 +100,7 @@ def _forward(
     problem, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
     chunk_size, final_states, state_dtype,
 ):  # fmt: skip
-    """y, and the last state of each row or packed sequence; no elements where states are not wanted."""
+    """y, and the last state of each row or packed sequence, or None where states are not wanted."""
     options = {
         "D": D,
         "z": z,
@@ -118,15 +118,15 @@ def _forward(
     else:
         with torch.autocast(x.device.type, enabled=False):
             y, ends = fallback.forward(x, dt, A, B, C, **options)
-    if ends is None:
-        ends = x.new_empty(0, dtype=_state_dtype(x, state_dtype))
-    return y.contiguous(), ends.contiguous()
+    return y.contiguous(), None if ends is None else ends.contiguous()
 
 
 def _forward_checked(*given):
-    """`_forward` of arguments that nobody has looked at."""
+    """`_forward` of arguments that nobody has looked at; an operator has states without elements instead of none."""
     tensors, (_, *limits, chunk_size, _, state_dtype) = given[:_TENSORS], given[_TENSORS:]
-    return _forward(_checked(*tensors, *limits, chunk_size, state_dtype), *given)
+    y, ends = _forward(_checked(*tensors, *limits, chunk_size, state_dtype), *given)
+    x = given[0]
+    return y, x.new_empty(0, dtype=_state_dtype(x, state_dtype)) if ends is None else ends
 
 
 def _forward_fake(

@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .direct import DirectRecipe, direct_launch
+from .scratch import Buffer, Scratch
 
 TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
-Buffer = tuple[tuple[int, ...], torch.dtype]
 Block = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -62,11 +62,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Launches in order.  tensors: all that they read and write, by name; buffers: those that belong to the plan."""
+    """Launches in order.  tensors: all that they read and write, by name; buffers: the results among them.
+
+    scratch: those that nobody reads afterwards.
+    """
 
     launches: list[Launch]
     tensors: dict[str, Tensor | None]
     buffers: dict[str, Buffer]
+    scratch: dict[str, Buffer] = field(default_factory=dict)
 
     @property
     def y(self) -> Tensor:
@@ -82,19 +86,28 @@ class Plan:
 
 
 class Sizes:
-    """What a plan is made from: the tensors by name, the integers by name, and the buffers allocated so far."""
+    """What a plan is made from: the tensors by name, the integers by name, and what was allocated so far."""
 
     def __init__(self, tensors: dict[str, Tensor | None], dims: dict[str, tuple[str, ...]], **names: Any) -> None:
         self.tensors, self.dims, self.names = tensors, dims, names
         self.buffers: dict[str, Buffer] = {}
+        self.kept_inside: dict[str, Buffer] = {}
         self.launches: list[Launch] = []
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """A new tensor of the plan, with undefined contents; "a+b" is a and b in one, along its first dimension."""
+        """A new tensor with results, its contents undefined; "a+b" is a and b in one, along its first dimension."""
         self.buffers[name] = shape, dtype
+        place(self.tensors, name, self._empty(shape, dtype))
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """A new tensor that launches leave for each other; nobody reads it after the last one."""
+        self.kept_inside[name] = shape, dtype
+        self.tensors[name] = self._empty(shape, dtype)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         x = self.tensors["x"]
         assert x is not None
-        place(self.tensors, name, torch.empty(shape, dtype=dtype, device=x.device))
+        return torch.empty(shape, dtype=dtype, device=x.device)
 
     def launch(self, module: ModuleType, numbers: dict[str, Any], slots: dict[str, str] | None = None, **names: Any):
         """Add a launch of the kernel that `module` holds.
@@ -139,7 +152,7 @@ class Sizes:
         return tensor.stride(axis) if tensor is not None and axis < tensor.dim() else 0
 
     def plan(self) -> Plan:
-        return Plan(self.launches, self.tensors, self.buffers)
+        return Plan(self.launches, self.tensors, self.buffers, self.kept_inside)
 
 
 def place(tensors: dict[str, Tensor | None], name: str, made: Tensor) -> None:
@@ -239,19 +252,22 @@ class Recipe:
             (name, shape, torch.empty(shape, device="meta").stride(), dtype)
             for name, (shape, dtype) in plan.buffers.items()
         ]
+        self._scratch = Scratch(plan.scratch)
         direct = [step.direct for step in self._steps if step.direct is not None]
-        self._direct = DirectRecipe(direct) if len(direct) == len(self._steps) else None
+        self._direct = DirectRecipe(direct, self._scratch) if len(direct) == len(self._steps) else None
 
     def __call__(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
-        """Allocate the buffers, adding them to `tensors`, and launch."""
+        """Allocate the results, adding them to `tensors`, and launch."""
         for name, shape, strides, dtype in self._buffers:
             # given the strides, torch takes a third less of the host's time
             place(tensors, name, torch.empty_strided(shape, strides, dtype=dtype, device=device))
+        memory = self._scratch.allocate(device) if self._scratch.size else None
         if self._direct is None or self._direct.is_watched():
+            everything = {**tensors, **self._scratch.tensors(memory)}
             for step in self._steps:
-                step(tensors)
+                step(everything)
         else:
-            self._direct(tensors, device.index)
+            self._direct(tensors, memory, device.index)
 
 
 class Recipes:

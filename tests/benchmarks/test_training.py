@@ -130,3 +130,11 @@ def test_no_gpu_is_said_plainly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert training.main(["--quick"]) == 2
     assert "CUDA GPU" in capsys.readouterr().err
+
+
+def test_errors_over_draws_are_their_root_mean_square() -> None:
+    drawn = [{"A": {"relative": 3.0, "largest": 5.0}}, {"A": {"relative": 4.0, "largest": 2.0}}]
+    found = training.over_draws(drawn)["A"]
+    assert found["relative"] == pytest.approx(12.5**0.5) and found["largest"] == 5.0 and found["draws"] == [3.0, 4.0]
+    wrong = training.over_draws([*drawn, {"A": {"relative": math.inf, "largest": math.inf}}])["A"]
+    assert wrong["relative"] == math.inf

@@ -142,7 +142,7 @@ def test_the_counts_follow_and_agree_with_what_is_allocated() -> None:
     case = Case(batch=2, seqlen=128, nheads=4, headdim=16, dstate=16)
     at = {dims.BATCH: 2, dims.SEQLEN: 128, dims.NHEADS: 4}
     plan = configs.launches(configs.fine("single_pass", configs.problem(case)), draw(case).on("meta"))
-    buffers = {name: torch.Size(shape).numel() * 4 for name, (shape, _) in plan.buffers.items()}
+    buffers = {name: torch.Size(shape).numel() * 4 for name, (shape, _) in plan.scratch.items()}
     reason = "step sizes and running sums"
     # written once and read once
     assert counts.at(counts.extra_bytes(Layer(), "single_pass")[reason], at) == 2 * (

@@ -429,6 +429,27 @@ def test_a_recipe_launches_on_the_stream_of_the_moment(kernel: CompiledKernel, c
     assert 3 in cuda.devices
 
 
+def test_what_is_scratch_lies_in_one_piece_of_memory(kernel: CompiledKernel, cuda: Cuda) -> None:
+    first = tensors()
+    scratch = {"y": (tuple(first["y"].shape), first["y"].dtype)}
+    launches = [Launch(Jit(kernel), GRID, arguments(first), 4, 1, slots=SLOTS, blocks=BLOCKS) for _ in range(2)]
+    recipes = Recipes()
+    recipes.run(("key",), Plan(launches, first, {}, scratch), keep=None)  # type: ignore[arg-type]
+    made, given = recipes.get(("key",)), {"x": tensors()["x"]}
+    assert made is not None
+    made(given, torch.device("cpu"))  # type: ignore[arg-type]
+    one, other = cuda.launches[-2:]
+    assert one == other and list(given) == ["x"]
+    found = plain(one)
+    (inside,) = {each.address for each in flat(found) if isinstance(each, Encoded)} - {given["x"].data_ptr()}
+    assert inside in flat(found)
+
+
+def flat(given: Any) -> list:
+    """What is in nested lists, one after the other."""
+    return [inner for each in given for inner in flat(each)] if isinstance(given, list | tuple) else [given]
+
+
 def test_one_unknown_launcher_leaves_all_launches_to_triton(kernel: CompiledKernel, cuda: Cuda) -> None:
     recipe(tensors(), kernel, compiled(wrapped(cuda)))(tensors(), torch.device("cuda", 0))
     assert [has_tensors(launch) for launch in cuda.launches] == [True, True]

@@ -362,8 +362,8 @@ def _plan(
     names = sizes.names
     steps, groups = names["NEEDS_DT"], bool(needs & {"B", "C"})
     vector = (batch, nheads, whole)
-    sizes.allocate("dt_ready", vector, torch.float32)
-    sizes.allocate("dA_cs", vector, torch.float32)
+    sizes.scratch("dt_ready", vector, torch.float32)
+    sizes.scratch("dA_cs", vector, torch.float32)
     sizes.launch(
         dt_cumsum, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
     )
@@ -390,7 +390,7 @@ def _plan(
     if not several or kept:
         adjoints = "d_states"
         if steps or groups:
-            sizes.allocate("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+            sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
     else:
         adjoints = leaving
     if needs - {"B", "C", "initial_states"} or kept:
@@ -406,8 +406,8 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
     """The states that enter the segments and the adjoints of those that leave them, by name."""
     names, dtype = sizes.names, _state_dtype(config)
     for name in ("summary", "d_summary"):
-        sizes.allocate(name, _states(sizes, "nsegments"), dtype)
-    sizes.allocate("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
+        sizes.scratch(name, _states(sizes, "nsegments"), dtype)
+    sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
     module, numbers, blocks = _states_of(SEGMENT_STATE, sizes, config, "segment_state", ("x", "B"))
     sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
     numbers = _numbers(config, "state_passing")
@@ -425,7 +425,7 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
 
 def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
     """The state that enters each chunk, in `states`."""
-    sizes.allocate("states", _states(sizes, "nchunks"), _state_dtype(config))
+    sizes.scratch("states", _states(sizes, "nchunks"), _state_dtype(config))
     there = sizes.tensors[entering] is not None
     module, numbers, blocks = _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
     sizes.launch(module, numbers, {"entering": entering, "dt": "dt_ready"}, HAS_ENTERING=there, **blocks)
@@ -433,7 +433,7 @@ def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
 
 def _keep_adjoints(sizes: Sizes, config: dict[str, Any], leaving: str, several: bool) -> None:
     """The adjoint of the state that leaves each chunk, in `d_states`."""
-    sizes.allocate("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
     flags = {
         "HAS_LEAVING": sizes.tensors[leaving] is not None,
         "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
@@ -531,9 +531,9 @@ def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str]) -> None:
     names = sizes.names
     if names["NEEDS_DT"]:
         for name in vectors:
-            sizes.allocate(name, (names["batch"], names["nheads"], names["padded"]), torch.float32)
+            sizes.scratch(name, (names["batch"], names["nheads"], names["padded"]), torch.float32)
         for name in numbers:
-            sizes.allocate(name, (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+            sizes.scratch(name, (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
 
 
 def _states(sizes: Sizes, count: str) -> tuple[int, ...]:

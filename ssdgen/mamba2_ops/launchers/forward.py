@@ -294,8 +294,8 @@ def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     names = sizes.names
     numbers = config["kernels"].get("dt_cumsum", {})
     shape = (names["batch"], names["nheads"], names["padded"])
-    sizes.allocate("dt_ready", shape, torch.float32)
-    sizes.allocate("dA_cs", shape, torch.float32)
+    sizes.scratch("dt_ready", shape, torch.float32)
+    sizes.scratch("dA_cs", shape, torch.float32)
     block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
     sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
 
@@ -307,8 +307,8 @@ def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torc
     summaries = segments - 1 if joined else segments
     names.update(nsegments=summaries, nsummaries=summaries, segment_len=length)
     states = (names["nheads"], names["HEADDIM"], names["DSTATE"])
-    sizes.allocate("summary", (names["batch"], summaries, *states), dtype)
-    sizes.allocate("total", (names["batch"], summaries, names["nheads"]), torch.float32)
+    sizes.scratch("summary", (names["batch"], summaries, *states), dtype)
+    sizes.scratch("total", (names["batch"], summaries, names["nheads"]), torch.float32)
     _walk(sizes, config, "segment_state", True, {})
     names.update(nsegments=segments)
 
