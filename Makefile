@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+# processes that share the GPU; compiling is what they spend their time on
+GPU_JOBS ?= 8
 # the GPU to predict for where there is none to measure on
 GPU ?= h200
 TUNE_ARGS ?=
@@ -40,7 +42,8 @@ test: lint  ## ruff, pyright and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m interpreter
 
 gpu: $(READY)  ## the tests that need a CUDA GPU
-	$(BIN)/python -m pytest -n 0 -m gpu
+	$(BIN)/python -m pytest -n $(GPU_JOBS) -m "gpu and not alone"
+	$(BIN)/python -m pytest -n 0 -m "gpu and alone"
 
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not interpreter and not gpu"

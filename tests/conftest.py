@@ -58,6 +58,16 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(autouse=True)
+def _give_memory_back(request: pytest.FixtureRequest):
+    """Several processes share a GPU: none keeps memory of a test that is over."""
+    yield
+    if "gpu" in request.keywords and _have_cuda():
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(autouse=True)
 def _seed_global_generators(request: pytest.FixtureRequest) -> None:
     """Seed the generators that a test may use without asking: `random`, and NumPy's and torch's if they are loaded."""
     import sys

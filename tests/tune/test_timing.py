@@ -21,6 +21,7 @@ def test_a_hopeless_candidate_is_given_up(best: float | None, repeats: int) -> N
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 def test_a_copy_takes_as_long_as_its_bytes(mode: timing.Mode) -> None:
     source = torch.ones(2**28, device="cuda", dtype=torch.uint8)
