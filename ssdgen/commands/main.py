@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .doctor import doctor
 from .emit import emit
 from .failures import FriendlyGroup
 from .pack import pack
@@ -28,6 +29,7 @@ def main() -> None:
       ssdgen emit --out my_ops         a package that runs alone, with torch and triton
       ssdgen tune --budget 8m          the best configuration for each shape on the GPU that is here
       ssdgen pack build --gpu h200     a wheel with sources, records and compiled kernels
+      ssdgen doctor                    what is here, what a call would run with, what is wrong
 
     On a machine without a GPU, `ssdgen tune --gpu h200` predicts configurations by compiling for that GPU.
     """
@@ -37,3 +39,4 @@ main.add_command(show)
 main.add_command(emit)
 main.add_command(tune)
 main.add_command(pack)
+main.add_command(doctor)

@@ -127,9 +127,10 @@ def verify(what: str, numbers: bool | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_(as_json: bool) -> None:
     """Say which packs are installed, in the order in which they count, and what of them is of use here."""
-    from ..mamba2_ops import packs, precompiled
+    from ..mamba2_ops import packs
+    from .diagnosis import describe
 
-    rows = [_row(each.name, each.manifest, precompiled) for each in packs.installed()]
+    rows = [describe(each.name, each.manifest) for each in packs.installed()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -186,27 +187,3 @@ def _numbers(name: str, unpacked: str | None) -> int:
         if process.wait():
             raise Failure(f"the check of {name} ended with exit code {process.returncode}; its message stands above")
     return failed
-
-
-def _row(name: str, manifest: dict[str, Any], precompiled: Any) -> dict[str, Any]:
-    """What `list` says of a pack."""
-    code = manifest.get("code", {})
-    versions = sorted({entry["triton"] for entry in code.values()})
-    here = precompiled.installed_triton()
-    if not code:
-        use = "no compiled kernels"
-    elif here in versions and here in precompiled.KNOWN_TRITON:
-        use = f"{len(code)} kernels compiled with the Triton that is here ({here})"
-    else:
-        use = f"its {len(code)} kernels are for Triton {', '.join(versions)} and here is {here}: they are compiled anew"
-    return {
-        "name": name,
-        "version": manifest["version"],
-        "gpus": manifest["gpus"],
-        "records": len(manifest["validation"]),
-        "kernels": len(code),
-        "triton": versions,
-        "commit": manifest["provenance"]["commit"],
-        "dirty": manifest["provenance"]["dirty"],
-        "use": use,
-    }

@@ -13,18 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..emit import package
 from ..gpus import Gpu
 from ..mamba2_ops import precompiled
+from ..mamba2_ops.backward_defaults import default_backward
+from ..mamba2_ops.defaults import default_config
+from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import build as building
 from ..pack import provenance, store, templates, wheel
 from ..pack.build import Code, Contents, Host
-from ..pack.records import DIRECTIONS, Direction, Identity, Record
+from ..pack.records import DIRECTIONS, FORWARD, Direction, Identity, Record
 from ..pack.store import StoreError
 from ..plan.problem import Problem
-from ..tune import device, host, precompile, session
+from ..tune import device, host, precompile
 from ..tune.errors import CompileError, TuneError
 from ..tune.pool import default_jobs
 from .tune import default_root
@@ -129,10 +133,10 @@ def _code(
     heard: Callable[[int, int, str], None],
 ) -> list[Code]:
     """Compiled kernels of the records and, for wanted problems without one, of the built-in default."""
-    configs: dict[tuple[Problem, Direction], dict] = {(r.problem, r.direction): r.config for r in records}
+    configs: dict[tuple[Problem, Direction], dict[str, Any]] = {(r.problem, r.direction): r.config for r in records}
     for problem in (wanted or {}).values():
         for direction in DIRECTIONS:
-            configs.setdefault((problem, direction), session.SPACES[direction].default(problem, gpu))
+            configs.setdefault((problem, direction), _default(problem, direction, gpu))
     calls = [
         call
         for (problem, direction), config in configs.items()
@@ -142,3 +146,9 @@ def _code(
         return precompile.compile_all(calls, gpu, jobs, launchers, heard)
     except CompileError as error:
         raise TuneError(f"cannot compile for {gpu.name}: {error}; leave the shape out, or add --no-cubins") from error
+
+
+def _default(problem: Problem, direction: Direction, gpu: Gpu) -> dict[str, Any]:
+    """What runs without a record."""
+    call = CallProblem(**problem.to_json()).bucketed()
+    return default_config(call, gpu.sms) if direction == FORWARD else default_backward(call, gpu.sms, gpu.arch)

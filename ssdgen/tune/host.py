@@ -24,6 +24,8 @@ from .errors import TuneError
 
 DRIVER = "cuda_utils"
 LAUNCHER = "__triton_launcher"
+# neither a hash of the build nor names of its temporary files: the same source makes the same bytes
+_FLAGS = ["-s", "-Wl,--build-id=none"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def module(text: str, name: str) -> HostModule:
         path.write_text(text)
         _put_libcuda(Path(folder), text)
         try:
-            built = build._build(name, str(path), folder, [folder], driver.include_dirs, driver.libraries, [])
+            built = build._build(name, str(path), folder, [folder], driver.include_dirs, driver.libraries, _FLAGS)
         except (OSError, subprocess.SubprocessError) as error:
             raise TuneError(f"the C compiler failed on {name}: {error}; build without --launchers") from error
         data = Path(built).read_bytes()

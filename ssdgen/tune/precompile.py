@@ -87,10 +87,9 @@ def compile_all(
 
     Errors: CompileError naming the kernel; TuneError.
     """
-    target, planned = target_of(gpu), {}
+    planned = {}
     for call in wanted:
-        for index, launch in enumerate(launches(call)):
-            key = precompiled.key_of(*source_of(launch, target), target)
+        for index, (_, key) in enumerate(keys(call, gpu)):
             planned.setdefault(key, (call, index))
     found: list[Code] = []
     with Pool(min(jobs, max(1, len(planned))), Compiler, gpu, launchers) as pool:
@@ -102,6 +101,14 @@ def compile_all(
                 raise CompileError(f"for {gpu.name}: {error}") from error
             heard(len(found), len(waiting), found[-1].kernel)
     return sorted(found, key=lambda code: code.key)
+
+
+def keys(call: Call, gpu: Gpu) -> list[tuple[str, str | None]]:
+    """(kernel, its key in a pack) of each launch of a call.  Nothing is compiled.  Errors: CompileError."""
+    target = target_of(gpu)
+    return [
+        (launch.kernel.__name__, precompiled.key_of(*source_of(launch, target), target)) for launch in launches(call)
+    ]
 
 
 def driver_module() -> Host:
