@@ -12,6 +12,7 @@ from ..pack.install import InstallError
 from ..pack.records import RecordError
 from ..pack.store import StoreError
 from ..pack.templates import TemplatesError
+from ..pack.vllm import ExportError
 from ..pack.wheel import PackFileError, PackNameError
 from ..tune.budget import BudgetError
 from ..tune.errors import TuneError
@@ -28,6 +29,7 @@ EXPECTED = (
     PackFileError,
     PackNameError,
     InstallError,
+    ExportError,
 )
 
 

@@ -7,6 +7,7 @@ import click
 from .. import __version__
 from .doctor import doctor
 from .emit import emit
+from .export import export
 from .failures import FriendlyGroup
 from .pack import pack
 from .show import show
@@ -40,3 +41,4 @@ main.add_command(emit)
 main.add_command(tune)
 main.add_command(pack)
 main.add_command(doctor)
+main.add_command(export)
