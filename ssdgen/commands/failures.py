@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from ..gpus import UnknownGpuError
+from ..pack.install import InstallError
 from ..pack.records import RecordError
 from ..pack.store import StoreError
 from ..pack.templates import TemplatesError
+from ..pack.vllm import ExportError
+from ..pack.wheel import PackFileError, PackNameError
 from ..tune.budget import BudgetError
 from ..tune.errors import TuneError
 from ..tune.shapes import ShapeNameError
 
-EXPECTED = (UnknownGpuError, RecordError, StoreError, TemplatesError, BudgetError, TuneError, ShapeNameError)
+EXPECTED = (
+    UnknownGpuError,
+    RecordError,
+    StoreError,
+    TemplatesError,
+    BudgetError,
+    TuneError,
+    ShapeNameError,
+    PackFileError,
+    PackNameError,
+    InstallError,
+    ExportError,
+)
 
 
 class Failure(click.ClickException):
@@ -29,5 +45,13 @@ class FriendlyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except EXPECTED as error:
+        except Exception as error:
+            if not isinstance(error, EXPECTED) and not _is_of_package(error):
+                raise
             raise Failure(str(error)) from error
+
+
+def _is_of_package(error: Exception) -> bool:
+    """Whether mamba2_ops raised it for what it was given.  It is not imported to find out: that takes a second."""
+    errors = sys.modules.get("ssdgen.mamba2_ops.errors")
+    return errors is not None and isinstance(error, errors.SsdError)

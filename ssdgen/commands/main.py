@@ -5,8 +5,11 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .doctor import doctor
 from .emit import emit
+from .export import export
 from .failures import FriendlyGroup
+from .pack import pack
 from .show import show
 from .tune import tune
 
@@ -26,6 +29,8 @@ def main() -> None:
       ssdgen show roofline --gpu h200  the least time that a call can take, and what binds it
       ssdgen emit --out my_ops         a package that runs alone, with torch and triton
       ssdgen tune --budget 8m          the best configuration for each shape on the GPU that is here
+      ssdgen pack build --gpu h200     a wheel with sources, records and compiled kernels
+      ssdgen doctor                    what is here, what a call would run with, what is wrong
 
     On a machine without a GPU, `ssdgen tune --gpu h200` predicts configurations by compiling for that GPU.
     """
@@ -34,3 +39,6 @@ def main() -> None:
 main.add_command(show)
 main.add_command(emit)
 main.add_command(tune)
+main.add_command(pack)
+main.add_command(doctor)
+main.add_command(export)

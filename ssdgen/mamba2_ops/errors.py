@@ -43,6 +43,10 @@ class RecordError(SsdError):
     """A file or folder of tuned records cannot be used; the message names it."""
 
 
+class PackError(RecordError):
+    """An installed pack is not what its manifest says, or has none; the message names the file and what to do."""
+
+
 class UntunedError(SsdError):
     """SSDGEN_ASSERT_TUNED=1 is set and no tuned record was found."""
 

@@ -6,14 +6,13 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from . import packs
 from .errors import RecordError
 from .records import IDENTITY, GpuRecords, read_root
 
-PACKS = "ssdgen.packs"
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -31,7 +30,7 @@ class Step:
 def steps() -> tuple[Step, ...]:
     """$SSDGEN_TUNED, the user's cache, installed packs, the records that came with the package.
 
-    Errors: RecordError for a SSDGEN_TUNED that is no folder and for a pack that does not name one.
+    Errors: RecordError for a SSDGEN_TUNED that is no folder; PackError for a pack that is not what its manifest says.
     """
     found = []
     if tuned := os.environ.get("SSDGEN_TUNED"):
@@ -39,7 +38,9 @@ def steps() -> tuple[Step, ...]:
             raise RecordError(f"SSDGEN_TUNED is {tuned!r}, which is no folder; name one with records, or unset it")
         found.append(Step(f"SSDGEN_TUNED ({tuned})", Path(tuned)))
     found.append(Step("the user cache", user_cache()))
-    found += [Step(f"the installed pack {pack.name}", _pack_root(pack)) for pack in entry_points(group=PACKS)]
+    for pack in packs.installed():
+        pack.check_records()
+        found.append(Step(f"the installed pack {pack.name}", pack.records))
     if root := bundled_root(PACKAGE):
         found.append(Step("the bundled records", root))
     return tuple(found)
@@ -78,16 +79,3 @@ def current_fingerprint() -> Any:
     if not isinstance(data, dict):
         raise RecordError(f"{path} holds a {type(data).__name__}; it must be an object: install the package again")
     return data.get("fingerprint")
-
-
-def _pack_root(pack) -> Path:
-    """The folder that an entry point names: a path, or a function of no arguments that returns one."""
-    named = f"the pack {pack.name} (entry point {pack.value}, group {PACKS})"
-    try:
-        value = pack.load()
-    except (ImportError, AttributeError) as error:
-        raise RecordError(f"{named} cannot be loaded: {error}; update or uninstall it") from error
-    root = value() if callable(value) else value
-    if not isinstance(root, str | os.PathLike) or not Path(root).is_dir():
-        raise RecordError(f"{named} names {root!r}, which is no folder; update or uninstall it")
-    return Path(root)

@@ -17,6 +17,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from . import precompiled
 from .direct import DirectRecipe, direct_launch
 from .scratch import Buffer, Scratch
 
@@ -44,7 +45,11 @@ class Launch:
 
     def __call__(self) -> Any:
         """Launch on the current device and stream, and return the compiled kernel (None in the interpreter)."""
-        return self.kernel[self.grid](*self.args.values(), **self.options)
+        compiled = precompiled.find(self.kernel, self.args, self.options)
+        if compiled is None:
+            return self.kernel[self.grid](*self.args.values(), **self.options)
+        compiled[self.grid](*self.args.values())
+        return compiled
 
     @property
     def options(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from . import precompiled
 from .defaults import default_config
 from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
@@ -85,6 +86,7 @@ def forget() -> None:
     _read.cache_clear()
     gpu_of.cache_clear()
     current_fingerprint.cache_clear()
+    precompiled.forget()
 
 
 def choose(problem: Problem, gpu: Gpu, direction: str = FORWARD) -> Choice:

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.experimental.gluon._runtime import GluonASTSource
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from ..gpus import Gpu
+from ..mamba2_ops import precompiled
 from . import resources
 from .errors import CompileError
 from .resources import Resources
@@ -51,8 +51,8 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
     name = launch.kernel.__name__
     target = GPUTarget(gpu.backend, gpu.capability, gpu.warp_size)
     try:
-        source, options = _source(launch, target)
-        kernel = triton.compile(source, target=target, options=options)
+        source, options = source_of(launch, target)
+        kernel = triton.compile(source, target=target, options=options.__dict__)
     # the compiler raises whatever it likes, and any of it rules out this candidate and no more
     except Exception as error:
         text = " ".join(str(error).split())
@@ -73,18 +73,12 @@ def launch_options(launch: Launch, backend: str) -> dict[str, Any]:
     return options | ({"maxnreg": launch.maxnreg} if launch.maxnreg and backend == "cuda" else {})
 
 
-def _source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+def source_of(launch: Launch, target: GPUTarget) -> tuple[ASTSource, Any]:
     """The kernel with the types and specialisations (divisible by 16, equal to 1) of these arguments, and its options.
 
     Inferred by the JIT's own binder, so that the code is the one that a launch would make, up to its key in the cache.
     """
-    backend = make_backend(target)
-    given = launch_options(launch, target.backend)
-    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
     args = dict(launch.args)
     if target.backend == "hip" and "PRECISION" in args:
         args["PRECISION"] = "ieee"  # as the launchers choose it there
-    bound, specialization, extra = bind(**args, **given)
-    options, signature, constants, attributes = launch.kernel._pack_args(backend, given, bound, specialization, extra)
-    source = GluonASTSource if launch.kernel.is_gluon() else ASTSource
-    return source(launch.kernel, signature, constants, attributes), options.__dict__
+    return precompiled.source_of(launch.kernel, args, launch_options(launch, target.backend), target)
