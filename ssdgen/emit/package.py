@@ -21,6 +21,8 @@ from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+from ..spec import chain
+from ..spec.derivative import decay_exponent
 from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
@@ -197,7 +199,22 @@ def _settings(layer: Layer, chunk: int | None) -> str:
         chunk=chunk,
         layout=layer.layout,
         log_decay=_torch(layer.family.log_decay),
+        **_combined(),
     )
+
+
+def _combined() -> dict[str, str]:
+    """What two runs of tokens do together, as expressions on tensors: `total`, `kept` and `state`."""
+    first, second = (
+        chain.Summary(sympy.Symbol(f"{run}_total"), sympy.Matrix([[sympy.Symbol(f"{run}_state")]]))
+        for run in ("first", "second")
+    )
+    both = chain.combine(first, second)
+    (decay,) = both.state[0].atoms(sympy.Pow)
+    # over all of a state; the exponent is limited as everywhere
+    kept = f"torch.exp2(({decay_exponent(decay)}).clamp(max=0))[..., None, None]"
+    state = both.state[0].xreplace({decay: sympy.Symbol("kept")})
+    return {"total": _torch(both.total), "kept": _torch_text(kept), "state": _torch(state)}
 
 
 def _torch(expr: sympy.Expr) -> str:
@@ -205,7 +222,11 @@ def _torch(expr: sympy.Expr) -> str:
     if functions := expr.atoms(sympy.Function):
         names = ", ".join(sorted(str(function.func) for function in functions))
         raise ValueError(f"the PyTorch path has no form for {names} in {expr}; add one to emit/package.py")
-    return ast.unparse(ast.parse(str(expr)))
+    return _torch_text(str(expr))
+
+
+def _torch_text(source: str) -> str:
+    return ast.unparse(ast.parse(source))
 
 
 def _literal(value: dict) -> str:

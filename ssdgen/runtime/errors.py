@@ -39,6 +39,18 @@ class DoubleBackwardError(SsdError, RuntimeError):
     """A gradient of a gradient was asked for; the kernels have first derivatives only."""
 
 
+class GroupError(SsdError):
+    """A process group or a mesh that this rank cannot use."""
+
+
+class RankMismatchError(SsdError):
+    """The ranks of a process group made calls that do not go together."""
+
+
+class CommunicationError(SsdError, RuntimeError):
+    """Ranks could not exchange something: one has died, or made another call."""
+
+
 class RecordError(SsdError):
     """A file or folder of tuned records cannot be used; the message names it."""
 

@@ -25,7 +25,7 @@ def forward(
     dt: Tensor,
     A: Tensor,
     B: Tensor,
-    C: Tensor,
+    C: Tensor | None,
     *,
     D: Tensor | None = None,
     z: Tensor | None = None,
@@ -37,8 +37,8 @@ def forward(
     dt_limit: tuple[float, float] = (0.0, inf),
     final_states: bool = False,
     state_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The layer's forward; arguments, already checked, as in `mamba_chunk_scan_combined`.
+) -> tuple[Tensor | None, Tensor | None]:
+    """The layer's forward; arguments, already checked, as in `mamba_chunk_scan_combined`.  C: None for states alone.
 
     Returns: y [batch, seqlen, nheads, headdim] in x's dtype, and with final_states the last state of each row, or of
     each packed sequence if cu_seqlens is given, [rows, nheads, headdim, dstate] in state_dtype (default: the math's).
@@ -49,8 +49,7 @@ def forward(
     """
     math = torch.float64 if x.dtype == torch.float64 else torch.float32
     dt = step_size(dt.to(math), dt_bias, dt_softplus, dt_limit)
-    kept = torch.as_tensor(settings.log_decay(dt, A.to(math)), dtype=math, device=dt.device)
-    log_decay = kept.clamp(max=0).expand(dt.shape)  # [b, L, H]
+    log_decay = log_decays(dt, A.to(math))
     x, B, C = _by_layout(x, B, C, dt.shape[2])
 
     if cu_seqlens is None:
@@ -62,7 +61,7 @@ def forward(
             tokens = tuple(_cut(t, start, end) for t in (x, dt, log_decay, B, C, z, None))
             given = initial_states is not None and index < initial_states.shape[0]
             rows.append(_row(tokens, D, initial_states[index : index + 1] if given else None))
-        y = torch.cat([y for y, _ in rows], dim=1)
+        y = None if C is None else torch.cat([y for y, _ in rows], dim=1)
         states = torch.cat([state for _, state in rows])
     return y, states.to(state_dtype or math) if final_states else None
 
@@ -133,12 +132,12 @@ def _differentiable() -> Iterator[None]:
         yield
 
 
-def _by_layout(x: Tensor, B: Tensor, C: Tensor, nheads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _by_layout(x: Tensor, B: Tensor, C: Tensor | None, nheads: int) -> tuple[Tensor | None, ...]:
     """The operands with an x for every head, and B and C both for every group or both for every head."""
     given = {"x": x, "B": B, "C": C}
     if settings.PER_HEAD["x"] and settings.PER_HEAD["B"] == settings.PER_HEAD["C"]:
         return x, B, C
-    return tuple(t.repeat_interleave(nheads // t.shape[2], dim=2) for t in given.values())
+    return tuple(None if t is None else t.repeat_interleave(nheads // t.shape[2], dim=2) for t in given.values())
 
 
 def step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float]) -> Tensor:
@@ -150,13 +149,19 @@ def step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: t
     return dt.clamp(*dt_limit)
 
 
+def log_decays(dt: Tensor, A: Tensor) -> Tensor:
+    """Logarithm of the share of the state that a step keeps, at most 0.  dt: after its transform, [b, L, H]; A: [H]."""
+    found = torch.as_tensor(settings.log_decay(dt, A), dtype=dt.dtype, device=dt.device)
+    return found.clamp(max=0).expand(dt.shape)
+
+
 def _cut(tensor: Tensor | None, start: int, end: int) -> Tensor | None:
     return None if tensor is None else tensor[:, start:end]
 
 
-def _row(tokens: tuple[Tensor | None, ...], D: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _row(tokens: tuple[Tensor | None, ...], D: Tensor | None, state: Tensor | None) -> tuple[Tensor | None, Tensor]:
     """Walk the chunks of all rows at once.  tokens: what has a position, each [batch, seqlen, ...] or None."""
-    x, dt, log_decay, B, C, z, seq_idx = tokens
+    x, dt, log_decay, B, C, _, seq_idx = tokens
     batch, seqlen, nheads, headdim = x.shape
     heads = (B.shape[2], nheads // B.shape[2])  # ngroups, heads per group
     if state is None:
@@ -164,9 +169,7 @@ def _row(tokens: tuple[Tensor | None, ...], D: Tensor | None, state: Tensor | No
     else:
         state = state.to(dt.dtype).unflatten(1, heads)
 
-    recompute = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, dt, log_decay, B, C, D, z, state)
-    )
+    recompute = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tokens, D, state))
     outputs = []
     for start in range(0, seqlen, CHUNK):
         chunk = tuple(_cut(t, start, start + CHUNK) for t in tokens)
@@ -177,12 +180,12 @@ def _row(tokens: tuple[Tensor | None, ...], D: Tensor | None, state: Tensor | No
         else:
             y, state = _chunk(chunk, before, D, state)
         outputs.append(y)
-    return torch.cat(outputs, dim=1), state.flatten(1, 2)
+    return None if C is None else torch.cat(outputs, dim=1), state.flatten(1, 2)
 
 
 def _chunk(
     tokens: tuple[Tensor | None, ...], before: Tensor | None, D: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """One chunk: its diagonal block, what the entering state adds, and the state that leaves it.
 
     before: seq_idx of the entering state, [b, 1], or None.  state: [b, G, H/G, P, N].
@@ -194,7 +197,6 @@ def _chunk(
     x_dt = (wide_x * dt.unsqueeze(-1)).transpose(1, 2).unflatten(1, heads)  # [b, G, H/G, Q, P]
     log_decay = log_decay.transpose(1, 2).unflatten(1, heads)  # [b, G, H/G, Q]
     B = B.to(math).transpose(1, 2).unsqueeze(2)  # [b, G, 1, Q, N]
-    C = C.to(math).transpose(1, 2).unsqueeze(2)
 
     # the decay from j to i is a running sum from j of its own: the difference of two sums would cancel
     causal = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
@@ -208,13 +210,16 @@ def _chunk(
         entering = entering * (seq_idx == before)[:, None, None]
         leaving = leaving * same[:, None, None, -1]
 
+    new_state = entering[..., -1, None, None] * state + (x_dt * leaving.unsqueeze(-1)).mT @ B
+    if C is None:
+        return None, new_state
+
+    C = C.to(math).transpose(1, 2).unsqueeze(2)
     scores = ((C @ B.mT) * between).masked_fill(~causal, 0.0)
     y = scores @ x_dt + entering.unsqueeze(-1) * (C @ state.mT)  # [b, G, H/G, Q, P]
-    state = entering[..., -1, None, None] * state + (x_dt * leaving.unsqueeze(-1)).mT @ B
-
     y = y.flatten(1, 2).transpose(1, 2)  # [b, Q, H, P]
     if D is not None:
         y = y + (D if D.dim() == 2 else D.unsqueeze(-1)).to(math) * wide_x
     if z is not None:
         y = y * F.silu(z.to(math))
-    return y.to(x.dtype), state
+    return y.to(x.dtype), new_state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.compiler import is_compiling
 
 from . import autograd, fallback, paths
 from .checks import check_forward
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh, ProcessGroup
 
 
 def mamba_chunk_scan_combined(
@@ -31,6 +35,8 @@ def mamba_chunk_scan_combined(
     return_final_states: bool = False,
     return_varlen_states: bool = False,
     state_dtype: torch.dtype | None = None,
+    *,
+    process_group: ProcessGroup | DeviceMesh | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """The Mamba-2 layer's sequence transformation (SSD), same signature as mamba_ssm's function of this name.
 
@@ -59,6 +65,12 @@ def mamba_chunk_scan_combined(
     return_final_states: also return the state after the last position; with cu_seqlens that of the last sequence.
     return_varlen_states: also return the state after each packed sequence; needs cu_seqlens.
     state_dtype: dtype of returned states, default fp32.
+    process_group: the ranks that share a sequence, a ProcessGroup or a DeviceMesh with one dimension: each gives its
+        own shard of at least one token, in the order of the ranks, and gets the y of its shard (`parallel`).  All ranks
+        make the same call, and the same backward pass, with shards that differ in seqlen alone.  initial_states belong
+        to the first rank, final states are those that leave the rank's own shard: on the last rank those of the
+        sequence.  cu_seqlens is that of the whole row.  Gradients of A, D and dt_bias are sums over the rank's own
+        tokens: add them up over the ranks.
 
     Returns: y [batch, seqlen, nheads, headdim] in x's dtype; with states a tuple: (y, final), (y, varlen) or
     (y, final, varlen), final [batch, nheads, headdim, dstate], varlen [number of sequences, nheads, headdim, dstate].
@@ -83,6 +95,7 @@ def mamba_chunk_scan_combined(
     Errors, all before any launch, all ValueError: ShapeError, DtypeError, DeviceError, OptionError, OperandError,
     SequenceError (contents of cu_seqlens), RecordError (a tuned file is broken), UntunedError (SSDGEN_ASSERT_TUNED=1).
     In the backward pass: GradientError, DoubleBackwardError, SettingError (SSDGEN_MEMORY_LIMIT).
+    With process_group: GroupError, RankMismatchError, CommunicationError (a rank has died), on every rank.
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
     if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -90,7 +103,16 @@ def mamba_chunk_scan_combined(
         with torch.autocast(x.device.type, enabled=False):
             return mamba_chunk_scan_combined(
                 x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
-                return_final_states, return_varlen_states, state_dtype,
+                return_final_states, return_varlen_states, state_dtype, process_group=process_group,
+            )  # fmt: skip
+    if process_group is not None:
+        from .ranks import ranks_of
+
+        ranks = ranks_of(process_group, x)
+        if ranks.size > 1:
+            return _on_ranks(
+                ranks, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+                dt_limit, return_final_states, return_varlen_states, state_dtype,
             )  # fmt: skip
     states = return_final_states or return_varlen_states
     if is_compiling():
@@ -121,6 +143,32 @@ def mamba_chunk_scan_combined(
     if not return_varlen_states:
         return y, final
     return (y, final, ends) if return_final_states else (y, ends)
+
+
+@torch.compiler.disable
+def _on_ranks(
+    ranks, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+    final_states, varlen_states, state_dtype,
+):  # fmt: skip
+    """The call on a shard.  torch.compile leaves it out of its graphs: what ranks say to each other is not traced."""
+    from . import context_parallel
+
+    operands = {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": initial_states,
+    }
+    y, leaving = context_parallel.scan(
+        ranks, operands, chunk_size=chunk_size, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus,
+        dt_limit=dt_limit, final_states=final_states, varlen_states=varlen_states, state_dtype=state_dtype,
+    )  # fmt: skip
+    return (y, leaving) if final_states else y
 
 
 def _autocast(tensor: Tensor | None) -> Tensor | None:

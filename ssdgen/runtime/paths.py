@@ -51,29 +51,44 @@ def forward(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Te
     """Run the emitted kernels on the device of x.  They take dt with any strides, the rest with a last one of 1."""
     from .launchers import forward as launcher
 
-    device = x.device
-    x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
-    for name in _OPTIONAL:
-        options[name] = _unit_stride(options[name])
     options["state_dtype"] = options["state_dtype"] or torch.float32
+    return _forward_on(launcher.forward, launcher.MINIMAL, problem, (x, dt, A, B, C), options)
+
+
+def states(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """Run the emitted kernels that make states alone.  Arguments and results as in `launchers.forward.states`."""
+    from .launchers import forward as launcher
+
+    return _forward_on(launcher.states, launcher.MINIMAL, problem, (x, dt, A, B), options)
+
+
+def _forward_on(run, minimal: dict, problem: Problem, operands: tuple[Tensor, ...], options: dict):
+    """Run on the device of x, whichever is current."""
+    x, dt, *others = operands
+    device = x.device
+    operands = (_unit_stride(x), dt, *(_unit_stride(operand) for operand in others))
+    for name in _OPTIONAL:
+        if name in options:
+            options[name] = _unit_stride(options[name])
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever the tensors are on
         with torch.cuda.device(device):
-            return _forward_here(launcher, problem, x, dt, A, B, C, options)
-    return _forward_here(launcher, problem, x, dt, A, B, C, options)
+            return _forward_here(run, minimal, problem, operands, options)
+    return _forward_here(run, minimal, problem, operands, options)
 
 
-def _forward_here(launcher, problem: Problem, x, dt, A, B, C, options):
+def _forward_here(run, minimal: dict, problem: Problem, operands: tuple[Tensor, ...], options: dict):
     """Run on the current device; where the config does not fit, a small one from then on."""
-    config = config_for(problem, x.device)
+    device = operands[0].device
+    config = config_for(problem, device)
     try:
-        return launcher.forward(config, x, dt, A, B, C, **options)
+        return run(config, *operands, **options)
     except Exception as error:
-        if not _is_too_large(error) or config is launcher.MINIMAL:
+        if not _is_too_large(error) or config is minimal:
             raise
         _warn_too_large(problem, error)
-    replace(problem, x.device, launcher.MINIMAL)
-    return launcher.forward(launcher.MINIMAL, x, dt, A, B, C, **options)
+    replace(problem, device, minimal)
+    return run(minimal, *operands, **options)
 
 
 @cache

@@ -71,11 +71,14 @@ def _remember(tensor: torch.Tensor, version: int, seqlen: int) -> None:
     _seen[key] = (weakref.ref(tensor, forget), version, seqlen)
 
 
-def seq_idx_of(cu_seqlens: torch.Tensor, seqlen: int) -> torch.Tensor:
+def seq_idx_of(cu_seqlens: torch.Tensor, seqlen: int, start: torch.Tensor | None = None) -> torch.Tensor:
     """The sequence that each position belongs to, [1, seqlen], int32.  Waits for nothing.
 
-    cu_seqlens: [number of sequences + 1], int32 or int64, checked before.
+    cu_seqlens: [number of sequences + 1], int32 or int64, checked before.  start: the first position, one number on the
+    same device, where the row goes on from another rank; None: 0.
     """
     positions = torch.arange(seqlen, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    if start is not None:
+        positions = positions + start
     ends = cu_seqlens[1:].contiguous()
     return torch.searchsorted(ends, positions, right=True, out_int32=True).unsqueeze(0)

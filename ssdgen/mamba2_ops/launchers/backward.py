@@ -372,14 +372,19 @@ def _plan(
         sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
     several = names["nsegments"] > 1
     entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
+    # the adjoint of the state that enters, and nothing else
+    only_states = needs <= {"initial_states"}
+    if several and only_states:
+        return sizes.plan()
     # where a segment is a chunk, what enters and leaves it is there already
     kept = not (several and length == chunk)
     if config.get("schedule", "walk") == "chunks":
         if kept:
-            _keep_states(sizes, config, entering)
+            if not only_states:
+                _keep_states(sizes, config, entering)
             _keep_adjoints(sizes, config, leaving, several)
             entering, leaving = "states", "d_states"
-        if needs - {"initial_states"}:
+        if not only_states:
             _gradients(sizes, config, entering, leaving)
         if steps:
             _finish_steps(sizes, config)

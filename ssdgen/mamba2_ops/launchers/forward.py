@@ -188,6 +188,39 @@ def forward(
     return plan.y, plan.final_states
 
 
+def states(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """The final states without y, and how much of the initial ones is left: the first half of `segments` alone.
+
+    Arguments and errors as in `forward`.
+    Returns: states [batch, nheads, headdim, dstate], log2 of the decay over all positions [batch, nheads], both fp32.
+    """
+    kernels = config["kernels"]
+    own = {"segment_state": kernels.get("single_pass", {}), **kernels}
+    tensors = _tensors(x, dt, A, B, None, None, None, dt_bias, initial_states, seq_idx, None)
+    options = (dt_softplus, dt_limit, True, torch.float32)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+    else:
+        plan = _plan({**config, "prepared": True, "kernels": own}, tensors, *options)
+        _recipes.run(key, plan, config)
+        tensors = plan.tensors
+    return tensors["final_states"], tensors["total"].sum(1)
+
+
 def _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens) -> dict[str, Tensor | None]:
     """The operands by name, as the kernels take them."""
     if initial_states is not None:
@@ -228,7 +261,7 @@ def _plan(
         raise OptionError(
             f"dstate is {dstate}; the kernels keep at most {2 * LARGEST} states: call it in float64 or on CPU"
         )
-    nheads, ngroups = tensors["dt"].shape[2], min(x.shape[2], B.shape[2], C.shape[2])
+    nheads, ngroups = tensors["dt"].shape[2], min(t.shape[2] for t in (x, B, C) if t is not None)
     # packed sequences start anywhere, so their chunks and running sums are the walk's own
     prepared = config.get("prepared", True) and cu_seqlens is None
     chunk = config["chunk"] if cu_seqlens is None else min(config["chunk"], 64)
@@ -264,14 +297,19 @@ def _plan(
         STORE_FINAL=final_states,
         HAS_SUMMARIES=False,
     )
-    sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
+    if C is not None:
+        sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
     if final_states:
         sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
 
     if prepared:
         _prepare(sizes, config)
     length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
-    if config["schedule"] == "single_pass" or not prepared or length >= seqlen:
+    if C is None:
+        # states alone
+        _sum_segments(sizes, config, length, torch.float32, False)
+        _pass_states(sizes, config)
+    elif config["schedule"] == "single_pass" or not prepared or length >= seqlen:
         _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"})
     else:
         dtype = getattr(torch, config.get("state_dtype", "float32"))
