@@ -19,6 +19,7 @@ from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
+from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from ..spec.layer import Layer
@@ -73,7 +74,7 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
     for axis, extent in tiles.items():
         count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
         # one tile of headdim is always of use: programs share larger ones out
-        wanted = {len(cut(extent))} | ({1} if axis == "p" else set()) if extent else {1, 2}
+        wanted = {len(cut(extent))} | ({1} if axis == "p" or kernel.shares("DSTATE") else set()) if extent else {1, 2}
         if axis == "n" and kernel.consumers:
             # equal tiles of one extent, however many: each has its load of B or C
             loads = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load)]
@@ -138,12 +139,14 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         "SEGMENT_ADJOINT": [(f"{n}", States(True, False, n).name) for n in (1, 2)],
         "REVERSE_WALK": [(f"({n}, {p})", Reverse(n, p).name) for n, p in catalogue.TILES],
         "GROUP_GRADIENTS": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
+        "REVERSE_WALK_BLOCKS": [(f"{n}", Reverse(n, blocks=True).name) for n in (1, 2)],
+        "GROUP_GRADIENTS_BLOCKS": [(f"{p}", Groups(p_tiles=p, blocks=True).name) for p in (1, 2)],
         "CHUNK_GRADIENTS": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
     }
     there = {table: [row for row in rows if row[1] in names] for table, rows in tables.items()}
     specialised = {kernel: [row for row in rows if row[1] in names] for kernel, rows in _specialised().items()}
     used = {name for rows in (*there.values(), *specialised.values()) for _, name in rows}
-    used |= {"dt_cumsum", "state_passing", "adjoint_passing", "dt_gradients"}
+    used |= {"dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True))}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
     }

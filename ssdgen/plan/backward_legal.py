@@ -15,8 +15,9 @@ from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_p
 # walks that make the states which enter chunks or segments, and the adjoints of those which leave them
 STATES = ("segment_state", "chunk_states")
 ADJOINTS = ("segment_adjoint", "chunk_adjoints")
-# kernels whose programs have all of headdim
+# kernels whose programs have all of headdim and dstate, and of which of the two they may have a tile each
 WHOLE = ("reverse_walk", "group_gradients", "chunk_gradients")
+SHARE = {"reverse_walk": "headdim", "group_gradients": "dstate"}
 
 
 def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
@@ -109,7 +110,7 @@ def _walk_reason(config: Config, numbers: dict[str, Any], problem: Problem, gpu:
 
 def _whole_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
     chunk, size = config["chunk"], problem.element_bytes
-    n, p = sum(cut(problem.dstate)), sum(cut(problem.headdim))
+    n, p = tiles_of(kernel, numbers, problem)
     scores = 2 * chunk * chunk
     if kernel == "reverse_walk":
         # the adjoint of the state stays in registers
@@ -119,6 +120,14 @@ def _whole_reason(kernel: str, config: Config, numbers: dict[str, Any], problem:
         state = 2 if config.get("state_dtype") == "bfloat16" else 4
         held, loaded = 2 * chunk * n + scores + chunk * p, 2 * chunk * p * size + 2 * n * p * state
     return _registers_reason(held, numbers, gpu) or _stages_reason(loaded, numbers, gpu)
+
+
+def tiles_of(kernel: str, numbers: dict[str, Any], problem: Problem) -> tuple[int, int]:
+    """dstate and headdim as a program has them: all of both, or a tile of the one that programs share out."""
+    extents = {"dstate": sum(cut(problem.dstate)), "headdim": sum(cut(problem.headdim))}
+    if (block := numbers.get("share", 0)) and kernel in SHARE:
+        extents[SHARE[kernel]] = min(block, extents[SHARE[kernel]])
+    return extents["dstate"], extents["headdim"]
 
 
 def _registers_reason(accumulators: int, numbers: dict[str, Any], gpu: Gpu) -> str | None:

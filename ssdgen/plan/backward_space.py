@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..gpus import Gpu
 from .backward_legal import (
     ADJOINTS,
+    SHARE,
     STATES,
     WHOLE,
     gradients_have_consumers,
@@ -38,6 +39,9 @@ UNUSED: dict[str, dict[str, Value]] = {
 
 # registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
 REGISTERS = (0, HALF_OF_THE_REGISTERS, 96, 80)
+
+# tiles of an extent that programs share out: what they hold fits the registers of four or eight warps
+SHARES = {"headdim": (64, 32), "dstate": (128, 64)}
 
 # programs of one kernel on a multiprocessor, above which more of them bring nothing
 MOST_PROGRAMS = 8
@@ -123,7 +127,7 @@ def flatten(config: Config) -> dict[str, Value]:
         if kernel in ("states", "adjoints"):
             whole = {"consumers": 0, "maxnreg": 0, **(CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64})}
         elif kernel in WHOLE and not numbers.get("consumers"):
-            whole = {"block_n": LARGEST, "block_p": LARGEST}
+            whole = {"block_n": LARGEST, "block_p": LARGEST, **({"share": 0} if kernel in SHARE else {})}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -162,6 +166,7 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
             for length in lengths:
                 found += [_of_walk(problem, gpu, chunk, length, warps, stages) for stages in (1, 2)]
+        found += [_shared_out(config) for config in found if max(problem.headdim // 64, problem.dstate // 128) > 1]
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
 
@@ -190,7 +195,8 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
         found.pop("maxnreg", None)
     if kernel in WHOLE:
         # tiles that nothing is wider than
-        found = {name: value for name, value in found.items() if name not in ("block_n", "block_p") or value != LARGEST}
+        usual = {"block_n": LARGEST, "block_p": LARGEST, "share": 0}
+        found = {name: value for name, value in found.items() if usual.get(name) != value}
     return found
 
 
@@ -213,6 +219,12 @@ def _of_walk(problem: Problem, gpu: Gpu, chunk: int, length: int, warps: int, st
         if chunk == CONSUMER_ROWS and walks_have_consumers(problem, gpu):
             wanted |= {f"{walk}.consumers": 1, f"{walk}.num_stages": 2}
     return _nearest("walk", problem, gpu, wanted)
+
+
+def _shared_out(config: Config) -> Config:
+    """The same where programs share out headdim in the walk back and dstate where heads are added up."""
+    shares = {kernel: {**config["kernels"][kernel], "share": SHARES[extent][0]} for kernel, extent in SHARE.items()}
+    return {**config, "kernels": {**config["kernels"], **shares}}
 
 
 def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]) -> Config:
@@ -304,9 +316,15 @@ def _whole_axes(kernel: str, problem: Problem) -> list[Axis]:
         half = next_power_of_two(-(-extent // 2))
         return (LARGEST, half) if SMALLEST <= half < min(extent, LARGEST) else (LARGEST,)
 
-    return [
+    found = [
         Axis(f"{kernel}.num_warps", (8, 4), "8 warps halve the registers of each thread; 4 wait for each other less"),
         Axis(f"{kernel}.num_stages", (1, 2, 3), "heads or chunks in flight; each costs the shared memory of its tiles"),
         Axis(f"{kernel}.block_n", tiles(problem.dstate), "wider states are cut in two: products of half the width"),
         Axis(f"{kernel}.block_p", tiles(problem.headdim), "the same for headdim"),
     ]
+    if kernel in SHARE:
+        extent = SHARE[kernel]
+        values = (0, *(block for block in SHARES[extent] if block < getattr(problem, extent)))
+        why = f"tile of {extent} of each program; 0: all of it. What it holds fits registers; other operands are reread"
+        found.append(Axis(f"{kernel}.share", values, why))
+    return found

@@ -21,6 +21,7 @@ from .schedules.groups import Groups
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
+from .schedules.steps import Steps
 from .schedules.walk import Walk
 
 CONSUMERS = (1, 2)  # of a program that is specialised by warps: with three their registers spill
@@ -35,8 +36,10 @@ BACKWARD: dict[str, Callable[[Layer], Kernel]] = {
     "adjoint_passing": partial(passing.kernel, reverse=True),
     **{(shape := Reverse(n, p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
     **{(shape := Groups(n, p)).name: partial(groups.kernel, shape=shape) for n, p in TILES},
+    **{(shape := Reverse(n, blocks=True)).name: partial(reverse.kernel, shape=shape) for n in (1, 2)},
+    **{(shape := Groups(p_tiles=p, blocks=True)).name: partial(groups.kernel, shape=shape) for p in (1, 2)},
     **{(shape := Gradients(n, p)).name: partial(gradients.kernel, shape=shape) for n, p in TILES},
-    "dt_gradients": steps.kernel,
+    **{(shape := Steps(blocks)).name: partial(steps.kernel, shape=shape) for blocks in (False, True)},
 }
 # those of them that are specialised by warps, where B and C are shared
 SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {

@@ -235,6 +235,10 @@ class Kernel:
     roles: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
 
+    def shares(self, extent: str) -> bool:
+        """Whether programs share out an extent."""
+        return any(f"cdiv({extent}," in axis for axis in self.grid)
+
     def tensor(self, name: str) -> Tensor:
         return next(tensor for tensor in self.tensors if tensor.name == name)
 

@@ -39,6 +39,7 @@ CONFIGS: tuple[dict[str, Any], ...] = tuple(
     {"schedule": schedule, "chunk": 32, "segment": 64, "state_dtype": "bfloat16", "kernels": {}}
     for schedule in ("walk", "chunks")
 )
+CONFIGS += ({**CONFIGS[0], "kernels": {name: {"share": 16} for name in ("reverse_walk", "group_gradients")}},)
 # for kernels specialised by warps: one tile of dstate and two, and two walks for one head
 SPECIALISED_SIZES = ((64, 128), (64, 200), (128, 128))
 # bytes that a thread of `chunk_gradients_2consumers` may leave in memory, without z: Triton 3.7.1 reports 304

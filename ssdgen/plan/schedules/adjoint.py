@@ -153,11 +153,16 @@ def states_tensor(name: str, out: bool = False, flag: str | None = None) -> Tens
     return Tensor(name, ("batch", "nchunks", "nheads", "HEADDIM", "DSTATE"), "state", flag=flag, out=out)
 
 
-def vector_tensors(layer: Layer, vectors: tuple[str, ...], numbers: tuple[str, ...], out: bool = False):
-    """Vectors over tokens, padded to whole chunks, and numbers of a chunk; fp32."""
-    flag = "NEEDS_DT" if out else None
-    found = [Tensor(name, ("batch", "nheads", "padded"), "float32", flag=flag, out=out) for name in vectors]
-    found += [Tensor(name, ("batch", "nchunks", "nheads"), "float32", flag=flag, out=out) for name in numbers]
+def vector_tensors(
+    layer: Layer, vectors: tuple[str, ...], numbers: tuple[str, ...], out: bool = False, blocks: str | None = None
+):
+    """Vectors over tokens, padded to whole chunks, and numbers of a chunk; fp32.
+
+    blocks: number of programs that leave a part of each, one after the other.
+    """
+    flag, lead = "NEEDS_DT" if out else None, (blocks,) if blocks else ()
+    found = [Tensor(name, (*lead, "batch", "nheads", "padded"), "float32", flag=flag, out=out) for name in vectors]
+    found += [Tensor(name, (*lead, "batch", "nchunks", "nheads"), "float32", flag=flag, out=out) for name in numbers]
     return tuple(tensor for tensor in found if tensor.name in graph(layer))
 
 

@@ -25,23 +25,33 @@ NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through 
 
 @dataclass(frozen=True)
 class Groups:
-    """Shape of the code: tiles of dstate and headdim."""
+    """Shape of the code: tiles of dstate and headdim.
+
+    blocks: programs share out dstate instead. Each makes the scores' adjoint, and leaves its part of what decays get.
+    """
 
     n_tiles: int = 1
     p_tiles: int = 1
+    blocks: bool = False
 
     @property
     def name(self) -> str:
         parts = ["group_gradients"]
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        parts += ["blocks"] if self.blocks else []
         return "_".join(parts)
 
 
 def kernel(layer: Layer, shape: Groups) -> Kernel:
-    """d_B and d_C of a chunk, and the adjoints of the decays that meet the entering state."""
+    """d_B and d_C of a chunk, and the adjoints of the decays that meet the entering state.
+
+    Raises ValueError for shapes that cannot be.
+    """
+    if shape.blocks and shape.n_tiles > 1:
+        raise ValueError(f"where programs share out dstate each has one tile of it, not {shape.n_tiles}")
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
-    pieces = row_pieces(n_sizes, p_sizes, "0")
+    pieces = row_pieces(n_sizes, p_sizes, "0", "n0" if shape.blocks else "0")
     loops = adjoint.loops(layer)
     after = AFTER if loops else LOOP
     lowering = Lowering(
@@ -54,7 +64,7 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         scopes=[[], [], []],
     )
     zeros = [stmt for name in (SUMMED if loops else ()) for stmt in add_up(lowering, name)]
-    _decays(lowering, layer)
+    _decays(lowering, layer, shape)
     for name in ("B", "C"):
         wanted = f"d_{name}" if loops else adjoint.head_part(layer, f"d_{name}")
         owner = "group" if loops else "head"
@@ -65,19 +75,20 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
     heads = [Scalar("head", "group * (nheads // ngroups) + step")]
     body = [For("step", "nheads // ngroups", merge((*heads, *inside)))] if loops else merge(inside)
     vectors = adjoint.there(layer, *adjoint.GROUP_VECTORS, *adjoint.NUMBERS)
+    owner, programs = ("group", "ngroups") if loops else ("head", "nheads")
     return Kernel(
         shape.name,
-        "One program makes the gradients of B and C of one chunk for "
+        f"One program makes the gradients of B and C of one chunk{', for a tile of dstate,' * shape.blocks} for "
         + ("the heads of a group, one after the other." if loops else "one head."),
         (*(("d_B", "d_C") if loops else (adjoint.head_part(layer, name) for name in ("d_B", "d_C"))), *vectors),
-        _tensors(layer),
+        _tensors(layer, shape),
         ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded"),
         (),
         ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
         ("HAS_SEQ_IDX", "HAS_Z", "NEEDS_B", "NEEDS_C", *(("NEEDS_DT",) if vectors else ())),
-        ("ngroups" if loops else "nheads", "nchunks", "batch"),
+        (f"{programs} * cdiv(DSTATE, BLOCK_N)" if shape.blocks else programs, "nchunks", "batch"),
         (
-            Scalar("group" if loops else "head", "program_id(0)", wide=True),
+            *(_blocks(owner) if shape.blocks else (Scalar(owner, "program_id(0)", wide=True),)),
             *(() if loops or not common.has_groups(layer) else (Scalar("group", common.group_expr(layer, "head")),)),
             Scalar("chunk", "program_id(1)", wide=True),
             Scalar("b", "program_id(2)", wide=True),
@@ -93,14 +104,25 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
     )
 
 
-def _decays(lowering: Lowering, layer: Layer) -> None:
+def _blocks(owner: str) -> tuple[Scalar, ...]:
+    """Which tile of dstate a program has; those of one group and chunk are neighbours and read the same tokens."""
+    return (
+        Scalar("n_blocks", "cdiv(DSTATE, BLOCK_N)"),
+        Scalar("n_block", "program_id(0) % n_blocks", wide=True),
+        Scalar("n0", "program_id(0) % n_blocks * BLOCK_N"),
+        Scalar(owner, "program_id(0) // n_blocks", wide=True),
+    )
+
+
+def _decays(lowering: Lowering, layer: Layer, shape: Groups) -> None:
     """What the decays that meet the entering state get."""
+    part = ("n_block",) if shape.blocks else ()
     for name in adjoint.there(layer, *adjoint.GROUP_VECTORS):
         for at in lowering.combinations(("h", "i")):
-            lowering.store(LOOP, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
+            lowering.store(LOOP, name, at, name, (*part, *adjoint.vector_index(at)), flag="NEEDS_DT")
     for name in adjoint.there(layer, *adjoint.NUMBERS):
         for at in lowering.combinations(("h",)):
-            lowering.store(LOOP, name, at, name, adjoint.number_index(at), flag="NEEDS_DT")
+            lowering.store(LOOP, name, at, name, (*part, *adjoint.number_index(at)), flag="NEEDS_DT")
 
 
 def add_up(lowering: Lowering, name: str) -> list[Stmt]:
@@ -137,7 +159,7 @@ def sources(layer: Layer, descriptor: bool = False):
     return found
 
 
-def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+def _tensors(layer: Layer, shape: Groups) -> tuple[Tensor, ...]:
     loops = adjoint.loops(layer)
     found = [common.operand(layer, name, last) for name, last in (("x", "HEADDIM"), ("B", "DSTATE"), ("C", "DSTATE"))]
     found += [adjoint.d_y_tensor(), *common.prepared_tensors(layer), common.seq_tensor(), common.gate_tensor()]
@@ -146,7 +168,8 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
         whole = loops or layer.layout.per_head(name)
         dims = ("batch", "seqlen", "ngroups" if loops else "nheads", "DSTATE")
         found.append(Tensor(f"d_{name}", dims, "operand" if whole else "float32", flag=f"NEEDS_{name}", out=True))
-    return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.NUMBERS, out=True))
+    blocks = "n_blocks" if shape.blocks else None
+    return (*found, *adjoint.vector_tensors(layer, adjoint.GROUP_VECTORS, adjoint.NUMBERS, True, blocks))
 
 
 __all__ = ["AFTER", "LOOP", "Groups", "add_up", "kernel", "sources"]

@@ -18,16 +18,21 @@ from .walk import sizes_of
 
 @dataclass(frozen=True)
 class Reverse:
-    """Shape of the code: tiles of dstate and headdim, of which a program has all."""
+    """Shape of the code: tiles of dstate and headdim, of which a program has all.
+
+    blocks: programs share out headdim instead. Each leaves its part of what decays and step sizes get.
+    """
 
     n_tiles: int = 1
     p_tiles: int = 1
+    blocks: bool = False
 
     @property
     def name(self) -> str:
         parts = ["reverse_walk"]
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        parts += ["blocks"] if self.blocks else []
         return "_".join(parts)
 
 
@@ -42,9 +47,11 @@ NOTES = {
 
 
 def kernel(layer: Layer, shape: Reverse) -> Kernel:
-    """The reverse walk of `layer` as a kernel."""
+    """The reverse walk of `layer` as a kernel.  Raises ValueError for shapes that cannot be."""
+    if shape.blocks and shape.p_tiles > 1:
+        raise ValueError(f"where programs share out headdim each has one tile of it, not {shape.p_tiles}")
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
-    pieces = row_pieces(n_sizes, p_sizes, "0")
+    pieces = row_pieces(n_sizes, p_sizes, "p0" if shape.blocks else "0")
     graph = adjoint.graph(layer)
     lowering = Lowering(
         graph,
@@ -56,7 +63,7 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
         kept=adjoint.KEPT,
     )
     opening, closing = _carried(lowering)
-    _outputs(lowering, layer)
+    _outputs(lowering, layer, shape)
     for at in lowering.combinations(STATE):
         lowering.need("d_state", at)
     places = [
@@ -67,18 +74,17 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
     loop = For("step", "chunks", merge(common.loads_first([*places, *lowering.scopes[1]])))
     return Kernel(
         shape.name,
-        "One program walks the chunks of a segment for one head from the last to the first, the adjoint of the state "
-        "in registers; it writes the gradients of x, z and D, those of each chunk's decays and step sizes, and each "
-        "chunk's d_state_out.",
+        _about(shape),
         _equations(layer),
-        _tensors(layer),
+        _tensors(layer, shape),
         ("batch", "seqlen", "nheads", "ngroups", "nsegments", "nchunks", "segment_len", "padded"),
         (),
         ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
         ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", "HAS_LEAVING", "STORE_ADJOINTS", "STORE_INITIAL", *NEEDS),
-        ("nheads", "nsegments", "batch"),
+        ("nheads * cdiv(HEADDIM, BLOCK_P)" if shape.blocks else "nheads", "nsegments", "batch"),
         (
-            *prologue(layer, pieces, common.has_groups(layer), blocks=False),
+            *prologue(layer, pieces, common.has_groups(layer), blocks=shape.blocks),
+            *((Scalar("p_block", "p0 // BLOCK_P", wide=True),) if shape.blocks else ()),
             *opening,
             *merge(tuple(lowering.scopes[0])),
             loop,
@@ -88,14 +94,16 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
     )
 
 
-def row_pieces(n_sizes: tuple[str, ...], p_sizes: tuple[str, ...], p_first: str) -> dict[str, tuple[Piece, ...]]:
+def row_pieces(
+    n_sizes: tuple[str, ...], p_sizes: tuple[str, ...], p_first: str, n_first: str = "0"
+) -> dict[str, tuple[Piece, ...]]:
     """One head and one tile of rows, which are the columns too."""
     row = Piece("", Span("i", "row", "CHUNK", "row0", "row_in"), position="row")
     return {
         "h": (Piece("", scalar="head"),),
         "i": (row,),
         "j": (row,),
-        "n": common.spans("n", "n", n_sizes, "0"),
+        "n": common.spans("n", "n", n_sizes, n_first),
         "p": common.spans("p", "p", p_sizes, p_first),
     }
 
@@ -183,7 +191,7 @@ def _d_skip(lowering: Lowering, at: Pieces) -> Value:
     return Value(f"{lowering.variable('d_D', at)}_total", ("p",))
 
 
-def _outputs(lowering: Lowering, layer: Layer) -> None:
+def _outputs(lowering: Lowering, layer: Layer, shape: Reverse) -> None:
     """Everything of a trip but the adjoint of the state that enters, which overwrites the one that leaves."""
 
     def each(*axes: str):
@@ -222,10 +230,11 @@ def _outputs(lowering: Lowering, layer: Layer) -> None:
         rows(at, "d_x", adjoint.head_part(layer, "d_x"), "NEEDS_X", "j")
     for name in adjoint.there(layer, *adjoint.WALK_VECTORS):
         for at in each(*lowering.graph[name].axes[1:]):
-            lowering.store(1, name, at, name, adjoint.vector_index(at), flag="NEEDS_DT")
+            index = (*(("p_block",) if shape.blocks else ()), *adjoint.vector_index(at))
+            lowering.store(1, name, at, name, index, flag="NEEDS_DT")
 
 
-def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+def _tensors(layer: Layer, shape: Reverse) -> tuple[Tensor, ...]:
     state = ("nheads", "HEADDIM", "DSTATE")
     segments = ("batch", "nsegments", *state)
     # where heads share x, each leaves its part
@@ -243,9 +252,18 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
         Tensor("d_x", tokens, dtype, flag="NEEDS_X", out=True),
         Tensor("d_z", tokens, "operand", flag="NEEDS_Z", out=True),
         Tensor("d_D", ("batch", "nsegments", "nheads", "HEADDIM"), "float32", flag="NEEDS_D", out=True),
-        *adjoint.vector_tensors(layer, adjoint.WALK_VECTORS, (), out=True),
+        *adjoint.vector_tensors(layer, adjoint.WALK_VECTORS, (), True, "p_blocks" if shape.blocks else None),
         adjoint.states_tensor("d_states", out=True, flag="STORE_ADJOINTS"),
         Tensor("d_initial", ("batch", *state), "state", flag="STORE_INITIAL", out=True),
+    )
+
+
+def _about(shape: Reverse) -> str:
+    head, part = ("a tile of headdim of one head", ", its part of") if shape.blocks else ("one head", ",")
+    return (
+        f"One program walks the chunks of a segment for {head} from the last to the first, the adjoint of the state "
+        f"in registers; it writes the gradients of x, z and D{part} those of each chunk's decays and step sizes, and "
+        "each chunk's d_state_out."
     )
 
 
