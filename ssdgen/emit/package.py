@@ -16,7 +16,7 @@ from ..plan import catalogue, ir, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
 from ..plan.schedules.gradients import Gradients
-from ..plan.schedules.groups import Groups
+from ..plan.schedules.groups import ROLES, Groups
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.steps import Steps
@@ -171,8 +171,14 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
 
 
 def _specialised() -> dict[str, list[tuple[str, str]]]:
-    """Kernels of the backward pass that are specialised by warps: (consumers, tiles of dstate) -> name, by kernel."""
+    """Kernels of the backward pass that are specialised by warps: (consumers, tiles) -> name, by kernel.
+
+    Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
+    """
     found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
+    found["group_gradients"] = [
+        (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
+    ]
     for count, n in product(catalogue.CONSUMERS, (1, 2)):
         shapes = {
             "segment_state": Walk(False, n_tiles=n, descriptors=True, state_major="p", consumers=count),

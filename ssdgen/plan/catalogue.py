@@ -48,6 +48,10 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
+    **{
+        (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
+        for p in (1, 2)
+    },
 }
 
 

@@ -49,7 +49,9 @@ from ..kernels import (
     group_gradients_2n_2p,
     group_gradients_2p,
     group_gradients_2p_blocks,
+    group_gradients_2p_blocks_2consumers,
     group_gradients_blocks,
+    group_gradients_blocks_2consumers,
     reverse_walk,
     reverse_walk_2n,
     reverse_walk_2n_2p,
@@ -128,10 +130,14 @@ CHUNK_GRADIENTS = {
     (1, 2): chunk_gradients_2p,
     (2, 2): chunk_gradients_2n_2p,
 }
-# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+# consumers of a program, tiles of dstate (group_gradients: of headdim): kernels specialised by warps, for Hopper
 CONSUMERS = {
     "chunk_gradients": {
         (2, 1): chunk_gradients_2consumers,
+    },
+    "group_gradients": {
+        (2, 1): group_gradients_blocks_2consumers,
+        (2, 2): group_gradients_2p_blocks_2consumers,
     },
     "segment_state": {
         (1, 1): segment_state_1consumer,
@@ -172,6 +178,12 @@ MINIMAL_BACKWARD: dict[str, Any] = {
         "group_gradients": {"block_n": 16, "block_p": 16},
     },
 }
+
+# of dstate, what each program that adds up heads has where its warps are specialised
+SHARED_DSTATE = 128
+
+# numbers of a kernel of the schedule "walk" whose warps cannot be specialised as they were to be
+WITHOUT_CONSUMERS = {"num_warps": 8, "num_stages": 1}
 
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
@@ -660,6 +672,21 @@ def _walk_of(sizes: Sizes, config: dict[str, Any]):
 def _groups_of(sizes: Sizes, config: dict[str, Any]):
     """Module, numbers and tiles of what adds up the heads; `n_blocks` says how many programs share out dstate."""
     names, numbers = sizes.names, _numbers(config, "group_gradients")
+    p_tiles, block = -(-names["HEADDIM"] // CONSUMER_ROWS), min(consumer_tiles(names["DSTATE"])[0], SHARED_DSTATE)
+    if names["HAS_Z"] and p_tiles > 1:
+        # the adjoint of y with the gate has tiles of its own
+        block = min(block, SHARED_DSTATE // 2)
+    module = CONSUMERS.get("group_gradients", {}).get((numbers.get("consumers", 0), p_tiles))
+    if (
+        module is not None
+        and _consumers(sizes, config, "group_gradients", ("x", "B", "C", "d_y"))
+        and _state_dtype(config) is sizes.tensors["x"].dtype
+    ):
+        names["n_blocks"] = -(-names["DSTATE"] // block)
+        numbers = {"num_stages": min(numbers.get("num_stages", 2), 2 if p_tiles > 1 else 3)}
+        return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS
     if block := _share(names["DSTATE"], numbers):
         p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
         names["n_blocks"] = -(-names["DSTATE"] // block)
