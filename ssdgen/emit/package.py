@@ -16,9 +16,10 @@ from ..plan import catalogue, ir, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
 from ..plan.schedules.gradients import Gradients
-from ..plan.schedules.groups import Groups
+from ..plan.schedules.groups import ROLES, Groups
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
+from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from ..spec import chain
@@ -75,15 +76,23 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
     for axis, extent in tiles.items():
         count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
         # one tile of headdim is always of use: programs share larger ones out
-        wanted = {len(cut(extent))} | ({1} if axis == "p" else set()) if extent else {1, 2}
+        wanted = {len(cut(extent))} | ({1} if axis == "p" or kernel.shares("DSTATE") else set()) if extent else {1, 2}
         if axis == "n" and kernel.consumers:
             # equal tiles of one extent, however many: each has its load of B or C
             loads = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load)]
             count = max(len({load.out.name for load in loads if load.tensor == name}) for name in ("B", "C"))
-            wanted = {consumer_tiles(extent)[1]} if extent else {1, 2}
+            wanted = _equal_tiles(kernel, extent) if extent else {count}
         if count and count not in wanted:
             return False
     return True
+
+
+def _equal_tiles(kernel: Kernel, dstate: int) -> set[int]:
+    """How many equal tiles of dstate a kernel that is specialised by warps has where it is of use."""
+    if kernel.shares("DSTATE"):
+        return {1}
+    # what goes through one tile is cut once more
+    return {consumer_tiles(dstate)[1] * (2 if kernel.spare else 1)}
 
 
 def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
@@ -140,12 +149,14 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         "SEGMENT_ADJOINT": [(f"{n}", States(True, False, n).name) for n in (1, 2)],
         "REVERSE_WALK": [(f"({n}, {p})", Reverse(n, p).name) for n, p in catalogue.TILES],
         "GROUP_GRADIENTS": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
+        "REVERSE_WALK_BLOCKS": [(f"{n}", Reverse(n, blocks=True).name) for n in (1, 2)],
+        "GROUP_GRADIENTS_BLOCKS": [(f"{p}", Groups(p_tiles=p, blocks=True).name) for p in (1, 2)],
         "CHUNK_GRADIENTS": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
     }
     there = {table: [row for row in rows if row[1] in names] for table, rows in tables.items()}
     specialised = {kernel: [row for row in rows if row[1] in names] for kernel, rows in _specialised().items()}
     used = {name for rows in (*there.values(), *specialised.values()) for _, name in rows}
-    used |= {"dt_cumsum", "state_passing", "adjoint_passing", "dt_gradients"}
+    used |= {"dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True))}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
     }
@@ -170,8 +181,15 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
 
 
 def _specialised() -> dict[str, list[tuple[str, str]]]:
-    """Kernels of the backward pass that are specialised by warps: (consumers, tiles of dstate) -> name, by kernel."""
+    """Kernels of the backward pass that are specialised by warps: (consumers, tiles) -> name, by kernel.
+
+    Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
+    """
     found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
+    found["reverse_walk"] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2).name) for n in (2, 4)]
+    found["group_gradients"] = [
+        (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
+    ]
     for count, n in product(catalogue.CONSUMERS, (1, 2)):
         shapes = {
             "segment_state": Walk(False, n_tiles=n, descriptors=True, state_major="p", consumers=count),

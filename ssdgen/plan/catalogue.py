@@ -15,12 +15,13 @@ from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from .ir import Kernel
-from .schedules import adjoint, gradients, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules import adjoint, gradients, groups, passing, prepare, reverse, reverse_tiles, scan, states, steps, walk
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
+from .schedules.steps import Steps
 from .schedules.walk import Walk
 
 CONSUMERS = (1, 2)  # of a program that is specialised by warps: with three their registers spill
@@ -35,8 +36,10 @@ BACKWARD: dict[str, Callable[[Layer], Kernel]] = {
     "adjoint_passing": partial(passing.kernel, reverse=True),
     **{(shape := Reverse(n, p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
     **{(shape := Groups(n, p)).name: partial(groups.kernel, shape=shape) for n, p in TILES},
+    **{(shape := Reverse(n, blocks=True)).name: partial(reverse.kernel, shape=shape) for n in (1, 2)},
+    **{(shape := Groups(p_tiles=p, blocks=True)).name: partial(groups.kernel, shape=shape) for p in (1, 2)},
     **{(shape := Gradients(n, p)).name: partial(gradients.kernel, shape=shape) for n, p in TILES},
-    "dt_gradients": steps.kernel,
+    **{(shape := Steps(blocks)).name: partial(steps.kernel, shape=shape) for blocks in (False, True)},
 }
 # those of them that are specialised by warps, where B and C are shared
 SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
@@ -44,7 +47,12 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
+    **{(shape := Reverse(n, blocks=True, consumers=2)).name: partial(reverse.kernel, shape=shape) for n in (2, 4)},
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
+    **{
+        (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
+        for p in (1, 2)
+    },
 }
 
 
@@ -85,6 +93,8 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:
     """The graph that a kernel's equations are of: that of a chunk, or its adjoint."""
+    if kernel.spare:
+        return reverse_tiles.graph(layer)
     forward = chunk_graph(layer)
     return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from . import tiles
+from .ir import Kernel
 from .launch import Arrays, Call, flat
 from .schedules import adjoint, gradients, groups, passing, reverse, states, steps
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
 from .schedules.states import States
+from .schedules.steps import Steps
 from .schedules.walk import Walk
 
 DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
@@ -36,13 +38,16 @@ class How:
     """How a backward pass is cut.
 
     segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
-    specialised: with the kernels that are specialised by warps, where there are such.
+    specialised: with the kernels that are specialised by warps, where there are such; block_p, block_n: tiles of
+    headdim and of dstate that programs share out in "walk", 0 for all in one.
     """
 
     schedule: BackwardSchedule = "walk"
     segment: int | None = None
     parts: int = 1
     specialised: bool = False
+    block_p: int = 0
+    block_n: int = 0
 
 
 def backward(
@@ -64,6 +69,15 @@ class _Backward:
         call.sizes["nchunks"] = call.sizes["padded"] // call.constants["CHUNK"]
         self.n_tiles = len(tiles.cut(call.constants["DSTATE"]))
         self.p_tiles = len(tiles.cut(call.constants["HEADDIM"]))
+        self.block_p, self.block_n = how.block_p, how.block_n
+        self.specialised = how.schedule == "walk" and how.specialised and adjoint.loops(self.layer)
+        if self.specialised:
+            # consumers have a tile each, in pairs; headdim goes in two where heads are added up
+            half = max(tiles.SMALLEST, tiles.next_power_of_two(-(-call.constants["HEADDIM"] // 2)))
+            self.block_p, self.block_n = self.block_p or half, self.block_n or tiles.SMALLEST
+        self.blocks = how.schedule == "walk" and bool(self.block_p or self.block_n)
+        for name, extent, block in (("p_blocks", "HEADDIM", self.block_p), ("n_blocks", "DSTATE", self.block_n)):
+            call.sizes[name] = -(-call.constants[extent] // block) if block else 1
         call.flags |= {f"NEEDS_{name.upper()}": name in needs for name in ("x", "z", "D", "B", "C", "A", "dt_bias")}
         call.flags["NEEDS_DT"] = bool(needs & OF_STEPS)
 
@@ -168,17 +182,26 @@ class _Backward:
         call.tensors |= outs
 
     def _walk(self, leaving: Any, store: bool, several: bool) -> None:
-        call = self.call
-        self._tokens("nsegments")
-        call.tensors |= self._vectors(adjoint.WALK_VECTORS, ())
+        call, sizes = self.call, self.call.sizes
+        # walks in pairs that keep the adjoints, without a gate
+        pairs = sizes["nheads"] // sizes["ngroups"] * sizes["p_blocks"] % 2 == 0
+        specialised = self.specialised and pairs and store and not call.flags["HAS_Z"]
+        self._tokens("nchunks" if specialised else "nsegments")
+        call.tensors |= self._vectors(adjoint.WALK_VECTORS, (), "p_blocks")
         if not several:
             self._initial_buffer()
         tensors = {"leaving": leaving, "states": self.states, "d_states": self.adjoints if store else None}
         flags = {"HAS_LEAVING": leaving is not None, "STORE_ADJOINTS": store}
         flags["STORE_INITIAL"] = not several and "initial_states" in self.needs
         tensors["d_initial"] = call.tensors["d_initial"] if flags["STORE_INITIAL"] else None
-        shape = Reverse(n_tiles=self.n_tiles, p_tiles=self.p_tiles)
-        call.launch(reverse.kernel(self.layer, shape), tensors, None, **flags)
+        shape, rows = Reverse(n_tiles=self.n_tiles, p_tiles=self.p_tiles), {}
+        if self.block_p:
+            shape, rows = Reverse(n_tiles=self.n_tiles, blocks=True), {"BLOCK_P": self.block_p}
+        if specialised:
+            block, count = tiles.consumer_tiles(call.constants["DSTATE"])
+            rows["BLOCK_N"] = max(tiles.SMALLEST, block // 2)
+            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2)
+        self._launch(reverse.kernel(self.layer, shape), tensors, rows, **flags)
 
     def _groups(self) -> None:
         call = self.call
@@ -186,22 +209,44 @@ class _Backward:
         for name in ("B", "C"):
             wanted = name in self.needs
             call.tensors[f"d_{name}"] = call.buffer("batch", "seqlen", owner, "DSTATE") if wanted else None
-        call.tensors |= self._vectors(adjoint.GROUP_VECTORS, adjoint.NUMBERS)
+        call.tensors |= self._vectors(adjoint.GROUP_VECTORS, adjoint.NUMBERS, "n_blocks")
         tensors = {"states": self.states, "d_states": self.adjoints}
-        call.launch(groups.kernel(self.layer, Groups(self.n_tiles, self.p_tiles)), tensors)
+        shape, rows = Groups(self.n_tiles, self.p_tiles), {}
+        if self.block_n:
+            shape, rows = Groups(p_tiles=self.p_tiles, blocks=True), {"BLOCK_N": self.block_n}
+        if self.specialised:
+            shape, rows["BLOCK_P"] = Groups(p_tiles=2, blocks=True, specialised=True), self.block_p
+        self._launch(groups.kernel(self.layer, shape), tensors, rows)
 
     def _steps(self) -> None:
         call = self.call
         for name in ("A", "dt_bias"):
             call.tensors[f"d_{name}"] = call.buffer("batch", "nchunks", "nheads") if name in self.needs else None
         call.tensors["d_dt"] = call.buffer("batch", "seqlen", "nheads")
-        call.launch(steps.kernel(self.layer), {"dt_raw": call.tensors["raw_dt"]})
+        call.launch(steps.kernel(self.layer, Steps(self.blocks)), {"dt_raw": call.tensors["raw_dt"]})
 
-    def _vectors(self, vectors: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+    def _launch(self, kernel: Kernel, tensors: Arrays, rows: dict[str, int], **flags: bool) -> None:
+        """A kernel that leaves vectors and numbers, in parts where its programs share out a tile's extent.
+
+        Of one that does not there is one part, which it takes for the whole.
+        """
+        parts = {
+            tensor.name: self.call.tensors[tensor.name][0]
+            for tensor in kernel.tensors
+            if tensor.name in (*adjoint.VECTORS, *adjoint.NUMBERS)
+            and self.blocks
+            and not rows
+            and self.needs & OF_STEPS
+        }
+        self.call.launch(kernel, {**tensors, **parts}, rows, **flags)
+
+    def _vectors(self, vectors: tuple[str, ...], numbers: tuple[str, ...], blocks: str = "") -> dict[str, Any]:
+        """Buffers for what step sizes get; blocks: how many programs leave a part of each."""
         if not self.needs & OF_STEPS:
             return dict.fromkeys((*vectors, *numbers))
-        found = {name: self.call.buffer("batch", "nheads", "padded") for name in vectors}
-        return found | {name: self.call.buffer("batch", "nchunks", "nheads") for name in numbers}
+        lead = (blocks,) if blocks and self.blocks else ()
+        found = {name: self.call.buffer(*lead, "batch", "nheads", "padded") for name in vectors}
+        return found | {name: self.call.buffer(*lead, "batch", "nchunks", "nheads") for name in numbers}
 
     def results(self, inputs: Arrays) -> dict[str, Any]:
         """The gradients in the shapes of the inputs; what programs share is added up."""

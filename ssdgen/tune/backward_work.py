@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from ..plan.backward_legal import tiles_of
 from ..plan.problem import Problem
-from ..plan.tiles import CONSUMER_ROWS, SMALLEST, cut, next_power_of_two
+from ..plan.tiles import CONSUMER_ROWS, SMALLEST, next_power_of_two
 from .compile import Launch
 from .counted import Work, memory_of
 
@@ -24,7 +25,7 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
     if kernel in MOVING:
         steps = -(-problem.seqlen // length) if kernel == "adjoint_passing" else 1
         return Work(ctas, steps, 0, memory, memory, 0.0, 0.0, chunk)
-    n, p = sum(cut(problem.dstate)), sum(cut(problem.headdim))
+    n, p = tiles_of(kernel, numbers, problem)
     outer, score, size = float(chunk * n * p), float(chunk * chunk), problem.element_bytes
     if kernel in WALKS:
         consumers = int(numbers.get("consumers", 0))
@@ -39,6 +40,8 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
         # scores and their adjoint, what both give d_x, what the state gives d_x, and the adjoint of the state
         flops, exps = 2.0 * (score * n + 2 * score * p + 2 * outer), score + 2 * chunk
         loaded = chunk * 2 * (n + p) * size
+        walks = max(1, int(numbers.get("consumers", 0)))
+        flops, exps, loaded = walks * flops, walks * exps, walks * loaded
     else:
         # a program goes through the heads of a group, or of its part of one
         heads = problem.nheads // problem.ngroups

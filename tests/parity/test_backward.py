@@ -175,6 +175,17 @@ def test_programs_share_out_the_heads_of_a_group(parts: int, each: int, device: 
 
 
 @on_devices
+@pytest.mark.parametrize(
+    "kernels", [("reverse_walk", "group_gradients"), ("reverse_walk",), ("group_gradients",)], ids=len
+)
+@pytest.mark.parametrize("options", [(), EVERYTHING], ids=["plain", "everything"])
+def test_programs_share_out_headdim_and_dstate(options: tuple[str, ...], kernels: tuple[str, ...], device: str) -> None:
+    """In tiles of 16, of which the last overhangs."""
+    config = {**WALK, "segment": 32, "kernels": {name: {"share": 16} for name in kernels}}
+    verify(config, replace(SMALL, headdim=40, dstate=72, options=options), device)
+
+
+@on_devices
 @each_config
 @pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C"}, {"dt"}, {"A", "dt_bias"}, {"D", "z"}, {"initial_states"}])
 def test_only_what_is_asked_for(needs: set[str], config: dict[str, Any], device: str) -> None:
@@ -256,6 +267,7 @@ def test_only_kernels_that_are_needed_are_launched() -> None:
     assert names(WALK, "x", "B", "C", "dt", "A") == [
         "dt_cumsum", "chunk_states", "reverse_walk", "group_gradients", "dt_gradients",
     ]  # fmt: skip
+    assert names({**WALK, "kernels": {"reverse_walk": {"share": 8}}}, "x", "dt") == names(WALK, "x", "dt")
     assert names(WALK, "x") == ["dt_cumsum", "reverse_walk"]
     assert names(WALK, "B") == ["dt_cumsum", "chunk_states", "reverse_walk", "group_gradients"]
     assert names(CONFIGS["split"], "B") == ["dt_cumsum", *passed, "group_gradients"]
@@ -272,6 +284,14 @@ MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "walk": {"chunk": 64, "kernels": {}},
     "segments": {"chunk": 64, "segment": 128, "state_dtype": "bfloat16", "kernels": {}},
     "split": {"chunk": 32, "segment": 32, "kernels": {}},
+    "blocks": {
+        "chunk": 64,
+        "state_dtype": "bfloat16",
+        "kernels": {
+            "reverse_walk": {"num_warps": 4, "share": 32},
+            "group_gradients": {"num_warps": 8, "share": 64},
+        },
+    },
     "chunks": {"schedule": "chunks", "chunk": 64, "kernels": {"chunk_gradients": {"num_warps": 8}}},
     "chunks-segments": {
         "schedule": "chunks",

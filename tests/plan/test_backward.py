@@ -15,6 +15,7 @@ from ssdgen.plan.schedules.gradients import Gradients
 from ssdgen.plan.schedules.groups import Groups
 from ssdgen.plan.schedules.reverse import Reverse
 from ssdgen.plan.schedules.states import States
+from ssdgen.plan.schedules.steps import Steps
 from ssdgen.spec import oracle_gradient
 from ssdgen.spec.graph import reads
 from ssdgen.spec.layer import Layer
@@ -123,6 +124,25 @@ def test_two_tiles(headdim: int, dstate: int, way: dict[str, Any], seed: int):
     compare(EVERYTHING, Sizes(seqlen=13, headdim=headdim, dstate=dstate), seed, way)
 
 
+@pytest.mark.parametrize(
+    "how", [{"block_p": 16}, {"block_n": 16}, {"block_p": 16, "block_n": 32, "segment": 8}], ids=str
+)
+@pytest.mark.parametrize(("headdim", "dstate"), [(24, 16), (40, 96)])
+def test_parts_of_what_decays_get_are_added_up(headdim: int, dstate: int, how: dict[str, int], seed: int):
+    """By one kernel or both, where a segment is a chunk too; of a kernel whose programs share nothing out is one."""
+    compare(EVERYTHING, Sizes(seqlen=13, headdim=headdim, dstate=dstate), seed, how)
+
+
+@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "A"}], ids=str)
+@pytest.mark.parametrize(
+    "layer", [Layer(), Layer(NONE, MULTI_HEAD), replace(EVERYTHING, layout=MULTI_CONTRACT)], ids=str
+)
+def test_programs_share_out_headdim_and_dstate(layer: Layer, needs: set[str] | None, seed: int):
+    sizes = Sizes(batch=2, seqlen=21, nheads=4, headdim=20, dstate=18, ngroups=2)
+    how = {"segment": 16, "block_p": 16, "block_n": 16}
+    compare(layer, sizes, seed, how, needs=needs and frozenset(needs))
+
+
 @each_way
 @pytest.mark.parametrize(
     "needs",
@@ -145,9 +165,12 @@ KERNELS = [
     lambda layer: states.kernel(layer, States(True, False, 2)),
     lambda layer: states.kernel(layer, States(True, consumers=2)),
     lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, p_tiles=2)),
+    lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, blocks=True)),
     lambda layer: gradients.kernel(layer, Gradients(2, 2)),
     lambda layer: groups.kernel(layer, Groups(2, 2)),
+    lambda layer: groups.kernel(layer, Groups(p_tiles=2, blocks=True)),
     steps.kernel,
+    lambda layer: steps.kernel(layer, Steps(blocks=True)),
 ]
 
 
@@ -165,9 +188,27 @@ def test_plans_are_well_formed(layer: Layer):
         assert len(outs) == len(set(outs)), plan.name
 
 
+@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "dt"}, {"D", "C"}], ids=str)
+@pytest.mark.parametrize(("headdim", "dstate", "segment"), [(24, 96, None), (40, 16, 16), (20, 140, None)])
+def test_consumers_have_a_tile_of_headdim_each(
+    headdim: int, dstate: int, segment: int | None, needs: set[str] | None, seed: int
+):
+    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk."""
+    sizes = Sizes(batch=2, seqlen=29, nheads=2, headdim=headdim, dstate=dstate)
+    how = {"specialised": True, "segment": segment}
+    compare(replace(EVERYTHING, gate=False), sizes, seed, how, needs=needs and frozenset(needs))
+
+
 def test_segments_of_the_forward_pass_are_its_own():
     with pytest.raises(ValueError, match="use walk.kernel"):
         states.kernel(Layer(), States(each=False))
+
+
+def test_programs_that_share_an_extent_out_have_one_tile_of_it():
+    with pytest.raises(ValueError, match="one tile of it, not 2"):
+        reverse.kernel(Layer(), Reverse(p_tiles=2, blocks=True))
+    with pytest.raises(ValueError, match="one tile of it, not 2"):
+        groups.kernel(Layer(), Groups(n_tiles=2, blocks=True))
 
 
 def test_roles_need_what_heads_share():
@@ -177,6 +218,13 @@ def test_roles_need_what_heads_share():
     ):
         with pytest.raises(ValueError, match="shared B and C"):
             gradients.kernel(layer, shape)
+    for make in (
+        lambda layer, whole: reverse.kernel(layer, Reverse(2, blocks=not whole, consumers=2)),
+        lambda layer, whole: groups.kernel(layer, Groups(blocks=not whole, specialised=True)),
+    ):
+        for layer, whole in ((Layer(), True), (Layer(layout=MULTI_HEAD), False)):
+            with pytest.raises(ValueError, match="shared B and C"):
+                make(layer, whole)
 
 
 def test_what_is_scaled_first_is_the_same():

@@ -43,14 +43,23 @@ from ..kernels import (
     chunk_states_2n_2consumers,
     dt_cumsum,
     dt_gradients,
+    dt_gradients_blocks,
     group_gradients,
     group_gradients_2n,
     group_gradients_2n_2p,
     group_gradients_2p,
+    group_gradients_2p_blocks,
+    group_gradients_2p_blocks_2consumers,
+    group_gradients_blocks,
+    group_gradients_blocks_2consumers,
     reverse_walk,
     reverse_walk_2n,
     reverse_walk_2n_2p,
+    reverse_walk_2n_blocks,
+    reverse_walk_2n_blocks_2consumers,
     reverse_walk_2p,
+    reverse_walk_4n_blocks_2consumers,
+    reverse_walk_blocks,
     segment_adjoint,
     segment_adjoint_1consumer,
     segment_adjoint_2consumers,
@@ -80,7 +89,7 @@ DIMS = {
     "z": ("batch", "seqlen", "nheads", "HEADDIM"),
 }
 
-# tiles of dstate and, where a program has all of it, of headdim
+# tiles of dstate and, where a program has all of it, of headdim; _BLOCKS: of the one that programs do not share out
 SEGMENT_STATE = {
     1: segment_state,
     2: segment_state_2n,
@@ -109,16 +118,32 @@ GROUP_GRADIENTS = {
     (1, 2): group_gradients_2p,
     (2, 2): group_gradients_2n_2p,
 }
+REVERSE_WALK_BLOCKS = {
+    1: reverse_walk_blocks,
+    2: reverse_walk_2n_blocks,
+}
+GROUP_GRADIENTS_BLOCKS = {
+    1: group_gradients_blocks,
+    2: group_gradients_2p_blocks,
+}
 CHUNK_GRADIENTS = {
     (1, 1): chunk_gradients,
     (2, 1): chunk_gradients_2n,
     (1, 2): chunk_gradients_2p,
     (2, 2): chunk_gradients_2n_2p,
 }
-# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+# consumers of a program, tiles of dstate (group_gradients: of headdim): kernels specialised by warps, for Hopper
 CONSUMERS = {
     "chunk_gradients": {
         (2, 1): chunk_gradients_2consumers,
+    },
+    "reverse_walk": {
+        (2, 2): reverse_walk_2n_blocks_2consumers,
+        (2, 4): reverse_walk_4n_blocks_2consumers,
+    },
+    "group_gradients": {
+        (2, 1): group_gradients_blocks_2consumers,
+        (2, 2): group_gradients_2p_blocks_2consumers,
     },
     "segment_state": {
         (1, 1): segment_state_1consumer,
@@ -160,6 +185,15 @@ MINIMAL_BACKWARD: dict[str, Any] = {
     },
 }
 
+# of dstate, what each program that adds up heads has where its warps are specialised
+SHARED_DSTATE = 128
+
+# numbers of a kernel of the schedule "walk" whose warps cannot be specialised as they were to be
+WITHOUT_CONSUMERS = {
+    "reverse_walk": {"share": 32, "num_warps": 4, "num_stages": 1},
+    "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
+}
+
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
@@ -192,8 +226,9 @@ def backward(
 
     config: {"schedule", "chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without
     "segment" a program walks the whole sequence; "parts": programs that share out the heads of a group in "chunks".
-    numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two;
-    consumers, where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
+    numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
+    the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
+    where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
@@ -338,6 +373,8 @@ def _plan(
         dt_min=float(dt_limit[0]),
         dt_max=float(dt_limit[1]),
         nchunks=whole // chunk,
+        p_blocks=1,
+        n_blocks=1,
         nsegments=-(-seqlen // length),
         segment_len=length,
         HEADDIM=headdim,
@@ -479,16 +516,18 @@ def _tokens(sizes: Sizes) -> None:
 def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
     names, tensors = sizes.names, sizes.tensors
     _tokens(sizes)
+    module, numbers, blocks = _walk_of(sizes, config, store)
     if names["NEEDS_D"]:
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nsegments", "nheads", "HEADDIM"))), torch.float32)
-    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [])
+        # where registers are short each chunk leaves a part, else each segment
+        count = "nchunks" if hasattr(module, "blocks") else "nsegments"
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
+    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,
         "STORE_ADJOINTS": store,
         "STORE_INITIAL": not several and "d_initial" in tensors,
     }
-    module, numbers, blocks = _whole(REVERSE_WALK, sizes, config, "reverse_walk")
     sizes.launch(module, numbers, slots, **flags, **blocks)
 
 
@@ -499,8 +538,8 @@ def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: s
         sizes.allocate("d_B", shape, tensors["B"].dtype)
     if names["NEEDS_C"]:
         sizes.allocate("d_C", shape, tensors["C"].dtype)
-    _vectors(sizes, ["d_left_decay"], ["d_centre_decay"])
-    module, numbers, blocks = _whole(GROUP_GRADIENTS, sizes, config, "group_gradients")
+    module, numbers, blocks = _groups_of(sizes, config)
+    _vectors(sizes, ["d_left_decay"], ["d_centre_decay"], names["n_blocks"])
     sizes.launch(module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
 
 
@@ -509,7 +548,9 @@ def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
     sizes.allocate("d_A+d_dt_bias", (2, names["batch"], names["nchunks"], names["nheads"]), torch.float32)
     numbers = _numbers(config, "dt_gradients")
-    sizes.launch(dt_gradients, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
+    whole = sizes.names["p_blocks"] == sizes.names["n_blocks"] == 1
+    module = dt_gradients if whole else dt_gradients_blocks
+    sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
 
 
 def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
@@ -531,14 +572,17 @@ def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
     return made.to(given.dtype)
 
 
-def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str]) -> None:
-    """Buffers for what step sizes get, if they are to get anything: one number a token, one a chunk."""
+def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str], parts: int = 1) -> None:
+    """Buffers for what step sizes get, if they are to get anything: one number a token, one a chunk.
+
+    parts: programs that leave a part of each.
+    """
     names = sizes.names
     if names["NEEDS_DT"]:
         for name in vectors:
-            sizes.scratch(name, (names["batch"], names["nheads"], names["padded"]), torch.float32)
+            sizes.scratch(name, (parts, names["batch"], names["nheads"], names["padded"]), torch.float32)
         for name in numbers:
-            sizes.scratch(name, (names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+            sizes.scratch(name, (parts, names["batch"], names["nchunks"], names["nheads"]), torch.float32)
 
 
 def _states(sizes: Sizes, count: str) -> tuple[int, ...]:
@@ -626,10 +670,76 @@ def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
     names, numbers = sizes.names, _numbers(config, kernel)
     n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
     p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
-    if min(p_tiles) < 64 or names["CHUNK"] < 64:
-        numbers = _narrow(numbers, sizes.tensors["x"])
     module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
-    return module, numbers, {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
+    return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
+
+
+def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
+    """Module, numbers and tiles of the walk back; `p_blocks` says how many programs share out headdim.
+
+    store: it keeps the adjoints of the states.
+    """
+    names, numbers = sizes.names, _numbers(config, "reverse_walk")
+    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), 2 * consumer_tiles(names["DSTATE"])[1]))
+    walks = names["nheads"] // names["ngroups"] * -(-names["HEADDIM"] // CONSUMER_ROWS)
+    if (
+        module is not None
+        and store
+        and not names["HAS_Z"]
+        and walks % numbers["consumers"] == 0
+        and _consumers(sizes, config, "reverse_walk", ("x", "B", "C", "d_y"))
+        and _state_dtype(config) is sizes.tensors["x"].dtype
+    ):
+        names["p_blocks"] = -(-names["HEADDIM"] // CONSUMER_ROWS)
+        numbers = {"num_stages": min(numbers.get("num_stages", 2), 3 if names["DSTATE"] <= SHARED_DSTATE else 2)}
+        return module, numbers, {"BLOCK_N": CONSUMER_ROWS, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS["reverse_walk"]
+    if block := _share(names["HEADDIM"], numbers):
+        n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
+        names["p_blocks"] = -(-names["HEADDIM"] // block)
+        module = _there(REVERSE_WALK_BLOCKS, len(n_tiles), sizes)
+        return module, _small(numbers, block, sizes), {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+    return _whole(REVERSE_WALK, sizes, config, "reverse_walk")
+
+
+def _groups_of(sizes: Sizes, config: dict[str, Any]):
+    """Module, numbers and tiles of what adds up the heads; `n_blocks` says how many programs share out dstate."""
+    names, numbers = sizes.names, _numbers(config, "group_gradients")
+    p_tiles, block = -(-names["HEADDIM"] // CONSUMER_ROWS), min(consumer_tiles(names["DSTATE"])[0], SHARED_DSTATE)
+    if names["HAS_Z"] and p_tiles > 1:
+        # the adjoint of y with the gate has tiles of its own
+        block = min(block, SHARED_DSTATE // 2)
+    module = CONSUMERS.get("group_gradients", {}).get((numbers.get("consumers", 0), p_tiles))
+    if (
+        module is not None
+        and _consumers(sizes, config, "group_gradients", ("x", "B", "C", "d_y"))
+        and _state_dtype(config) is sizes.tensors["x"].dtype
+    ):
+        names["n_blocks"] = -(-names["DSTATE"] // block)
+        numbers = {"num_stages": min(numbers.get("num_stages", 2), 2 if p_tiles > 1 else 3)}
+        return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS["group_gradients"]
+    if block := _share(names["DSTATE"], numbers):
+        p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
+        names["n_blocks"] = -(-names["DSTATE"] // block)
+        module = _there(GROUP_GRADIENTS_BLOCKS, len(p_tiles), sizes)
+        return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_P", p_tiles), "BLOCK_N": block}
+    return _whole(GROUP_GRADIENTS, sizes, config, "group_gradients")
+
+
+def _share(extent: int, numbers: dict[str, Any]) -> int:
+    """The tile of an extent that each program has; 0 where one has all of it."""
+    if not numbers.get("share"):
+        return 0
+    block = max(SMALLEST, next_power_of_two(numbers["share"]))
+    return block if block < extent else 0
+
+
+def _small(numbers: dict[str, Any], p_tile: int, sizes: Sizes) -> dict[str, Any]:
+    """The numbers for tiles of so much headdim."""
+    return _narrow(numbers, sizes.tensors["x"]) if p_tile < 64 or sizes.names["CHUNK"] < 64 else numbers
 
 
 def _halves(extent: int, block: int) -> tuple[int, ...]:

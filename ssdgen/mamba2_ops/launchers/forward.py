@@ -346,7 +346,9 @@ def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torc
     names.update(nsegments=summaries, nsummaries=summaries, segment_len=length)
     states = (names["nheads"], names["HEADDIM"], names["DSTATE"])
     sizes.scratch("summary", (names["batch"], summaries, *states), dtype)
-    sizes.scratch("total", (names["batch"], summaries, names["nheads"]), torch.float32)
+    # where states alone are made, the totals are results too
+    allocate = sizes.allocate if sizes.tensors["C"] is None else sizes.scratch
+    allocate("total", (names["batch"], summaries, names["nheads"]), torch.float32)
     _walk(sizes, config, "segment_state", True, {})
     names.update(nsegments=segments)
 

@@ -19,11 +19,10 @@ from ..ir import For, Kernel, Scalar, Stmt, Tensor, Value, When
 from ..ir import Store as StoreStmt
 from ..lower import Lowering, Pieces, merge
 from . import adjoint, common
-from .groups import AFTER, LOOP, add_up, sources
+from .groups import ABOUT_ROLES, AFTER, LOOP, ROLES, add_up, columns_first, sources
 from .reverse import row_mask, row_pieces, tile_offsets
 from .walk import sizes_of
 
-ROLES = ("rows", "columns")
 NOTES = {
     "CB": "what all heads share",
     "d_scores": "diagonal block",
@@ -120,7 +119,7 @@ class _Part:
             rename=adjoint.RENAME,
             notes=dict(NOTES),
             kept=adjoint.KEPT,
-            value_axes=_columns_first(layer) if role == "columns" else {},
+            value_axes=columns_first(layer) if role == "columns" else {},
             scopes=[[], [], []],
         )
 
@@ -219,24 +218,10 @@ class _Part:
             lowering.store(AFTER if loops else LOOP, wanted, at, f"d_{name}", index, flag=f"NEEDS_{name}")
 
 
-def _columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:
-    """Axes of the columns' role: the tokens that are read along the rows of what has both."""
-    return {
-        node.name: tuple(axis for axis in ("h", "j", "i") if axis in node.axes)
-        for node in adjoint.graph(layer).nodes
-        if set(node.axes) >= {"i", "j"}
-    }
-
-
 def _about(layer: Layer, shape: Gradients) -> str:
     heads = "the heads of a group, one after the other" if adjoint.loops(layer) else "one head"
     text = f"One program makes all gradients of one chunk but the states' for {heads}."
-    if shape.specialised:
-        text += (
-            " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a "
-            "warp moves the tiles that they need, stages ahead."
-        )
-    return text
+    return text + (ABOUT_ROLES if shape.specialised else "")
 
 
 def _equations(layer: Layer) -> tuple[str, ...]:
