@@ -1,4 +1,4 @@
-"""Where the time of a call goes, kernel by kernel: measured on its GPU, elsewhere predicted.  Record -> Split -> page"""
+"""Where the time of a call goes, kernel by kernel: measured or predicted.  Record -> Split -> page"""
 
 from __future__ import annotations
 

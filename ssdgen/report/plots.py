@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..gpus import Gpu
 from ..pack.records import DIRECTIONS
@@ -53,6 +53,7 @@ def roofline(rows: list[Row], gpu: Gpu) -> str:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("FLOP per byte, at least")
@@ -75,7 +76,8 @@ def history(found: History, name: str) -> str:
         axes.set_ylim(0.9 * lowest, max(1.1 * slow, 1.3 * lowest))
         axes.set_xlabel("trial")
         axes.set_ylabel("microseconds")
-        axes.legend(loc="upper right")
+        # above the plot: trials are everywhere in it
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return out[0]
 
 
@@ -98,7 +100,9 @@ def _inline(svg: str) -> str:
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    # two ways of naming the font, by matplotlib's version
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for colour, variable in COLOURS.items():
         svg = svg.replace(colour, variable)
     return svg
