@@ -59,7 +59,7 @@ def roofline(rows: list[Row], gpu: Gpu) -> str:
         axes.set_xlabel("FLOP per byte, at least")
         axes.set_ylabel("TFLOP/s")
         if rows:
-            axes.legend(loc="lower right")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return out[0]
 
 
