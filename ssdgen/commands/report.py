@@ -10,7 +10,7 @@ import click
 from .. import __version__, gpus
 from ..gpus import Gpu
 from ..pack import store, templates
-from ..pack.records import DIRECTIONS, Record
+from ..pack.records import BACKWARD, FORWARD, Record
 from ..tune import shapes as problems
 from .failures import Failure
 from .tune import default_root
@@ -59,7 +59,8 @@ def report(
     gpu = named or device.gpu_here()
     folder = (records or default_root()) / gpu.folder
     identity = store.read_identity(folder)
-    found = [record for direction in DIRECTIONS for record in store.read(folder, direction)]
+    # what a record of another kind of call is compared with is not on the page
+    found = [record for direction in (FORWARD, BACKWARD) for record in store.read(folder, direction)]
     found = [record for record in found if wanted is None or record.problem in wanted]
     if identity is None or not found:
         raise Failure(f"{folder} has no records to report on; make some: ssdgen tune --gpu {gpu.name}")

@@ -9,7 +9,7 @@ from math import exp, log
 from jinja2 import Environment, StrictUndefined
 
 from ..gpus import Gpu
-from ..pack.records import DIRECTIONS, Identity
+from ..pack.records import BACKWARD, FORWARD, Identity
 from . import plots
 from .content import Row
 from .kernels import Split
@@ -54,7 +54,7 @@ def render(content: Content, template: str) -> str:
 def _gains(rows: Sequence[Row]) -> list[tuple[str, float, int]]:
     """(pass, geometric mean of the speed-ups, how many) for each pass that has any."""
     found = []
-    for direction in DIRECTIONS:
+    for direction in (FORWARD, BACKWARD):
         gains = [gain for row in rows if row.direction == direction and (gain := row.speedup)]
         if gains:
             found.append((direction, exp(sum(map(log, gains)) / len(gains)), len(gains)))

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..gpus import Gpu
-from ..pack.records import DIRECTIONS
+from ..pack.records import BACKWARD, FORWARD
 from .content import Row
 from .studies import History
 
 # as CSS variables, so that a dark page has its own
 COLOURS = {"#111111": "var(--ink)", "#777777": "var(--line)", "#2563eb": "var(--one)", "#d97706": "var(--two)"}
 INK, LINE, ONE, TWO = COLOURS
-_OF_PASS = dict(zip(DIRECTIONS, ((ONE, "o"), (TWO, "s")), strict=True))
+_OF_PASS = {FORWARD: (ONE, "o"), BACKWARD: (TWO, "s")}
 
 # inches, at which the text of a plot is as large as the page's on a phone
 _SIZE = (4.4, 3.0)
