@@ -17,7 +17,7 @@ HAVE_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 CONSTRAINTS := $(if $(filter-out 0,$(HAVE_GPU)),,-c .ci/constraints-cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tune test gpu quick lint format golden bench clean
+.PHONY: help env browser tune test gpu quick lint format golden bench clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ gpu: $(READY)  ## the tests that need a CUDA GPU
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not interpreter and not gpu"
 
+# looked for by the names that tests/report/test_chromium.py knows
+browser:  ## Debian's Chromium, if no Chromium is here: the tests look at the report with it
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v $$name >/dev/null && exit 0; \
+	done; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,7 +67,7 @@ format: $(READY)  ## let ruff rewrite the files
 golden: $(READY)  ## rewrite the golden files after a change that was meant; read the diff
 	$(BIN)/python -m pytest -n 0 --update-golden tests/golden
 
-bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training or recall; BENCH_ARGS="--quick"
+bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training, recall or cold_start; BENCH_ARGS="--quick"
 	$(BIN)/python benchmarks/$(BENCH).py $(BENCH_ARGS)
 
 clean:  ## remove what was built, the environment too

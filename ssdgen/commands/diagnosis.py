@@ -21,7 +21,7 @@ from ..mamba2_ops.ladder import current_fingerprint
 from ..mamba2_ops.match import Gpu as Device
 from ..mamba2_ops.match import is_stale
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import DIRECTIONS, Direction
+from ..pack.records import BACKWARD, FORWARD, Direction
 from ..plan.problem import Problem
 from ..tune import device
 from ..tune.shapes import SIZES
@@ -85,7 +85,7 @@ def diagnose(problem: Problem, named: Gpu | None) -> Diagnosis:
         return found
     target = _target(named)
     if target is not None:
-        for direction in DIRECTIONS:
+        for direction in (FORWARD, BACKWARD):
             _use(found, problem, direction, *target)
     return found
 

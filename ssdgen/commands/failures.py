@@ -52,6 +52,7 @@ class FriendlyGroup(click.Group):
 
 
 def _is_of_package(error: Exception) -> bool:
-    """Whether mamba2_ops raised it for what it was given.  It is not imported to find out: that takes a second."""
-    errors = sys.modules.get("ssdgen.mamba2_ops.errors")
-    return errors is not None and isinstance(error, errors.SsdError)
+    """Whether a slow part raised it for what it was given.  None is imported to find out: that takes a second."""
+    classes = (("mamba2_ops.errors", "SsdError"), ("report.studies", "StudyError"))
+    modules = [(sys.modules.get(f"ssdgen.{module}"), name) for module, name in classes]
+    return any(module is not None and isinstance(error, getattr(module, name)) for module, name in modules)

@@ -10,6 +10,7 @@ from .emit import emit
 from .export import export
 from .failures import FriendlyGroup
 from .pack import pack
+from .report import report
 from .show import show
 from .tune import tune
 
@@ -30,6 +31,7 @@ def main() -> None:
       ssdgen emit --out my_ops         a package that runs alone, with torch and triton
       ssdgen tune --budget 8m          the best configuration for each shape on the GPU that is here
       ssdgen pack build --gpu h200     a wheel with sources, records and compiled kernels
+      ssdgen report                    a page: before and after, roofline, searches, accuracy
       ssdgen doctor                    what is here, what a call would run with, what is wrong
 
     On a machine without a GPU, `ssdgen tune --gpu h200` predicts configurations by compiling for that GPU.
@@ -42,3 +44,4 @@ main.add_command(tune)
 main.add_command(pack)
 main.add_command(doctor)
 main.add_command(export)
+main.add_command(report)

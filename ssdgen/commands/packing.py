@@ -25,7 +25,7 @@ from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import build as building
 from ..pack import provenance, store, templates, wheel
 from ..pack.build import Code, Contents, Host
-from ..pack.records import DIRECTIONS, FORWARD, Direction, Identity, Record
+from ..pack.records import BACKWARD, DIRECTIONS, FORWARD, Direction, Identity, Record
 from ..pack.store import StoreError
 from ..plan.problem import Problem
 from ..tune import device, host, precompile
@@ -135,7 +135,7 @@ def _code(
     """Compiled kernels of the records and, for wanted problems without one, of the built-in default."""
     configs: dict[tuple[Problem, Direction], dict[str, Any]] = {(r.problem, r.direction): r.config for r in records}
     for problem in (wanted or {}).values():
-        for direction in DIRECTIONS:
+        for direction in (FORWARD, BACKWARD):
             configs.setdefault((problem, direction), _default(problem, direction, gpu))
     calls = [
         call

@@ -20,14 +20,14 @@ from tests.pack import made
 STEP = {"schedule": "step", "kernels": {"state_step": {"block_p": 16, "num_warps": 2}}}
 
 
-def step(batch: int, time_us: float, nheads: int = 80, headdim: int = 64, **config: Any) -> Record:
-    problem = Problem(batch, 1, nheads, headdim, 128, 1, "bfloat16")
+def step(batch: int, time_us: float, nheads: int = 80, dtype: str = "float32", **config: Any) -> Record:
+    problem = Problem(batch, 1, nheads, 64, 128, 1, dtype)
     return replace(made.RECORD, problem=problem, time_us=time_us, config={**STEP, **config})
 
 
 def test_one_file_per_kind_of_state_and_a_row_per_effective_batch() -> None:
     wide = {"kernels": {"state_step": {"block_p": 128}}}
-    half = step(1, 3.0, state_dtype="bfloat16")
+    half = step(1, 3.0, dtype="bfloat16")
     found = vllm.files(made.IDENTITY, [step(64, 40.0), step(1, 5.0, **wide), half])
     name = "headdim=64,dstate=128,device_name=NVIDIA_H200,cache_dtype={}.json".format
     assert list(found) == [name("float16"), name("float32")]
@@ -47,8 +47,11 @@ def test_of_one_effective_batch_the_fastest_counts() -> None:
 
 
 def test_what_has_no_equivalent_is_an_error() -> None:
-    with pytest.raises(ExportError, match="states in int8"):
-        vllm.files(made.IDENTITY, [step(1, 5.0, state_dtype="int8")])
+    short = replace(step(1, 5.0), problem=replace(made.PROBLEM, dtype="float16"))
+    object.__setattr__(short.problem, "dtype", "int8")
+    assert len(vllm.files(made.IDENTITY, [short, step(1, 5.0)])) == 1
+    with pytest.raises(ExportError, match="no record of h200 has states in float32"):
+        vllm.files(made.IDENTITY, [short])
     with pytest.raises(ExportError, match="launches single_pass"):
         vllm.files(made.IDENTITY, [replace(step(1, 5.0), config=made.CONFIG)])
 

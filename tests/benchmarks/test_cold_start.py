@@ -1,0 +1,36 @@
+"""The cold start's verdict and table: a run that is wrong has no time."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks import cold_start
+
+LIMITS = {"y": 5e-3, "x": 8e-3}
+ENDS = dict(zip(cold_start.PHASES, (1.0, 1.1, 1.5, 2.0, 2.5), strict=True))
+
+
+def ran(error: float = 1e-3) -> dict:
+    return {"ends": ENDS, "errors": {"y": error, "x": 2e-3}, "kernels": {"loaded": 7, "missed": 1}}
+
+
+@pytest.mark.parametrize("error", [6e-3, float("nan"), float("inf")])
+def test_a_wrong_result_is_no_start(error: float) -> None:
+    assert cold_start.verdict(ran(), LIMITS) == ran()
+    assert cold_start.verdict(ran(error), LIMITS)["failed"] == "wrong: y"
+    assert cold_start.verdict({"failed": "exit 1"}, LIMITS) == {"failed": "exit 1"}
+
+
+def test_the_table_has_every_phase_and_says_why_a_run_has_none() -> None:
+    rows = {"ssdgen, pack with cubins": {**ran(), "again_s": 2.25}, "mamba_ssm": {"failed": "not done in 90 s"}}
+    head, ours, peer = cold_start.table(rows).splitlines()
+    assert head.split()[:6] == [*cold_start.PHASES, "again"]
+    assert ours.split()[-9:] == ["1.00", "1.10", "1.50", "2.00", "2.50", "2.25", "7", "of", "8"]
+    assert peer.split() == ["mamba_ssm", "not", "done", "in", "90", "s"]
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cold_start.main([]) == 2 and "sees none here" in capsys.readouterr().err
