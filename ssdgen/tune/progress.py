@@ -42,6 +42,8 @@ class PlainProgress:
             self._say(f"trial {event.number}: {describe(event.config)}")
 
     def end(self, row: Row) -> None:
+        # it may have ended before it began here
+        self._name = row.name
         self._say(verdict(row))
 
     def close(self) -> None:
@@ -70,21 +72,16 @@ class BarProgress:
 
     def begin(self, name: str, index: int, count: int, trials: int | None, seconds: float | None) -> None:
         self._trials, self._seconds, self._begun = trials, seconds, self._clock()
-        self._first: float | None = None
         self._task = self._bar.add_task(
             f"{name} ({index + 1}/{count})", total=1.0, trial=0, schedule="", best="-", eta=""
         )
 
     def event(self, event: Event) -> None:
         assert self._task is not None
-        # the default is always the first
-        if event.number == 1 and event.result:
-            self._first = event.result.time_us
         best = "-"
         if event.best:
-            best = f"{event.best.time_us:.1f} us" + (
-                f" ({self._first / event.best.time_us:.2f}x)" if self._first else ""
-            )
+            best = f"{event.best.time_us:.1f} us"
+            best += f" ({event.default.time_us / event.best.time_us:.2f}x)" if event.default else ""
         share, left = self._share(event.number)
         self._bar.update(
             self._task,
@@ -96,8 +93,10 @@ class BarProgress:
         )
 
     def end(self, row: Row) -> None:
-        assert self._task is not None
-        self._bar.remove_task(self._task)
+        # it may have ended before it began here
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
         self._console.print(f"{row.name}: {verdict(row)}", highlight=False)
 
     def close(self) -> None:
@@ -124,7 +123,7 @@ def describe(config: Config) -> str:
 def verdict(row: Row) -> str:
     """How the search for a shape ended, in one line."""
     found = row.outcome
-    counted = f"{found.tried} tried, {found.rejected} rejected"
+    counted = f"{found.tried} tried, {found.rejected} rejected" + (", as found before or elsewhere" * row.elsewhere)
     if found.best is None:
         return f"nothing found ({counted})" + (f": {found.reason}" if found.reason else "")
     parts = [f"{found.best.time_us:.1f} us"]
