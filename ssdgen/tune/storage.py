@@ -59,13 +59,20 @@ class Storage:
 
 def memory() -> Storage:
     """Trials that end with the process."""
+    _quiet()
     return Storage("memory", InMemoryStorage())
 
 
 def open_storage(where: str | Path) -> Storage:
     """A database if `where` is a URL, else a journal file, made if it is not there.  Errors: StorageError."""
+    _quiet()
     text = str(where)
     return _database(text) if "://" in text else _journal(Path(text))
+
+
+def _quiet() -> None:
+    # what a person has to know is said by the search
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def _journal(path: Path) -> Storage:

@@ -1,24 +1,26 @@
 """Which config comes next: lost ones, the given ones, then what Optuna suggests.  Choices, Ledger -> Trial -> study
 
-The sampler has a study in memory, where it learns from every trial of the ledger, from what others judged too, and from
-illegal suggestions; these are many, and no storage sees them.
+The sampler has a study in memory, where it learns from every trial of the ledger, from what others judged too.  What it
+suggests in vain stays there.
 """
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
-from .choices import Choices
+from .choices import Choices, Parameters
 from .ledger import Claim, Ended, Ledger
 from .results import Config, Result, key_of
 
-# illegal or known suggestions in a row after which the space counts as searched through
+# known suggestions in a row after which the space counts as searched through, and draws for a legal one
 MOST_IN_VAIN = 200
 # trials that are drawn at random before the sampler models anything
 RANDOM_TRIALS = 12
@@ -26,11 +28,14 @@ RANDOM_TRIALS = 12
 
 @dataclass(frozen=True)
 class Trial:
-    """A legal config that nobody tried before, entered in the ledger.  optuna: None if it is not in the space."""
+    """A legal config that nobody tried before, entered in the ledger.
+
+    sampled: its number in the sampler's study; None if it is not in the space.
+    """
 
     claim: Claim
     config: Config
-    optuna: optuna.Trial | None
+    sampled: int | None
 
     @property
     def number(self) -> int:
@@ -54,7 +59,7 @@ class Trials:
         most: int | None = None,
     ) -> None:
         self._choices, self._legal, self._ledger, self._most = choices, legal, ledger, most
-        self._sampled = _study(seed)
+        self._sampled, self._numbers = _study(seed), random.Random(seed)
         self._given = deque(given)
         # numbers of trials that the sampler knows, or will know from this process
         self._known: set[int] = set()
@@ -69,14 +74,9 @@ class Trials:
             if each.result:
                 self._times[key_of(each.config)] = each.result.time_us
             if each.parameters:
-                self._sampled.add_trial(
-                    create_trial(
-                        state=TrialState.COMPLETE if each.result else TrialState.PRUNED,
-                        value=each.result.time_us if each.result else None,
-                        params=each.parameters,
-                        distributions=each.distributions,
-                    )
-                )
+                state = TrialState.COMPLETE if each.result else TrialState.PRUNED
+                time_us = each.result.time_us if each.result else None
+                self._add(state, each.parameters, each.distributions, time_us)
         return ended
 
     def next(self) -> Trial | None:
@@ -90,74 +90,94 @@ class Trials:
             config = self._given.popleft()
             if self._legal(config) is not None or key_of(config) in taken:
                 continue
-            if trial := self._begin(config, self._suggested(config)):
+            if trial := self._begin(config, self._choices.parameters(config)):
                 return trial
             if self._full():
                 return None
         for _ in range(MOST_IN_VAIN):
             suggested = self._sampled.ask()
-            config = self._choices.config(suggested)
-            if self._legal(config) is not None:
-                self._sampled.tell(suggested, state=TrialState.PRUNED)
-            elif (time_us := self._times.get(key_of(config))) is not None:
-                # once more, or the sampler would not see that it repeats itself
-                self._sampled.tell(suggested, time_us)
-            elif key_of(config) in taken:
-                # it does not learn from a failed trial, and what is being judged says nothing yet
-                self._sampled.tell(suggested, state=TrialState.FAIL)
-            elif trial := self._begin(config, suggested):
+            config = self._legal_near(self._choices.suggest(suggested))
+            if config is None or key_of(config) in taken:
+                known = None if config is None else self._times.get(key_of(config))
+                # once more what it is worth, or the sampler would not see that it repeats itself
+                self._tell(suggested.number, TrialState.FAIL if known is None else TrialState.COMPLETE, known)
+                continue
+            if config == self._choices.config(suggested.params):
+                trial = self._begin(config, suggested.params, suggested.number)
+            else:
+                self._tell(suggested.number, TrialState.FAIL)
+                trial = self._begin(config, self._choices.parameters(config))
+            if trial is not None:
                 return trial
-            elif self._full():
+            if self._full():
                 return None
         return None
 
     def passed(self, trial: Trial, result: Result) -> bool:
         """Write the result; False if another process has taken the trial over."""
         self._times[key_of(trial.config)] = result.time_us
-        if trial.optuna is not None:
-            self._sampled.tell(trial.optuna, result.time_us)
+        self._tell(trial.sampled, TrialState.COMPLETE, result.time_us)
         return self._ledger.complete(trial.claim, result)
 
     def rejected(self, trial: Trial, reason: str) -> bool:
         """Write that it is out; False as with `passed`."""
-        if trial.optuna is not None:
-            # pruned: worse than all that have a time
-            self._sampled.tell(trial.optuna, state=TrialState.PRUNED)
+        # pruned: worse than all that have a time
+        self._tell(trial.sampled, TrialState.PRUNED)
         return self._ledger.reject(trial.claim, reason)
 
     def dropped(self, trial: Trial) -> None:
         """The search ends before it was judged, or in the middle of it."""
-        if trial.optuna is not None:
-            self._sampled.tell(trial.optuna, state=TrialState.FAIL, skip_if_finished=True)
+        self._tell(trial.sampled, TrialState.FAIL)
         self._ledger.drop(trial.claim)
 
     def _full(self) -> bool:
         return self._most is not None and self._ledger.count() >= self._most
 
-    def _begin(self, config: Config, suggested: optuna.Trial | None) -> Trial | None:
-        parameters = suggested.params if suggested else None
-        claim = self._ledger.claim(config, parameters, suggested.distributions if suggested else None, self._most)
+    def _legal_near(self, parameters: Parameters) -> Config | None:
+        """The config of a suggestion or, if that is illegal, of one near to it.
+
+        Most suggestions are illegal in a space of many axes.  To tell the sampler so would cost it its speed, which
+        goes down with every trial that it knows.
+        """
+        tried = parameters
+        for _ in range(MOST_IN_VAIN):
+            config = self._choices.config(tried)
+            if self._legal(config) is None:
+                return config
+            tried = self._choices.near(parameters, self._numbers)
+        return None
+
+    def _begin(self, config: Config, parameters: Parameters | None, sampled: int | None = None) -> Trial | None:
+        """Enter a trial in the ledger and, where the sampler did not suggest it, in the sampler's study."""
+        distributions = self._choices.distributions(parameters) if parameters else None
+        claim = self._ledger.claim(config, parameters, distributions, self._most)
         if claim is None:
-            if suggested is not None:
-                self._sampled.tell(suggested, state=TrialState.FAIL)
+            self._tell(sampled, TrialState.FAIL)
             return None
         self._known.add(claim.number)
-        return Trial(claim, config, suggested)
+        if parameters and sampled is None:
+            sampled = self._add(TrialState.RUNNING, parameters, distributions or {})
+        return Trial(claim, config, sampled)
 
-    def _suggested(self, config: Config) -> optuna.Trial | None:
-        """A config as the sampler would have suggested it, or None if it is not in the space."""
-        parameters = self._choices.parameters(config)
-        if parameters is None:
-            return None
-        self._sampled.enqueue_trial(parameters)
-        trial = self._sampled.ask()
-        # taking the values in the order of the axes makes them the trial's own
-        self._choices.config(trial)
-        return trial
+    def _add(
+        self,
+        state: TrialState,
+        parameters: Parameters,
+        distributions: dict[str, BaseDistribution],
+        time_us: float | None = None,
+    ) -> int:
+        """Let the sampler know of a trial that it did not suggest; the number of that."""
+        self._sampled.add_trial(
+            create_trial(state=state, value=time_us, params=parameters, distributions=distributions)
+        )
+        return self._sampled.get_trials(deepcopy=False)[-1].number
+
+    def _tell(self, sampled: int | None, state: TrialState, time_us: float | None = None) -> None:
+        if sampled is not None:
+            self._sampled.tell(sampled, time_us, state=state, skip_if_finished=True)
 
 
 def _study(seed: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         # three options of the sampler are called experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

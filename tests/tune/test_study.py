@@ -203,5 +203,7 @@ def test_an_axis_is_shared_by_schedules_that_agree_on_it() -> None:
     }
     assert choices.parameters({**BEST, "chunk": 48}) is None
     assert choices.parameters({**BEST, "schedule": "fly"}) is None
-    trial = optuna.trial.FixedTrial(choices.parameters(BEST) or {})
-    assert choices.config(trial) == BEST  # type: ignore[arg-type]
+    parameters = choices.parameters(BEST) or {}
+    trial = optuna.trial.FixedTrial(parameters)
+    assert choices.suggest(trial) == parameters  # type: ignore[arg-type]
+    assert choices.config(parameters) == BEST and set(choices.distributions(parameters)) == set(parameters)
