@@ -6,9 +6,8 @@ import json
 
 import torch.distributed as dist
 
-from ..emit import fingerprint
 from ..gpus import Gpu
-from ..mamba2_ops import select
+from ..mamba2_ops import ladder, select
 from ..pack import store
 from ..pack.records import Identity, Record, identity_from_json, records_from_json, records_to_json
 from ..plan.problem import Problem
@@ -31,7 +30,7 @@ def tune(problems: dict[str, Problem], gpu: Gpu, options: Options, benches: Benc
     def found() -> str:
         rows = session.run(problems, gpu, options, benches)
         records = [row.record for row in rows if row.record]
-        return _packed(records, session.identity_of(gpu, options), fingerprint.of_package())
+        return _packed(records, session.identity_of(gpu, options), ladder.current_fingerprint())
 
     data = json.loads(share(found, group()))
     identity = identity_from_json(data["identity"], "rank 0")

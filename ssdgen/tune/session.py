@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ..emit import fingerprint
 from ..gpus import Gpu
 from ..mamba2_ops import ladder
 from ..mamba2_ops.problem import Problem as CallProblem
@@ -77,8 +76,8 @@ def run(problems: dict[str, Problem], gpu: Gpu, options: Options, benches: Bench
     benches: what judges candidates, instead of this GPU or of the model.
     Errors: as `campaign.run`; JobError; StorageError.
     """
-    templates.load()
-    identity, kernels = identity_of(gpu, options), fingerprint.of_package()
+    # of the kernels that are launched, which are the package's and not today's plans'
+    identity, kernels = identity_of(gpu, options), ladder.current_fingerprint()
     storage = open_storage(options.storage or default_storage(identity.folder))
     wanted = _job(problems, identity, kernels, options)
     # of the ranks of one launch the first decides what to do, and speaks

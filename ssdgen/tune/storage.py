@@ -7,11 +7,13 @@ kill: the last line may be torn, and is then cut off.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -19,6 +21,11 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from .errors import TuneError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 # a server that does not answer by then is not there
 CONNECT_S = 10
@@ -95,7 +102,7 @@ class _Journal(JournalFileBackend):
     """A journal that a full disk, or Ctrl-C in the middle of a line, leaves whole."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(path)
+        super().__init__(path, _lock(path))
         self._path = Path(path)
 
     def append_logs(self, logs: list[dict[str, object]]) -> None:
@@ -108,11 +115,37 @@ class _Journal(JournalFileBackend):
             raise
 
 
+class _Lock:
+    """Holds a journal against other processes; the system lets go when this one dies, however it dies."""
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}.lock"
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # type: ignore[union-attr]
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def _lock(path: str) -> Any:
+    # Optuna's own waits half a minute for whoever died with it
+    return _Lock(path) if fcntl else JournalFileSymlinkLock(path)
+
+
 def _mend(path: Path) -> None:
     """Cut off a last line that was not written to its end.  Errors: StorageError for any other line that is broken."""
     if not path.exists():
         return
-    lock = JournalFileSymlinkLock(str(path))
+    lock = _lock(str(path))
     lock.acquire()
     try:
         with path.open("rb+") as file:
