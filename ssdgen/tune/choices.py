@@ -81,12 +81,14 @@ class Choices:
         if schedule not in self._axes:
             return None
         flat = self._space.flatten(config)
-        found = {"schedule": schedule}
+        found: Parameters = {"schedule": schedule}
         for axis in self._axes[schedule]:
-            if axis.name not in flat or flat[axis.name] not in axis.values:
+            # what does not matter to a config does not stand in it, and may be anything
+            value = flat.get(axis.name, axis.values[0])
+            if value not in axis.values:
                 return None
-            found[self._parameter(schedule, axis)] = flat[axis.name]
-        return found
+            found[self._parameter(schedule, axis)] = value
+        return found if self.config(found) == config else None
 
     def _parameter(self, schedule: str, axis: Axis) -> str:
         """The axis's own name where all schedules that have it agree on its values: what is learned is then shared.
