@@ -163,11 +163,14 @@ class _Campaign:
         try:
             search = self._opened(task)
             search.loop(limits)
-            while (claim := self._ends.claim(_end_of(task))) is None:
+            while claim is None:
                 # another process judges the finalists; if it dies they are ours
                 if row := self._elsewhere(task):
                     return row
-                time.sleep(POLL_S)
+                if _key(task) in self._ends.taken():
+                    time.sleep(POLL_S)
+                else:
+                    claim = self._ends.claim(_end_of(task))
             self._ahead(index, search.outcome())
             search.finish()
             return self._end(task, search.outcome(), claim)

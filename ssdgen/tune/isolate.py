@@ -27,7 +27,7 @@ _POLL_S = 0.2
 class Worker:
     """One object that lives in another process; started at the first call, and again after it was lost.
 
-    factory, args: make the object there; both must pickle.  `call` may be used by one thread at a time.
+    factory, args: make the object there; both must pickle.  Calls of several threads wait for each other.
     """
 
     def __init__(self, factory: Callable[..., Any], *args: Any) -> None:
@@ -35,6 +35,7 @@ class Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._closed = threading.Event()
+        self._alone = threading.RLock()
         # the call that made the object what it is, as far as the process that is alive has seen it
         self._prepared: tuple[str, tuple[Any, ...]] | None = None
         self.starts = 0
@@ -45,25 +46,27 @@ class Worker:
         Errors: RejectedError where the method raises it, and where the process died or overran its time: it is a fresh
         one next time.  TuneError where the object cannot be made at all.
         """
-        pipe = self._started()
-        kind, value = self._answer(pipe, time_limit_s, method, args)
-        if kind == "ok":
-            return value
-        if kind == "rejected":
-            raise RejectedError(value)
-        # after an error that nobody foresaw nothing is known of the state there
-        self._stop()
+        with self._alone:
+            pipe = self._started()
+            kind, value = self._answer(pipe, time_limit_s, method, args)
+            if kind == "ok":
+                return value
+            if kind == "rejected":
+                raise RejectedError(value)
+            # after an error that nobody foresaw nothing is known of the state there
+            self._stop()
         if kind == "broken":
             raise TuneError(value)
         raise RejectedError(value)
 
     def prepare(self, method: str, args: tuple[Any, ...], time_limit_s: float) -> None:
         """Call a method unless it was the last one that was prepared with, in this process.  Errors: as `call`."""
-        if self.alive and self._prepared == (method, args):
-            return
-        self._prepared = None
-        self.call(method, *args, time_limit_s=time_limit_s)
-        self._prepared = (method, args)
+        with self._alone:
+            if self.alive and self._prepared == (method, args):
+                return
+            self._prepared = None
+            self.call(method, *args, time_limit_s=time_limit_s)
+            self._prepared = (method, args)
 
     def close(self) -> None:
         """End the process; a call that waits in another thread ends with RejectedError."""

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..mamba2_ops.errors import OptionError
 from ..pack.records import MEASURED, Direction, Identity
 from ..plan.problem import Problem
 from . import gate, load_path
-from .errors import ProblemError, RejectedError
+from .errors import ProblemError, RejectedError, TuneError
 from .gate import Checked
 from .isolate import Worker
 from .jobs import Task
@@ -36,8 +37,8 @@ TIME_LIMIT_S = 60.0
 LOAD_LIMIT_S = 300.0
 # turns of the finalists: the clock moves with temperature, and all must see the same
 ROUNDS = 5
-# candidates under way for each process that compiles: the next one waits when a process is free
-AHEAD = 2
+# candidates beyond those that compile at a time: a process that is free finds the next one
+SPARE = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Judge:
     def __init__(self, timer: Timer, device: str, users: Users | None = None) -> None:
         self._timer, self._device, self._users = timer, torch.device(device), users
         self._drawn: tuple[Any, Any] | None = None
+
+    def wake(self) -> None:
+        """Nothing; the process is there afterwards, with torch and the GPU's context."""
 
     def load(self, direction: Direction, problem: Problem, seed: int) -> None:
         """Make the inputs and the reference of a problem, once for all its candidates.
@@ -161,7 +165,7 @@ class MeasuringBench:
 
     @property
     def ahead(self) -> int:
-        return AHEAD * self._pool.jobs
+        return self._pool.jobs + SPARE
 
     def prepare(self, config: Config) -> Future[Report]:
         # the code lands in Triton's cache on disk, where the launch finds it
@@ -198,6 +202,13 @@ def benches(
     judge = Worker(gpu_judge, mode, l2, gpu.l2_bytes, users)
     try:
         with Pool(jobs, Compiler, gpu) as pool:
+            # beside the first compilations; what goes wrong shows when a candidate is judged
+            threading.Thread(target=_wake, args=(judge,), daemon=True).start()
             yield lambda task: MeasuringBench(task, judge, pool, seed)
     finally:
         judge.close()
+
+
+def _wake(judge: Worker) -> None:
+    with suppress(RejectedError, TuneError):
+        judge.call("wake", time_limit_s=LOAD_LIMIT_S)

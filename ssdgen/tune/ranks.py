@@ -42,14 +42,22 @@ def here() -> Ranks:
 
 
 def take_own_gpu() -> None:
-    """Leave this rank the GPU of its place and no other.  Before torch looks for GPUs."""
+    """Leave this rank the GPU of its place and no other.  Before torch looks for GPUs.  Errors: TuneError."""
     if "LOCAL_RANK" not in os.environ:
         return
     local, visible = here().local, os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else None
+    if not visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(local)
+        return
+    names = visible.split(",")
     # a launcher may have given each rank one already
-    if names is None or len(names) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(local) if names is None else names[min(local, len(names) - 1)]
+    if len(names) == 1:
+        return
+    if local >= len(names):
+        raise TuneError(
+            f"rank {local} of this machine has no GPU: CUDA_VISIBLE_DEVICES names {len(names)}; start fewer ranks"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[local]
 
 
 def group() -> dist.ProcessGroup:

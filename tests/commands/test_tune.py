@@ -101,6 +101,27 @@ def test_a_folder_that_cannot_be_written(no_gpu: None, tmp_path: Path) -> None:
     assert "file" in refused("--gpu", "h200", "--shapes", SMALL, "--out", str(tmp_path / "file"), "--trials", "1")
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--resume", "--worker"), "--resume and --worker are both given"),
+        (("--resume", "--shapes", SMALL), "leave out --shapes"),
+        (("--worker", "--pass", "forward", "--seed", "3"), "leave out --pass, --seed"),
+        (("--resume",), "nothing to go on with"),
+        (("--resume", "--storage", "postgresql://me:secret@127.0.0.1:9/db"), "cannot use the database db"),
+    ],
+)
+def test_what_cannot_be_joined(no_gpu: None, tmp_path: Path, args: tuple[str, ...], says: str) -> None:
+    message = refused("--gpu", "h200", "--out", str(tmp_path), *args)
+    assert says in message and "secret" not in message
+
+
+def test_a_corrupt_journal_is_named(no_gpu: None, tmp_path: Path, own_journal: Path) -> None:
+    own_journal.write_text('{"op_code": 0}\n{broken\n')
+    message = refused("--gpu", "h200", "--shapes", SMALL, "--out", str(tmp_path))
+    assert "is broken in line 2" in message
+
+
 @pytest.mark.slow
 def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
     args = ("--gpu", "H200", "--shapes", SMALL, "--trials", "2", "--jobs", "1", "--out", str(tmp_path))

@@ -196,10 +196,11 @@ def test_lines_for_a_log(tmp_path: Path) -> None:
     run(tmp_path, FakeBench(fails={32: "does not fit"}), PlainProgress(lines.append, clock))
     text = "\n".join(lines)
     assert lines[0] == "small: shape 1 of 3, 20 s for it"
-    assert "small: trial 1: 156.0 us  walk chunk=64" in text
+    assert "small: trial 1: 156.0 us (1.00x)  walk chunk=64" in text
+    assert "(1.54x)" in text and " left" in text
     assert "times the default's speed" in text and "error 2.0e-03" in text
     # and a sign of life between
-    assert any(": walk" in line and " us" not in line for line in lines)
+    assert any(": walk" in line and ", best " in line for line in lines)
 
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
