@@ -152,13 +152,14 @@ def table(rows: list[Row], predicted: bool) -> Table:
     """The campaign at a glance."""
     made = Table(title="predicted by compiling" if predicted else "measured", title_justify="left")
     made.add_column("shape")
-    for name in ("default us", "best us", "speed-up", "error"):
+    for name in ("tried", "default us", "best us", "speed-up", "error"):
         made.add_column(name, justify="right")
     made.add_column("schedule")
     for row in rows:
         best, default = row.outcome.best, row.outcome.default
         made.add_row(
             row.name,
+            str(row.outcome.tried),
             f"{default.time_us:.1f}" if default else "-",
             f"{best.time_us:.1f}" if best else "-",
             f"{row.speedup:.2f}" if row.speedup else "-",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_the_public_call_finds_the_record(direction: Direction, tmp_path: Path) 
     checked = check(direction)
     assert 0 < checked.error < 1e-4 < checked.limit
     assert os.environ["SSDGEN_TUNED"] == str(tmp_path)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_public_call_runs_the_kernels_of_the_record(direction: Direction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    launcher = importlib.import_module(f"ssdgen.mamba2_ops.launchers.{direction}")
+    ran, real = [], getattr(launcher, direction)
+
+    def noting(config: Any, *operands: Any, **options: Any) -> Any:
+        ran.append(config)
+        return real(config, *operands, **options)
+
+    monkeypatch.setattr(launcher, direction, noting)
+    assert 0 < check(direction).error < 1e-3
+    it = PASSES[direction]
+    assert ran == [it.space.minimal(it.space.SCHEDULES[0], PROBLEM)]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
