@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from .. import gpus
 from ..gpus import Gpu
@@ -23,6 +25,9 @@ from .failures import Failure
 
 # a compiled candidate takes seconds and a measured one less, so a campaign of all shapes ends within minutes in both
 PREDICTED_TRIALS = 24
+
+# what a run is, and is not changed by those who join it
+DECIDED = ("shapes", "which", "dtype", "trials", "seed", "timing", "l2")
 
 EPILOG = """
 \b
@@ -54,8 +59,18 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     "--l2", type=click.Choice(["cold", "warm"]), default="cold", show_default=True, help="Cache before a call."
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes that compile.  [default: one per core]")
-@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keep trials here, and go on from it.")
+@click.option(
+    "--storage",
+    envvar="SSDGEN_STORAGE",
+    metavar="FILE|URL",
+    help="Where trials are kept: a journal file, or a database such as postgresql://... for several machines; also "
+    "SSDGEN_STORAGE.  [default: a file of this GPU in ~/.cache/ssdgen/studies]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the newest run for this GPU in the storage.")
+@click.option("--worker", is_flag=True, help="Help with a run that another process has started in the storage.")
+@click.pass_context
 def tune(
+    context: click.Context,
     gpu_name: str | None,
     predict: bool,
     shapes: str,
@@ -68,7 +83,9 @@ def tune(
     timing: str,
     l2: str,
     jobs: int | None,
-    journal: Path | None,
+    storage: str | None,
+    resume: bool,
+    worker: bool,
 ) -> None:
     """Find the fastest configuration for each shape, of the forward and of the backward pass.
 
@@ -78,7 +95,8 @@ def tune(
     measured one always wins.
 
     Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_forward.json and ssd_backward.json
-    and are used from then on by `import mamba2_ops`.
+    and are used from then on by `import mamba2_ops`.  Every trial is written down before it begins and when it ends:
+    after a crash --resume goes on where it stopped.  Other processes, on this GPU's kind, help with --worker.
 
     \b
     Examples:
@@ -87,30 +105,40 @@ def tune(
       ssdgen tune --shapes 1,8192,32,64,128,1      a shape of your own
       ssdgen tune --pass backward --shapes 2.7b    the gradients alone
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
+      ssdgen tune --resume                         after a crash, or with more time
+      ssdgen tune --storage postgresql://host/db   and on other machines: the same with --worker
+      torchrun --nproc-per-node 4 --no-python ssdgen tune    on four GPUs of this machine
     """
     wanted = problems.parse(shapes, dtype)
     seconds = budgets.seconds(budget)
+    join = _join(context, resume, worker)
     named = gpus.find(gpu_name) if gpu_name else None
 
     _require_triton()
     # torch and optuna take seconds to import, which `ssdgen --help` and a typing error need not wait for
-    from ..tune import device, session
+    from ..tune import device, ranks, session
 
+    ranks.take_own_gpu()
     here = device.name_here()
     predicted = predict or here is None
     gpu = _target(named, here, predicted)
     root = out or default_root()
-    click.echo(_announcement(gpu, here, predicted, root))
+    own = ranks.here()
+    if own.rank == 0:
+        click.echo(_announcement(gpu, here, predicted, root))
     options = session.Options(
         root=root,
         predicted=predicted,
-        seconds=seconds,
+        # a worker stops when the run does
+        seconds=None if worker and not _given(context, "budget") else seconds,
         trials=trials or (PREDICTED_TRIALS if predicted else None),
         seed=seed,
         timing=timing,
         l2=l2,
         jobs=jobs,
-        journal=journal,
+        storage=storage,
+        join=join,
+        ranks=own,
         directions=DIRECTIONS if which == "both" else tuple(each for each in DIRECTIONS if each == which),
     )
     with _terminate_as_interrupt():
@@ -120,6 +148,24 @@ def tune(
         sys.exit(130)
     if missing := [row.name for row in rows if row.outcome.best is None]:
         raise Failure(f"no candidate passed for {', '.join(missing)}; the reasons stand above")
+
+
+def _join(context: click.Context, resume: bool, worker: bool) -> Literal["resume", "work"] | None:
+    """How to go on with a run that is there.  Errors: TuneError for options that this run has decided already."""
+    if resume and worker:
+        raise TuneError("--resume and --worker are both given; --resume goes on alone, --worker beside the others")
+    if not (resume or worker):
+        return None
+    given = [name for name in DECIDED if _given(context, name)]
+    if given:
+        options = ", ".join("--pass" if name == "which" else f"--{name}" for name in given)
+        which = "--resume" if resume else "--worker"
+        raise TuneError(f"{which} does what the run was started with: leave out {options}, or start anew")
+    return "resume" if resume else "work"
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 def default_root() -> Path:

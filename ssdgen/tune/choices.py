@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from ..gpus import Gpu
 from ..plan.problem import Problem
 from .results import Config
+
+# {parameter of Optuna: value}, the schedule among them
+Parameters = dict[str, Any]
+
+# how many axes of an illegal suggestion are drawn anew at a time
+CHANGED = (1, 2, 3)
 
 
 class Axis(Protocol):
@@ -40,27 +48,47 @@ class Choices:
         self._space = space
         self._axes = {s: tuple(space.axes(s, problem, gpu)) for s in space.SCHEDULES}
 
-    def config(self, trial: optuna.Trial) -> Config:
-        """The config that a trial suggests; it may be illegal."""
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        """What a trial takes for each axis of its schedule."""
         schedule = trial.suggest_categorical("schedule", list(self._axes))
-        chosen = {
-            axis.name: trial.suggest_categorical(self._parameter(schedule, axis), list(axis.values))
-            for axis in self._axes[schedule]
-        }
+        for axis in self._axes[schedule]:
+            trial.suggest_categorical(self._parameter(schedule, axis), list(axis.values))
+        return trial.params
+
+    def config(self, parameters: Parameters) -> Config:
+        """The config of a trial; it may be illegal."""
+        schedule = parameters["schedule"]
+        chosen = {axis.name: parameters[self._parameter(schedule, axis)] for axis in self._axes[schedule]}
         return self._space.config(schedule, chosen)
 
-    def parameters(self, config: Config) -> dict[str, Any] | None:
+    def near(self, parameters: Parameters, numbers: random.Random) -> Parameters:
+        """The same schedule with a few other values, by chance."""
+        schedule = parameters["schedule"]
+        changed = numbers.sample(self._axes[schedule], k=min(len(self._axes[schedule]), numbers.choice(CHANGED)))
+        return {**parameters, **{self._parameter(schedule, axis): numbers.choice(axis.values) for axis in changed}}
+
+    def distributions(self, parameters: Parameters) -> dict[str, BaseDistribution]:
+        """What each parameter is drawn from, as Optuna has it."""
+        schedule = parameters["schedule"]
+        found: dict[str, BaseDistribution] = {"schedule": CategoricalDistribution(list(self._axes))}
+        for axis in self._axes[schedule]:
+            found[self._parameter(schedule, axis)] = CategoricalDistribution(list(axis.values))
+        return found
+
+    def parameters(self, config: Config) -> Parameters | None:
         """The trial that would suggest this config, or None if it is not in the space."""
         schedule = config["schedule"]
         if schedule not in self._axes:
             return None
         flat = self._space.flatten(config)
-        found = {"schedule": schedule}
+        found: Parameters = {"schedule": schedule}
         for axis in self._axes[schedule]:
-            if axis.name not in flat or flat[axis.name] not in axis.values:
+            # what does not matter to a config does not stand in it, and may be anything
+            value = flat.get(axis.name, axis.values[0])
+            if value not in axis.values:
                 return None
-            found[self._parameter(schedule, axis)] = flat[axis.name]
-        return found
+            found[self._parameter(schedule, axis)] = value
+        return found if self.config(found) == config else None
 
     def _parameter(self, schedule: str, axis: Axis) -> str:
         """The axis's own name where all schedules that have it agree on its values: what is learned is then shared.

@@ -15,5 +15,9 @@ class WrongResultError(RejectedError):
     """A candidate's output is not the layer's."""
 
 
+class ProblemError(Exception):
+    """No candidate can be judged for a problem: its inputs do not fit.  Other problems may."""
+
+
 class TuneError(RuntimeError):
     """The search cannot go on; the message says what to do."""

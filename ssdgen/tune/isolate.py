@@ -1,16 +1,20 @@
 """Calls in a process of their own, with a time limit.  factory -> Worker -> pool, measure
 
-A compiler may hang and a kernel may break its process's CUDA context: neither may end the search.
+A compiler may hang and a kernel may break its process's CUDA context: neither may end the search.  Each process leads a
+group of its own, which is killed as a whole: an assembler that hangs is a child of its.  When the search itself dies,
+however it dies, its processes do too.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -23,7 +27,7 @@ _POLL_S = 0.2
 class Worker:
     """One object that lives in another process; started at the first call, and again after it was lost.
 
-    factory, args: make the object there; both must pickle.  `call` may be used by one thread at a time.
+    factory, args: make the object there; both must pickle.  Calls of several threads wait for each other.
     """
 
     def __init__(self, factory: Callable[..., Any], *args: Any) -> None:
@@ -31,6 +35,9 @@ class Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._closed = threading.Event()
+        self._alone = threading.RLock()
+        # the call that made the object what it is, as far as the process that is alive has seen it
+        self._prepared: tuple[str, tuple[Any, ...]] | None = None
         self.starts = 0
 
     def call(self, method: str, *args: Any, time_limit_s: float) -> Any:
@@ -39,17 +46,27 @@ class Worker:
         Errors: RejectedError where the method raises it, and where the process died or overran its time: it is a fresh
         one next time.  TuneError where the object cannot be made at all.
         """
-        pipe = self._started()
-        kind, value = self._answer(pipe, time_limit_s, method, args)
-        if kind == "ok":
-            return value
-        if kind == "rejected":
-            raise RejectedError(value)
-        # after an error that nobody foresaw nothing is known of the state there
-        self._stop()
+        with self._alone:
+            pipe = self._started()
+            kind, value = self._answer(pipe, time_limit_s, method, args)
+            if kind == "ok":
+                return value
+            if kind == "rejected":
+                raise RejectedError(value)
+            # after an error that nobody foresaw nothing is known of the state there
+            self._stop()
         if kind == "broken":
             raise TuneError(value)
         raise RejectedError(value)
+
+    def prepare(self, method: str, args: tuple[Any, ...], time_limit_s: float) -> None:
+        """Call a method unless it was the last one that was prepared with, in this process.  Errors: as `call`."""
+        with self._alone:
+            if self.alive and self._prepared == (method, args):
+                return
+            self._prepared = None
+            self.call(method, *args, time_limit_s=time_limit_s)
+            self._prepared = (method, args)
 
     def close(self) -> None:
         """End the process; a call that waits in another thread ends with RejectedError."""
@@ -96,10 +113,10 @@ class Worker:
 
     def _stop(self) -> None:
         process, pipe = self._process, self._pipe
-        self._process = self._pipe = None
+        self._process = self._pipe = self._prepared = None
         if process is not None:
             # it may hang in a kernel or in the compiler, deaf to anything milder
-            process.kill()
+            _kill_group(process)
             process.join(5)
         if pipe is not None:
             pipe.close()
@@ -107,8 +124,11 @@ class Worker:
 
 def _serve(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Make the object, then answer calls until the pipe ends."""
-    # Ctrl-C reaches the whole group; the parent decides what it means
+    if hasattr(os, "setsid"):
+        os.setsid()
+    # Ctrl-C may still be sent to all; the parent decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     made: Any = None
     with suppress(EOFError, BrokenPipeError):
         while True:
@@ -126,6 +146,26 @@ def _serve(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...])
             # anything else is reported, whatever it is; the parent then ends this process
             except Exception as error:
                 pipe.send(("failed", _text(error)))
+
+
+def _kill_group(process: BaseProcess) -> None:
+    """End a process and its children."""
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (AttributeError, OSError):
+        # no groups here, or it was about to lead its own: then it has no children yet
+        process.kill()
+
+
+def _die_with_parent() -> None:
+    """Wait for the end of the parent in a thread of its own: this one may be in a compiler that hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _text(error: Exception) -> str:

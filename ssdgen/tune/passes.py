@@ -1,6 +1,7 @@
-"""What a search does with a candidate, for each pass of the layer.  config, problem -> inputs, launches, results, error
+"""What a search has to know of a pass: its space, and how a candidate is run and judged.  problem, config -> bench
 
-`more` is what the finalists are checked with beside the rest: the final states, or their adjoint.
+To tune something else, write one more class like these and enter it in `PASSES`; nothing else names a pass.  `more` is
+what the finalists are checked with beside the rest: the final states, or their adjoint.
 """
 
 from __future__ import annotations
@@ -12,17 +13,32 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..gpus import Gpu
+from ..mamba2_ops import mamba_chunk_scan_combined, select
+from ..mamba2_ops.backward_defaults import default_backward
+from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.launchers import backward as backward_launcher
+from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack.records import BACKWARD, FORWARD, Direction
+from ..plan import backward_space, space
 from ..plan.problem import Problem
-from . import gate, gradient_reference, inputs, kernels, reference
+from . import gate, gradient_reference, inputs, kernels, reference, work
+from .choices import Space
+from .compile import Launch
+from .counted import Work
 from .gate import Checked
 from .inputs import Inputs
 from .results import Config
 
 
 class Pass(Protocol):
-    """One pass.  given: what `draw` made; expected: what `expect` made of it, fp32 rounded from float64."""
+    """One pass.  given: what `draw` made; expected: what `expect` made of it, fp32 rounded from float64.
+
+    space: its configs, with the default that a user without records gets.
+    """
+
+    @property
+    def space(self) -> Space: ...
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Any:
         """Random arguments of a call; on "meta" they have sizes and no contents."""
@@ -36,8 +52,20 @@ class Pass(Protocol):
         """The launches of a config, not yet made."""
         ...
 
+    def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
+        """What one of these launches has to do, for the cost model."""
+        ...
+
     def run(self, config: Config, given: Any, more: bool) -> Any:
         """The results of a call."""
+        ...
+
+    def call(self, given: Any, more: bool) -> Any:
+        """The same results as users get them: from the public call, which looks its config up."""
+        ...
+
+    def found_by(self, problem: Problem, device: torch.device) -> Config | None:
+        """The config that the public call looks up for a problem; None if it takes no kernel."""
         ...
 
     def check(self, found: Any, expected: Any, problem: Problem) -> Checked:
@@ -45,8 +73,36 @@ class Pass(Protocol):
         ...
 
 
+def used_kernels(direction: Direction, config: Config, problem: Problem) -> list[str]:
+    """Names of the emitted kernels that a config launches."""
+    it = PASSES[direction]
+    return [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, False), False).launches]
+
+
+class _ForwardSpace:
+    """The space of plans, with the default of the package."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(space, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> Config:
+        return default_config(CallProblem(**problem.to_json()), gpu.sms)
+
+
+class _BackwardSpace:
+    """The same for the backward pass."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(backward_space, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> Config:
+        return default_backward(CallProblem(**problem.to_json()), gpu.sms, gpu.arch)
+
+
 class Forward:
     """y and, with more, the final states."""
+
+    space: Space = _ForwardSpace()
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Inputs:
         return inputs.random(problem, device, seed)
@@ -57,8 +113,18 @@ class Forward:
     def plan(self, config: Config, given: Inputs, more: bool) -> Any:
         return kernels.plan(config, given, more)
 
+    def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
+        return work.of_launch(launch, config, problem)
+
     def run(self, config: Config, given: Inputs, more: bool) -> tuple[Tensor, Tensor | None]:
         return kernels.run(config, given, more)
+
+    def call(self, given: Inputs, more: bool) -> tuple[Tensor, Tensor | None]:
+        found = _public(given.operands(), given.options(), more)
+        return found if more else (found, None)
+
+    def found_by(self, problem: Problem, device: torch.device) -> Config:
+        return select.config_for(CallProblem(**problem.to_json()), device)
 
     def check(self, found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor], problem: Problem) -> Checked:
         (y, states), heads, limit = found, _heads(problem), gate.LIMITS[problem.dtype]
@@ -80,6 +146,8 @@ class Adjoint:
 class Backward:
     """The gradients of all operands that a model's layer has; with more, the final states have an adjoint."""
 
+    space: Space = _BackwardSpace()
+
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Adjoint:
         given = inputs.random(problem, device, seed)
         generator = None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**20)
@@ -95,14 +163,34 @@ class Backward:
     def plan(self, config: Config, given: Adjoint, more: bool) -> Any:
         return backward_launcher.launches(config, *given.inputs.operands(), **_options(given))
 
+    def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
+        return work.of_launch(launch, config, problem)
+
     def run(self, config: Config, given: Adjoint, more: bool) -> dict[str, Tensor]:
         return backward_launcher.backward(config, *given.inputs.operands(), **_options(given))
+
+    def call(self, given: Adjoint, more: bool) -> dict[str, Tensor]:
+        leaves = {n: getattr(given.inputs, n).detach().requires_grad_() for n in gradient_reference.OPERANDS}
+        operands = [leaves[name] for name in ("x", "dt", "A", "B", "C")]
+        options = {**given.inputs.options(), "D": leaves["D"], "dt_bias": leaves["dt_bias"]}
+        with torch.enable_grad():
+            found = _public(operands, options, more)
+            results, adjoints = (found, (given.d_y, given.d_final)) if more else ((found,), (given.d_y,))
+            return dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), adjoints), strict=True))
+
+    def found_by(self, problem: Problem, device: torch.device) -> Config | None:
+        return select.backward_config_for(CallProblem(**problem.to_json()), device)
 
     def check(self, found: dict[str, Tensor], expected: dict[str, Tensor], problem: Problem) -> Checked:
         return gate.check_gradients(found, expected, _heads(problem), problem.dtype)
 
 
 PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward()}
+
+
+def _public(operands: Any, options: dict[str, Any], more: bool) -> Any:
+    # the chunk that runs is the config's
+    return mamba_chunk_scan_combined(*operands, chunk_size=64, **options, return_final_states=more)
 
 
 def _options(given: Adjoint) -> dict[str, Any]:

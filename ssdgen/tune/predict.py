@@ -11,11 +11,12 @@ from typing import Any
 
 from ..gpus import Gpu
 from ..mamba2_ops.errors import OptionError
-from ..pack.records import FORWARD, PREDICTED, Direction
+from ..pack.records import Direction
 from ..plan.problem import Problem
-from . import model, work
+from . import model
 from .compile import Compiled, compile_launch
 from .errors import CompileError
+from .jobs import Task
 from .model import Estimate
 from .passes import PASSES
 from .pool import Pool
@@ -42,24 +43,24 @@ class Report:
 
 
 class Compiler:
-    """Compiles candidates for one pass on one GPU; lives in a process of its own."""
+    """Compiles candidates for one GPU; lives in a process of its own."""
 
-    def __init__(self, gpu: Gpu, direction: Direction = FORWARD) -> None:
-        self._gpu, self._direction = gpu, direction
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
 
-    def report(self, problem: Problem, config: Config, more: bool = False) -> Report:
+    def report(self, direction: Direction, problem: Problem, config: Config, more: bool = False) -> Report:
         """Compile every launch of a candidate.  more: with the final states or their adjoint.
 
         Errors: CompileError.
         """
         try:
-            plan = PASSES[self._direction].plan(config, _sizes_only(problem, self._direction, more), more)
+            plan = PASSES[direction].plan(config, _sizes_only(problem, direction, more), more)
         except OptionError as error:
             raise CompileError(str(error)) from error
         found = []
         for launch in plan.launches:
             code = compile_launch(launch, self._gpu)
-            counted = work.of_launch(launch, config, problem)
+            counted = PASSES[direction].work(launch, config, problem)
             estimate = model.launch_time(counted, code, self._gpu, problem.dtype, launch.num_stages)
             found.append(LaunchReport(code, estimate))
         return Report(tuple(found))
@@ -68,13 +69,18 @@ class Compiler:
 class PredictingBench:
     """Judges candidates by their code.  pool: of `Compiler`."""
 
-    provenance = PREDICTED
+    # nothing waits for a candidate that compiles slowly but this search, and the same seed gives the same trials
+    in_order = True
 
-    def __init__(self, problem: Problem, pool: Pool) -> None:
-        self._problem, self._pool = problem, pool
+    def __init__(self, task: Task, pool: Pool) -> None:
+        self._task, self._pool = task, pool
+
+    @property
+    def ahead(self) -> int:
+        return self._pool.jobs
 
     def prepare(self, config: Config) -> Future[Report]:
-        return self._pool.submit("report", self._problem, config)
+        return self._pool.submit("report", self._task.direction, self._task.problem, config)
 
     def run(self, config: Config, prepared: Future[Report], best_us: float | None) -> Result:
         return Result(config, prepared.result().us)
@@ -85,10 +91,10 @@ class PredictingBench:
 
 
 @contextmanager
-def benches(gpu: Gpu, jobs: int, direction: Direction = FORWARD) -> Iterator[Callable[[Problem], PredictingBench]]:
-    """A bench for any problem.  jobs: processes that compile."""
-    with Pool(jobs, Compiler, gpu, direction) as pool:
-        yield lambda problem: PredictingBench(problem, pool)
+def benches(gpu: Gpu, jobs: int) -> Iterator[Callable[[Task], PredictingBench]]:
+    """A bench for any task.  jobs: processes that compile."""
+    with Pool(jobs, Compiler, gpu) as pool:
+        yield lambda task: PredictingBench(task, pool)
 
 
 @lru_cache(maxsize=4)

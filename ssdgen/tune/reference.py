@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .inputs import Inputs
 
-CHUNK = 64
+# few chunks are few launches, of which a long sequence would need a million
+CHUNK = 256
 
 # elements of the output that are compared: all heads of most problems, in at most 1 GB of fp32
 LARGEST = 2**28

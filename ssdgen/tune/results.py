@@ -28,7 +28,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Event:
-    """One step of a search.  reason: why the candidate is out; result: what it reached; best: the best up to here."""
+    """One step of a search.  number: of the trial, in the search of all processes together.
+
+    reason: why the candidate is out; result: what it reached; best: the best up to here; default: what the default
+    config reached, once it is known.
+    """
 
     kind: Literal["begun", "passed", "rejected"]
     number: int
@@ -36,14 +40,15 @@ class Event:
     result: Result | None = None
     reason: str = ""
     best: Result | None = None
+    default: Result | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The end of a search for one problem.  best: None if no candidate passed; then `reason` is the last one's.
 
-    default: what the default config reached, or None.  tried: candidates that were judged; rejected: those that were
-    out.  stopped: by Ctrl-C.
+    default: what the default config reached, or None.  tried: candidates that were judged, by all processes; rejected:
+    those that were out.  stopped: by Ctrl-C.
     """
 
     best: Result | None
@@ -58,7 +63,16 @@ Listener = Callable[[Event], None]
 
 
 class Bench(Protocol):
-    """Judges candidates for one problem."""
+    """Judges candidates for one problem.
+
+    ahead: candidates to prepare at the same time, the one that is being judged included.  in_order: whether they are
+    judged as they were prepared, or whichever is ready first.
+    """
+
+    @property
+    def ahead(self) -> int: ...
+    @property
+    def in_order(self) -> bool: ...
 
     def prepare(self, config: Config) -> Future[Any]:
         """Begin what can be done while other candidates are judged."""

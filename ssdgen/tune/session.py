@@ -1,158 +1,198 @@
-"""One run of `ssdgen tune`: a campaign for each pass.  problems, Gpu, Options -> rows, printed and stored"""
+"""One run of `ssdgen tune`: opens or joins a job, and goes through its searches.  problems, Gpu, Options -> rows"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from ..emit import fingerprint
 from ..gpus import Gpu
-from ..mamba2_ops.backward_defaults import default_backward
-from ..mamba2_ops.defaults import default_config
+from ..mamba2_ops import ladder
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import templates
-from ..pack.records import BACKWARD, FORWARD, MEASURED, PREDICTED, Direction
-from ..plan import backward_space, space
+from ..pack.records import FORWARD, MEASURED, PREDICTED, Direction, Identity
 from ..plan.problem import Problem
-from . import campaign, device, measure, predict
+from . import campaign, device, jobs, measure, predict
 from .budget import Budget
 from .campaign import Listener, Row, Setting
-from .choices import Space
-from .errors import TuneError
+from .jobs import Job, JobError, Stored, Task
+from .measure import Users
 from .passes import PASSES
 from .pool import default_jobs
+from .presence import Pace, Presence
 from .progress import BarProgress, PlainProgress, table
-from .results import Bench, Config
+from .ranks import Ranks, group, share
+from .results import Bench
+from .storage import Storage, open_storage
+
+# of a job, where nobody says
+DEFAULT_S = 480.0
+# how often a worker looks whether there is work
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """root: folder of the records.  predicted: by compiling, not on a GPU.  seconds: for all searches together.
+    """root: folder of the records.  predicted: by compiling, not on a GPU.  seconds: for all searches together, from
+    now on; None: as the job has it.
 
-    trials: per search at most, or None.  timing: "graph" or "eager"; l2: "cold" or "warm".  jobs: processes that
-    compile, or None for one per core.  journal: file that keeps the trials, or None.  directions: the passes to search
-    for, one after the other.
+    trials: per search at most, of all processes together, or None.  timing: "graph" or "eager"; l2: "cold" or "warm".
+    jobs: processes that compile, or None for one per core.  storage: file or URL that keeps the trials, or None for the
+    file of this GPU in the user's cache.  directions: the passes to search for, one after the other.
+    join: "resume" goes on with the newest job for this GPU; "work" does too, after waiting for one for wait_s seconds.
+    ranks: of the launch that this process is of, all of which work on one job.  pace: how processes learn of each
+    other's death.
     """
 
     root: Path
     predicted: bool
-    seconds: float
+    seconds: float | None
     trials: int | None
     seed: int
     timing: Any
     l2: Any
     jobs: int | None
-    journal: Path | None
+    storage: str | None
     directions: tuple[Direction, ...] = (FORWARD,)
+    join: Literal["resume", "work"] | None = None
+    wait_s: float = 60.0
+    ranks: Ranks = Ranks()
+    pace: Pace = Pace()
 
 
-def run(problems: dict[str, Problem], gpu: Gpu, options: Options) -> list[Row]:
-    """Search, show progress, store records and print a table.  Errors: as `campaign.run`."""
-    templates.load()
-    console = Console(stderr=True)
-    listener = BarProgress(console) if console.is_terminal else PlainProgress(lambda text: print(text, file=sys.stderr))
-    budget, rows = Budget(options.seconds), []
+# what judges candidates: a bench for any task, while it is open
+Benches = Callable[[Setting, Options], AbstractContextManager[Callable[[Task], Bench]]]
+
+
+def run(problems: dict[str, Problem], gpu: Gpu, options: Options, benches: Benches | None = None) -> list[Row]:
+    """Search, show progress, store records and print a table.
+
+    benches: what judges candidates, instead of this GPU or of the model.
+    Errors: as `campaign.run`; JobError; StorageError.
+    """
+    # of the kernels that are launched, which are the package's and not today's plans'
+    identity, kernels = identity_of(gpu, options), ladder.current_fingerprint()
+    storage = open_storage(options.storage or default_storage(identity.folder))
+    wanted = _job(problems, identity, kernels, options)
+    # of the ranks of one launch the first decides what to do, and speaks
+    if options.ranks.count == 1:
+        stored = _stored(storage, wanted, options)
+    else:
+        stored = jobs.named(storage, share(lambda: _stored(storage, wanted, options).name, group()))
+    speaks = options.ranks.rank == 0
+    listener = _listener(speaks)
     try:
-        for index, setting in enumerate(_settings(gpu, options)):
-            later = len(options.directions) - index - 1
-            rows += _search(
-                _named(problems, setting.direction), setting, options, budget, listener, later * len(problems)
+        with Presence(storage, stored.study_id, {"gpu": identity.name}, options.pace) as presence:
+            setting = Setting(
+                gpu=gpu,
+                identity=identity,
+                provenance=PREDICTED if options.predicted else MEASURED,
+                kernels=kernels,
+                root=options.root,
+                storage=storage,
+                stored=stored,
+                presence=presence,
+                also=_other_roots(options.root),
             )
-            if any(row.outcome.stopped for row in rows):
-                break
+            with (benches or _benches)(setting, options) as bench_of:
+                rows = campaign.run(setting, bench_of, Budget(options.seconds or stored.job.seconds), listener)
     finally:
         listener.close()
-    if rows:
+    if rows and speaks:
         Console(soft_wrap=True).print(table(rows, options.predicted))
     return rows
 
 
-def _settings(gpu: Gpu, options: Options) -> list[Setting]:
-    """What the searches of each pass share."""
-    jobs = options.jobs or default_jobs()
-    kernels, storage = fingerprint.of_package(), _journal(options.journal)
-    identity = device.predicted_identity(gpu) if options.predicted else device.identity(gpu)
-    return [
-        Setting(
-            gpu=gpu,
-            space=SPACES[direction],
-            identity=identity,
-            provenance=PREDICTED if options.predicted else MEASURED,
-            kernels=kernels,
-            used=partial(used_kernels, direction=direction),
-            root=options.root,
-            trials=options.trials,
-            ahead=jobs,
-            seed=options.seed,
-            storage=storage,
-            direction=direction,
-        )
-        for direction in options.directions
-    ]
+def identity_of(gpu: Gpu, options: Options) -> Identity:
+    """Whose the records are."""
+    return device.predicted_identity(gpu) if options.predicted else device.identity(gpu)
 
 
-def _search(
-    problems: dict[str, Problem], setting: Setting, options: Options, budget: Budget, listener: Listener, after: int
-) -> list[Row]:
-    """The campaign of one pass, with processes of its own."""
-    benches: AbstractContextManager[Callable[[Problem], Bench]]
-    if options.predicted:
-        benches = predict.benches(setting.gpu, setting.ahead, setting.direction)
-    else:
-        gpu, how = setting.gpu, (options.timing, options.l2)
-        benches = measure.benches(gpu, setting.ahead, options.seed, *how, setting.direction)
-    with benches as bench_of:
-        return campaign.run(problems, setting, bench_of, budget, listener, after)
+def default_storage(folder: str) -> Path:
+    """The journal of a GPU in the user's cache.  folder: "sm90_h100"."""
+    return ladder.user_cache().parent / "studies" / f"{folder}.journal"
 
 
-def _named(problems: dict[str, Problem], direction: Direction) -> dict[str, Problem]:
-    """The problems by names that say which pass is searched for."""
-    return problems if direction == FORWARD else {f"{name} {direction}": each for name, each in problems.items()}
+def tasks_of(problems: dict[str, Problem], directions: Iterable[Direction]) -> tuple[Task, ...]:
+    """The searches for these problems; of those that share a bucket only the first is searched for.
+
+    A call looks its config up by bucket, so that they would get the same record anyway.
+    """
+    buckets: dict[tuple, str] = {}
+    for name, problem in problems.items():
+        buckets.setdefault(CallProblem(**problem.to_json()).bucket(), name)
+    kept = set(buckets.values())
+    return tuple(
+        Task(name if direction == FORWARD else f"{name} {direction}", direction, problem)
+        for direction in directions
+        for name, problem in problems.items()
+        if name in kept
+    )
 
 
-class _ForwardSpace:
-    """The search space of plans, with the default that a user without records gets."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_config(CallProblem(**problem.to_json()), gpu.sms)
-
-
-class _BackwardSpace:
-    """The same for the backward pass."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(backward_space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_backward(CallProblem(**problem.to_json()), gpu.sms, gpu.arch)
+def _job(problems: dict[str, Problem], identity: Identity, kernels: dict[str, str], options: Options) -> Job:
+    tasks = tasks_of(problems, options.directions)
+    return Job(
+        gpu=identity.folder,
+        predicted=options.predicted,
+        tasks=tasks,
+        trials=options.trials,
+        seconds=options.seconds or DEFAULT_S,
+        seed=options.seed,
+        timing=options.timing,
+        l2=options.l2,
+        kernels=jobs.digest(kernels),
+        spaces={direction: it.space.fingerprint() for direction, it in PASSES.items()},
+    )
 
 
-SPACES: dict[Direction, Space] = {FORWARD: _ForwardSpace(), BACKWARD: _BackwardSpace()}
+def _stored(storage: Storage, job: Job, options: Options) -> Stored:
+    """A new job, or the one that is to go on.  Errors: JobError, StorageError."""
+    if options.join is None:
+        return jobs.create(storage, job)
+    works = options.join == "work"
+    end = time.monotonic() + (options.wait_s if works else 0.0)
+    while True:
+        found = jobs.latest(storage, job)
+        # a worker wants work; whoever goes on with a job that is done is told what it found
+        if found is not None and not (works and jobs.is_done(storage, found)):
+            return found
+        if time.monotonic() >= end:
+            option = "--worker" if works else "--resume"
+            raise JobError(f"there is nothing to go on with in {storage.name}; start `ssdgen tune` without {option}")
+        time.sleep(_LOOK_S)
 
 
-def used_kernels(config: Config, problem: Problem, direction: Direction = FORWARD) -> list[str]:
-    """Names of the emitted kernels that a config launches."""
-    it = PASSES[direction]
-    return [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, False), False).launches]
+def _benches(setting: Setting, options: Options) -> AbstractContextManager[Callable[[Task], Bench]]:
+    """What judges candidates, as the job wants it."""
+    count, job = options.jobs or default_jobs(), setting.stored.job
+    if job.predicted:
+        return predict.benches(setting.gpu, count)
+    users = Users(setting.identity, setting.kernels)
+    timing: Any = job.timing
+    l2: Any = job.l2
+    return measure.benches(setting.gpu, count, job.seed, timing, l2, users)
 
 
-def _journal(path: Path | None) -> BaseStorage | None:
-    if path is None:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (OSError, ValueError) as error:  # no right to it, or no journal
-        raise TuneError(f"cannot use the journal {path}: {error}; name another file with --journal") from error
+def _other_roots(root: Path) -> tuple[Path, ...]:
+    """Folders with records of other GPUs or of before, where a search may begin from."""
+    places = (templates.data_folder("tuned"), ladder.user_cache())
+    return tuple(place for place in places if place != root and place.is_dir())
+
+
+def _listener(speaks: bool) -> Listener:
+    if not speaks:
+        return PlainProgress(lambda text: None)
+    console = Console(stderr=True)
+    return BarProgress(console) if console.is_terminal else PlainProgress(_say)
+
+
+def _say(text: str) -> None:
+    # at once: whoever follows a log wants to see it move
+    print(text, file=sys.stderr, flush=True)

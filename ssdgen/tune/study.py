@@ -1,118 +1,112 @@
-"""The search for one problem: try, judge, learn, until the time is up.  Space, Bench -> Outcome -> campaign"""
+"""The search for one problem: try, judge, learn, until the time is up.  Space, Bench, Ledger -> Outcome -> campaign"""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
-
-import optuna
 
 from ..gpus import Gpu
 from ..plan.problem import Problem
 from .choices import Choices, Space
 from .errors import RejectedError
+from .ledger import Ledger
 from .results import Bench, Config, Event, Listener, Outcome, Result, key_of
 from .trials import Trial, Trials
 
 # candidates that are judged once more at the end, beside the default
 FINALISTS = 4
+# how often a process with nothing to do looks at what the others do
+POLL_S = 0.2
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop.  trials: candidates that are judged at most; deadline: on `clock`, seconds; None: no end.
+    """When to stop.  deadline: on `clock`, seconds, or None; over: whether another process has ended the search."""
 
-    ahead: candidates that are prepared at the same time, the one that is being judged included.
-    """
-
-    trials: int | None = None
     deadline: float | None = None
-    ahead: int = 1
     clock: Callable[[], float] = time.monotonic
+    over: Callable[[], bool] = _never
 
 
-def run(
-    problem: Problem,
-    gpu: Gpu,
-    space: Space,
-    bench: Bench,
-    limits: Limits,
-    *,
-    seed: int,
-    warm: Iterable[Config] = (),
-    listener: Listener = lambda event: None,
-    storage: optuna.storages.BaseStorage | None = None,
-    name: str | None = None,
-) -> Outcome:
-    """Search for the fastest config of `problem`.
+class Search:
+    """The search for the fastest config of a problem.
 
-    The default comes first, then the minimal config of each schedule, those of `warm` and the starts of the space, then
-    what the sampler (TPE, seeded) suggests.  Illegal suggestions are never judged.  A deadline or Ctrl-C ends the
-    search and keeps what was found; past a deadline the given configs are still judged until one passes.
-    storage, name: where trials are kept; a study of that name goes on where it stopped.
-    Errors: TuneError from the bench.
+    The default comes first, then `warm`, the starts of the space, `prior` and the minimal config of each schedule, then
+    what the sampler (TPE, seeded) suggests.  Illegal suggestions are never judged.  What stands in the ledger is known
+    already.  trials: candidates of all processes together at most, or None.
+
+    Use: `begin`, if compilers are idle before its turn; `loop`; `finish`; at last, in any case, `close`.
     """
-    choices = Choices(space, problem, gpu)
-    default = space.default(problem, gpu)
-    given = [default, *(space.minimal(schedule, problem) for schedule in space.SCHEDULES)]
-    # a config from an older space may not even have the axes that legality is decided by
-    given += [config for config in warm if choices.parameters(config) is not None]
-    given += space.starts(problem, gpu)
-
-    def legal(config: Config) -> str | None:
-        # what runs without a record is judged, whatever the space thinks of it: it is what a record has to beat
-        return None if key_of(config) == key_of(default) else space.legal(config, problem, gpu)
-
-    trials = Trials(choices, legal, given, seed, storage, name)
-    search = _Search(trials, bench, limits, listener, key_of(default), len(given))
-    stopped = False
-    try:
-        search.loop()
-        search.finish()
-    except KeyboardInterrupt:
-        stopped = True
-    return search.outcome(stopped)
-
-
-class _Search:
-    """The state of one search."""
 
     def __init__(
-        self, trials: Trials, bench: Bench, limits: Limits, listener: Listener, default: str, given: int
+        self,
+        problem: Problem,
+        gpu: Gpu,
+        space: Space,
+        bench: Bench,
+        ledger: Ledger,
+        *,
+        seed: int,
+        trials: int | None = None,
+        warm: Iterable[Config] = (),
+        prior: Iterable[Config] = (),
+        listener: Listener = lambda event: None,
     ) -> None:
-        self._trials, self._bench, self._limits, self._listener = trials, bench, limits, listener
-        self._default, self._given = default, given
-        self._passed: dict[str, Result] = {key_of(result.config): result for result in trials.earlier}
-        self._best = self._fastest()
-        self._tried = self._rejected = self._begun = 0
-        self._reason = ""
+        choices = Choices(space, problem, gpu)
+        default = space.default(problem, gpu)
+        self._default = key_of(default)
+        # a config from an older space may not even have the axes that legality is decided by
+        given = [default, *(config for config in warm if choices.parameters(config) is not None)]
+        given += [*space.starts(problem, gpu), *prior]
+        given += [space.minimal(schedule, problem) for schedule in space.SCHEDULES]
 
-    def loop(self) -> None:
-        """Prepare, judge, learn."""
-        waiting: deque[tuple[Trial, Future[Any]]] = deque()
-        try:
-            while True:
-                while len(waiting) < max(1, self._limits.ahead) and self._may_begin():
-                    trial = self._trials.next()
-                    if trial is None:
-                        break
-                    self._begun += 1
-                    waiting.append((trial, self._bench.prepare(trial.config)))
-                if not waiting or (self._late() and self._best):
-                    break
-                self._judge(*waiting[0])
-                waiting.popleft()
-        finally:
-            for trial, prepared in waiting:
-                prepared.cancel()
-                self._trials.dropped(trial)
+        def legal(config: Config) -> str | None:
+            # what runs without a record is judged, whatever the space thinks of it: it is what a record has to beat
+            return None if key_of(config) == self._default else space.legal(config, problem, gpu)
+
+        self._trials = Trials(choices, legal, given, seed, ledger, trials)
+        self._ledger, self._bench, self._listener, self._given = ledger, bench, listener, len(given)
+        self._limits = Limits()
+        self._waiting: list[tuple[Trial, Future[Any]]] = []
+        self._passed: dict[str, Result] = {}
+        self._rejected = self._begun = 0
+        self._reason = ""
+        self._best: Result | None = None
+        self._hear_of_others()
+
+    def begin(self) -> None:
+        """Have the first candidates compiled, and return at once."""
+        self._fill()
+
+    def loop(self, limits: Limits) -> None:
+        """Prepare, judge, learn.  Errors: TuneError and ProblemError from the bench, StorageError."""
+        self._limits = limits
+        while not limits.over():
+            self._hear_of_others()
+            self._fill()
+            if self._late() and (self._best or not self._waiting):
+                break
+            if self._waiting:
+                if (chosen := self._ready()) is not None:
+                    self._judge(*self._waiting[chosen])
+                    self._waiting.pop(chosen)
+            elif self._ledger.elsewhere():
+                # what they have may turn out to be the best, or become free when they die
+                time.sleep(POLL_S)
+            else:
+                break
+        self._drop()
 
     def finish(self) -> None:
-        """Judge the best ones once more; who fails now is out."""
+        """Judge the best ones once more; who fails now is out.  A deadline is no end of this."""
+        self._hear_of_others()
         others = sorted(self._passed.values(), key=lambda result: result.time_us)
         found: list[Result] = []
         while others and not found:
@@ -123,34 +117,73 @@ class _Search:
         self._passed = {key_of(result.config): result for result in found}
         self._best = self._fastest()
 
-    def outcome(self, stopped: bool) -> Outcome:
+    def close(self) -> None:
+        """Give back what was not judged."""
+        self._drop()
+
+    def outcome(self, stopped: bool = False) -> Outcome:
         default = self._passed.get(self._default)
-        return Outcome(self._best, default, self._tried, self._rejected, stopped, "" if self._best else self._reason)
+        reason = "" if self._best else self._reason
+        return Outcome(self._best, default, self._begun, self._rejected, stopped, reason)
+
+    def _fill(self) -> None:
+        while len(self._waiting) < max(1, self._bench.ahead) and self._may_begin():
+            trial = self._trials.next()
+            if trial is None:
+                break
+            self._waiting.append((trial, self._bench.prepare(trial.config)))
 
     def _may_begin(self) -> bool:
-        if self._limits.trials is not None and self._begun >= self._limits.trials:
-            return False
         # a config that runs is worth more than the time, and the given ones are few
-        return not self._late() or (self._best is None and self._begun < self._given)
+        return not self._late() or (self._best is None and self._begun + len(self._waiting) < self._given)
 
     def _late(self) -> bool:
         return self._limits.deadline is not None and self._limits.clock() >= self._limits.deadline
 
+    def _ready(self) -> int | None:
+        """Which candidate to judge now; None if none is compiled yet, after a moment."""
+        if self._bench.in_order:
+            return 0
+        done, _ = wait([prepared for _, prepared in self._waiting], POLL_S, FIRST_COMPLETED)
+        return next((at for at, (_, prepared) in enumerate(self._waiting) if prepared in done), None)
+
     def _judge(self, trial: Trial, prepared: Future[Any]) -> None:
-        self._listener(Event("begun", trial.number, trial.config, best=self._best))
-        self._tried += 1
+        self._tell("begun", trial)
+        self._begun += 1
         try:
             result = self._bench.run(trial.config, prepared, self._best.time_us if self._best else None)
         except RejectedError as error:
             self._rejected += 1
             self._reason = str(error)
             self._trials.rejected(trial, self._reason)
-            self._listener(Event("rejected", trial.number, trial.config, reason=self._reason, best=self._best))
+            self._tell("rejected", trial, reason=self._reason)
             return
-        self._passed[key_of(trial.config)] = result
-        self._best = self._fastest()
+        # where the trial was taken from this process its result is as good, and the ledger has another
         self._trials.passed(trial, result)
-        self._listener(Event("passed", trial.number, trial.config, result=result, best=self._best))
+        self._keep(result)
+        self._tell("passed", trial, result=result)
+
+    def _hear_of_others(self) -> None:
+        for each in self._trials.others():
+            self._begun += 1
+            if each.result is None:
+                self._rejected += 1
+            else:
+                self._keep(each.result)
+
+    def _keep(self, result: Result) -> None:
+        self._passed[key_of(result.config)] = result
+        self._best = self._fastest()
+
+    def _tell(self, kind: Any, trial: Trial, **more: Any) -> None:
+        default = self._passed.get(self._default)
+        self._listener(Event(kind, trial.number, trial.config, best=self._best, default=default, **more))
+
+    def _drop(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for trial, prepared in waiting:
+            prepared.cancel()
+            self._trials.dropped(trial)
 
     def _finals(self, batch: list[Result]) -> list[Result]:
         try:

@@ -1,20 +1,26 @@
-"""Which config comes next: the given ones, then what Optuna suggests.  Choices -> Trial -> study"""
+"""Which config comes next: lost ones, the given ones, then what Optuna suggests.  Choices, Ledger -> Trial -> study
+
+The sampler has a study in memory, where it learns from every trial of the ledger, from what others judged too.  What it
+suggests in vain stays there.
+"""
 
 from __future__ import annotations
 
-import json
+import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState, create_trial
 
-from .choices import Choices
+from .choices import Choices, Parameters
+from .ledger import Claim, Ended, Ledger
 from .results import Config, Result, key_of
 
-# illegal or known suggestions in a row after which the space counts as searched through
+# known suggestions in a row after which the space counts as searched through, and draws for a legal one
 MOST_IN_VAIN = 200
 # trials that are drawn at random before the sampler models anything
 RANDOM_TRIALS = 12
@@ -22,18 +28,25 @@ RANDOM_TRIALS = 12
 
 @dataclass(frozen=True)
 class Trial:
-    """A legal config that was not tried before.  optuna: None if the config is not in the space."""
+    """A legal config that nobody tried before, entered in the ledger.
 
-    number: int
+    sampled: its number in the sampler's study; None if it is not in the space.
+    """
+
+    claim: Claim
     config: Config
-    optuna: optuna.Trial | None
+    sampled: int | None
+
+    @property
+    def number(self) -> int:
+        return self.claim.number
 
 
 class Trials:
     """Suggests configs and learns from what became of them.
 
-    legal: the reason why a config is not, or None.  given: configs to begin with.  storage, name: where trials are
-    kept; a study of that name goes on where it stopped.
+    legal: the reason why a config is not, or None.  given: configs to begin with.  most: trials of all processes
+    together, or None.
     """
 
     def __init__(
@@ -42,79 +55,129 @@ class Trials:
         legal: Callable[[Config], str | None],
         given: Iterable[Config],
         seed: int,
-        storage: optuna.storages.BaseStorage | None = None,
-        name: str | None = None,
+        ledger: Ledger,
+        most: int | None = None,
     ) -> None:
-        self._choices, self._legal = choices, legal
-        self._study = _study(seed, storage, name)
-        # what became of a config: its time, None if it was rejected or is being judged
-        self._times: dict[str, float | None] = {}
-        self._begun = 0
-        self.earlier = [_result(trial) for trial in self._study.get_trials(states=[TrialState.COMPLETE])]
-        self._times.update({key_of(result.config): result.time_us for result in self.earlier})
+        self._choices, self._legal, self._ledger, self._most = choices, legal, ledger, most
+        self._sampled, self._numbers = _study(seed), random.Random(seed)
         self._given = deque(given)
+        # numbers of trials that the sampler knows, or will know from this process
+        self._known: set[int] = set()
+        # of configs that passed, here or elsewhere
+        self._times: dict[str, float] = {}
+
+    def others(self) -> list[Ended]:
+        """Trials that ended elsewhere since the last time; the sampler learns from them."""
+        ended = [each for each in self._ledger.ended() if each.number not in self._known]
+        self._known |= {each.number for each in ended}
+        for each in ended:
+            if each.result:
+                self._times[key_of(each.config)] = each.result.time_us
+            if each.parameters:
+                state = TrialState.COMPLETE if each.result else TrialState.PRUNED
+                time_us = each.result.time_us if each.result else None
+                self._add(state, each.parameters, each.distributions, time_us)
+        return ended
 
     def next(self) -> Trial | None:
-        """The next one, or None if nothing new is left."""
+        """The next one, or None if nothing new is left, or others have begun the last."""
+        if self._full():
+            return None
+        taken = self._ledger.taken()
+        # in front of all others: somebody had begun them
+        self._given.extendleft(config for config in reversed(self._ledger.lost()) if config not in self._given)
         while self._given:
             config = self._given.popleft()
-            if self._legal(config) is None and key_of(config) not in self._times:
-                return self._begin(config, self._enqueued(config))
+            if self._legal(config) is not None or key_of(config) in taken:
+                continue
+            if trial := self._begin(config, self._choices.parameters(config)):
+                return trial
+            if self._full():
+                return None
         for _ in range(MOST_IN_VAIN):
-            trial = self._study.ask()
-            config = self._choices.config(trial)
-            if self._legal(config) is not None:
-                self._study.tell(trial, state=TrialState.PRUNED)
-            elif key_of(config) not in self._times:
-                return self._begin(config, trial)
-            elif (time_us := self._times[key_of(config)]) is not None:
-                self._remember(trial, Result(config, time_us))
+            suggested = self._sampled.ask()
+            config = self._legal_near(self._choices.suggest(suggested))
+            if config is None or key_of(config) in taken:
+                known = None if config is None else self._times.get(key_of(config))
+                # once more what it is worth, or the sampler would not see that it repeats itself
+                self._tell(suggested.number, TrialState.FAIL if known is None else TrialState.COMPLETE, known)
+                continue
+            if config == self._choices.config(suggested.params):
+                trial = self._begin(config, suggested.params, suggested.number)
             else:
-                # the sampler does not learn from a failed trial, and what is being judged says nothing yet
-                self._study.tell(trial, state=TrialState.FAIL)
+                self._tell(suggested.number, TrialState.FAIL)
+                trial = self._begin(config, self._choices.parameters(config))
+            if trial is not None:
+                return trial
+            if self._full():
+                return None
         return None
 
-    def passed(self, trial: Trial, result: Result) -> None:
+    def passed(self, trial: Trial, result: Result) -> bool:
+        """Write the result; False if another process has taken the trial over."""
         self._times[key_of(trial.config)] = result.time_us
-        if trial.optuna is not None:
-            self._remember(trial.optuna, result)
+        self._tell(trial.sampled, TrialState.COMPLETE, result.time_us)
+        return self._ledger.complete(trial.claim, result)
 
-    def rejected(self, trial: Trial, reason: str) -> None:
-        if trial.optuna is not None:
-            trial.optuna.set_user_attr("reason", reason)
-            # pruned: worse than all that have a time
-            self._study.tell(trial.optuna, state=TrialState.PRUNED)
+    def rejected(self, trial: Trial, reason: str) -> bool:
+        """Write that it is out; False as with `passed`."""
+        # pruned: worse than all that have a time
+        self._tell(trial.sampled, TrialState.PRUNED)
+        return self._ledger.reject(trial.claim, reason)
 
     def dropped(self, trial: Trial) -> None:
         """The search ends before it was judged, or in the middle of it."""
-        if trial.optuna is not None:
-            self._study.tell(trial.optuna, state=TrialState.FAIL, skip_if_finished=True)
+        self._tell(trial.sampled, TrialState.FAIL)
+        self._ledger.drop(trial.claim)
 
-    def _begin(self, config: Config, trial: optuna.Trial | None) -> Trial:
-        self._times[key_of(config)] = None
-        self._begun += 1
-        return Trial(self._begun, config, trial)
+    def _full(self) -> bool:
+        return self._most is not None and self._ledger.count() >= self._most
 
-    def _enqueued(self, config: Config) -> optuna.Trial | None:
-        parameters = self._choices.parameters(config)
-        if parameters is None:
+    def _legal_near(self, parameters: Parameters) -> Config | None:
+        """The config of a suggestion or, if that is illegal, of one near to it.
+
+        Most suggestions are illegal in a space of many axes.  To tell the sampler so would cost it its speed, which
+        goes down with every trial that it knows.
+        """
+        tried = parameters
+        for _ in range(MOST_IN_VAIN):
+            config = self._choices.config(tried)
+            if self._legal(config) is None:
+                return config
+            tried = self._choices.near(parameters, self._numbers)
+        return None
+
+    def _begin(self, config: Config, parameters: Parameters | None, sampled: int | None = None) -> Trial | None:
+        """Enter a trial in the ledger and, where the sampler did not suggest it, in the sampler's study."""
+        distributions = self._choices.distributions(parameters) if parameters else None
+        claim = self._ledger.claim(config, parameters, distributions, self._most)
+        if claim is None:
+            self._tell(sampled, TrialState.FAIL)
             return None
-        self._study.enqueue_trial(parameters)
-        trial = self._study.ask()
-        # taking the values in the order of the axes makes them the trial's own
-        self._choices.config(trial)
-        return trial
+        self._known.add(claim.number)
+        if parameters and sampled is None:
+            sampled = self._add(TrialState.RUNNING, parameters, distributions or {})
+        return Trial(claim, config, sampled)
 
-    def _remember(self, trial: optuna.Trial, result: Result) -> None:
-        trial.set_user_attr("config", json.dumps(result.config, sort_keys=True))
-        trial.set_user_attr("spread_us", result.spread_us)
-        trial.set_user_attr("error", result.error)
-        trial.set_user_attr("error_limit", result.error_limit)
-        self._study.tell(trial, result.time_us)
+    def _add(
+        self,
+        state: TrialState,
+        parameters: Parameters,
+        distributions: dict[str, BaseDistribution],
+        time_us: float | None = None,
+    ) -> int:
+        """Let the sampler know of a trial that it did not suggest; the number of that."""
+        self._sampled.add_trial(
+            create_trial(state=state, value=time_us, params=parameters, distributions=distributions)
+        )
+        return self._sampled.get_trials(deepcopy=False)[-1].number
+
+    def _tell(self, sampled: int | None, state: TrialState, time_us: float | None = None) -> None:
+        if sampled is not None:
+            self._sampled.tell(sampled, time_us, state=state, skip_if_finished=True)
 
 
-def _study(seed: int, storage: optuna.storages.BaseStorage | None, name: str | None) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+def _study(seed: int) -> optuna.Study:
     with warnings.catch_warnings():
         # three options of the sampler are called experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -122,10 +185,4 @@ def _study(seed: int, storage: optuna.storages.BaseStorage | None, name: str | N
         sampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, group=True, constant_liar=True
         )
-    return optuna.create_study(sampler=sampler, storage=storage, study_name=name, load_if_exists=storage is not None)
-
-
-def _result(trial: optuna.trial.FrozenTrial) -> Result:
-    kept = trial.user_attrs
-    assert trial.value is not None
-    return Result(json.loads(kept["config"]), trial.value, kept["spread_us"], kept["error"], kept.get("error_limit"))
+    return optuna.create_study(sampler=sampler)

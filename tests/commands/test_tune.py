@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from ssdgen.commands import main
 from ssdgen.pack import store
 from ssdgen.pack.records import DIRECTIONS
-from ssdgen.tune import device, session
+from ssdgen.tune import device
+from ssdgen.tune.passes import PASSES
 from ssdgen.tune.shapes import NAMED
 
 SMALL = "1,64,2,16,16,1"
@@ -28,6 +29,14 @@ def refused(*args: str) -> str:
     assert isinstance(result.exception, SystemExit)
     assert "Error: " in result.output and "Traceback" not in result.output
     return " ".join(result.output.split())
+
+
+@pytest.fixture(autouse=True)
+def own_journal(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trials of a test are not among the user's own."""
+    path = tmp_path_factory.mktemp("studies") / "journal"
+    monkeypatch.setenv("SSDGEN_STORAGE", str(path))
+    return path
 
 
 @pytest.fixture
@@ -92,16 +101,37 @@ def test_a_folder_that_cannot_be_written(no_gpu: None, tmp_path: Path) -> None:
     assert "file" in refused("--gpu", "h200", "--shapes", SMALL, "--out", str(tmp_path / "file"), "--trials", "1")
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--resume", "--worker"), "--resume and --worker are both given"),
+        (("--resume", "--shapes", SMALL), "leave out --shapes"),
+        (("--worker", "--pass", "forward", "--seed", "3"), "leave out --pass, --seed"),
+        (("--resume",), "nothing to go on with"),
+        (("--resume", "--storage", "postgresql://me:secret@127.0.0.1:9/db"), "cannot use the database db"),
+    ],
+)
+def test_what_cannot_be_joined(no_gpu: None, tmp_path: Path, args: tuple[str, ...], says: str) -> None:
+    message = refused("--gpu", "h200", "--out", str(tmp_path), *args)
+    assert says in message and "secret" not in message
+
+
+def test_a_corrupt_journal_is_named(no_gpu: None, tmp_path: Path, own_journal: Path) -> None:
+    own_journal.write_text('{"op_code": 0}\n{broken\n')
+    message = refused("--gpu", "h200", "--shapes", SMALL, "--out", str(tmp_path))
+    assert "is broken in line 2" in message
+
+
 @pytest.mark.slow
 def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
-    args = ("--gpu", "H200", "--shapes", SMALL, "--trials", "3", "--jobs", "1", "--out", str(tmp_path))
+    args = ("--gpu", "H200", "--shapes", SMALL, "--trials", "2", "--jobs", "1", "--out", str(tmp_path))
     result = run(*args)
     assert result.exit_code == 0, result.output
     assert "Predicting for h200" in result.output and "predicted by compiling" in result.output
     for direction in DIRECTIONS:
         (record,) = store.read(tmp_path / "sm90_h200", direction)
         assert record.direction == direction and record.provenance == "predicted" and record.time_us > 0
-        assert record.fingerprint and record.space == session.SPACES[direction].fingerprint()
+        assert record.fingerprint and record.space == PASSES[direction].space.fingerprint()
     identity = json.loads((tmp_path / "sm90_h200" / "gpu.json").read_text())
     assert identity["name"] == "NVIDIA H200" and identity["driver"] is None
     # the same seed, the same answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 from ssdgen.tune.errors import RejectedError
@@ -35,3 +36,14 @@ class Counter:
 class Unmade:
     def __init__(self) -> None:
         raise OSError("no driver")
+
+
+class Family:
+    """Starts a process of its own, as a compiler does its assembler, and hangs."""
+
+    def start_child(self) -> int:
+        self.child = subprocess.Popen(["sleep", "3600"])
+        return self.child.pid
+
+    def hang(self) -> None:
+        time.sleep(3600)

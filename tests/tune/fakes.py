@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from ssdgen import gpus
 from ssdgen.plan.problem import Problem
+from ssdgen.tune.counted import Work
 from ssdgen.tune.errors import RejectedError
 from ssdgen.tune.results import Config, Result
 
@@ -79,6 +81,34 @@ def time_of(config: Config) -> float:
     )
 
 
+@dataclass(frozen=True)
+class FakeLaunch:
+    """A kernel of a config, by its name."""
+
+    kernel: Any
+    num_warps: int
+    grid: tuple[int, ...] = (64, 1, 1)
+    num_stages: int = 2
+    maxnreg: int = 0
+
+
+class FakePass:
+    """A pass whose space is small, and of which nothing can be run."""
+
+    space = FakeSpace()
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> None: ...
+
+    def plan(self, config: Config, given: None, more: bool) -> SimpleNamespace:
+        kernels = config["kernels"].items()
+        named = [FakeLaunch(SimpleNamespace(__name__=name), numbers["num_warps"]) for name, numbers in kernels]
+        return SimpleNamespace(launches=named)
+
+    def work(self, launch: FakeLaunch, config: Config, problem: Problem) -> Work:
+        """More the further from the best; the model adds to that what it knows of warps."""
+        return Work(64, 1, 1, 1e6 * time_of(config), 1e6, 1e6, 1e6, 64)
+
+
 @dataclass
 class FakeBench:
     """Judges by `time_of`.  fails: reasons by chunk; interrupt: number of the run in which Ctrl-C comes."""
@@ -88,6 +118,8 @@ class FakeBench:
     runs: list[Config] = field(default_factory=list)
     prepared: list[Config] = field(default_factory=list)
     cancelled: int = 0
+    ahead: int = 1
+    in_order: bool = True
 
     def prepare(self, config: Config) -> Future[Any]:
         self.prepared.append(config)

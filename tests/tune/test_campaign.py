@@ -13,16 +13,17 @@ from rich.console import Console
 from ssdgen.pack import store
 from ssdgen.pack.records import Identity, Record, RecordError
 from ssdgen.pack.store import StoreError
-from ssdgen.plan.problem import Problem
-from ssdgen.tune import campaign
+from ssdgen.tune import campaign, jobs, passes, storage
 from ssdgen.tune.budget import Budget
 from ssdgen.tune.campaign import Row, Setting
-from ssdgen.tune.errors import RejectedError
+from ssdgen.tune.errors import ProblemError
+from ssdgen.tune.jobs import Job, Task
+from ssdgen.tune.presence import Presence
 from ssdgen.tune.progress import BarProgress, PlainProgress, eta, table
 from ssdgen.tune.results import Event, Outcome, Result
-from tests.tune.fakes import H200, PROBLEM, FakeBench, FakeSpace, time_of
+from tests.tune.fakes import H200, PROBLEM, FakeBench, FakePass, time_of
 
-SPACE = FakeSpace()
+SPACE = FakePass.space
 BEST = SPACE.make("walk", 128, 8, 1)
 PROBLEMS = {"small": PROBLEM, "large": replace(PROBLEM, batch=64), "wide": replace(PROBLEM, nheads=64)}
 KERNELS = {"walk": "aa", "cut": "bb", "dt": "cc"}
@@ -38,29 +39,37 @@ class Silent:
 
     def event(self, event: Event) -> None: ...
 
+    def close(self) -> None: ...
+
     def end(self, row: Row) -> None:
         self.rows.append(row)
 
 
-def setting(root: Path, **changes: Any) -> Setting:
-    made = Setting(
-        gpu=H200,
-        space=SPACE,
-        identity=Identity("sm90", "h200", "NVIDIA H200", "570", "2.9", "3.6", {}),
-        provenance="measured",
-        kernels=KERNELS,
-        used=lambda config, problem: config["kernels"],
-        root=root,
-        trials=26,
-        ahead=2,
-        seed=0,
-    )
+@pytest.fixture(autouse=True)
+def small_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both passes are one whose space is small, and the model has no say."""
+    for direction in ("forward", "backward"):
+        monkeypatch.setitem(passes.PASSES, direction, FakePass())
+    monkeypatch.setattr(campaign.prior, "ranked", lambda *_: [])
+
+
+def job(**changes: Any) -> Job:
+    direction = changes.pop("direction", "forward")
+    tasks = tuple(Task(name, direction, problem) for name, problem in PROBLEMS.items())
+    made = Job("sm90_h200", False, tasks, 26, 60.0, 0, "graph", "cold", "kernels", {})
     return replace(made, **changes)
 
 
 def run(root: Path, bench: FakeBench | None = None, listener: Any = None, **changes: Any) -> list[Row]:
-    made = bench or FakeBench()
-    return campaign.run(PROBLEMS, setting(root, **changes), lambda problem: made, Budget(60.0), listener or Silent())
+    """A campaign of its own; changes: of the job, or of the provenance, the budget and the benches."""
+    made, kept = bench or FakeBench(ahead=2), storage.memory()
+    provenance, budget = changes.pop("provenance", "measured"), changes.pop("budget", 60.0)
+    bench_of = changes.pop("bench_of", lambda task: made)
+    stored = jobs.create(kept, job(**changes))
+    with Presence(kept, stored.study_id, {}) as presence:
+        identity = Identity("sm90", "h200", "NVIDIA H200", "570", "2.9", "3.6", {})
+        setting = Setting(H200, identity, provenance, KERNELS, root, kept, stored, presence)
+        return campaign.run(setting, bench_of, Budget(budget), listener or Silent())
 
 
 def test_every_shape_gets_a_record(tmp_path: Path) -> None:
@@ -102,10 +111,11 @@ def test_a_prediction_has_no_error(tmp_path: Path) -> None:
 
 def test_later_shapes_begin_with_what_earlier_ones_found(tmp_path: Path) -> None:
     bench = FakeBench()
-    run(tmp_path, bench, trials=4)
-    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *(SPACE.minimal(s, PROBLEM) for s in SPACE.SCHEDULES)]
-    rest = bench.runs[4:]
-    assert store.read(tmp_path / "sm90_h200")[0].config in rest[:5]
+    run(tmp_path, bench, trials=8)
+    minimal = [SPACE.minimal(schedule, PROBLEM) for schedule in SPACE.SCHEDULES]
+    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *minimal]
+    # the second shape: the default, then the best of the first, as it was before the finalists were judged
+    assert bench.runs[8:10] == [SPACE.default(PROBLEM, H200), min(bench.runs[:8], key=time_of)]
 
 
 def test_ctrl_c_keeps_the_record_and_ends_the_campaign(tmp_path: Path) -> None:
@@ -120,10 +130,10 @@ def test_ctrl_c_before_anything_was_found(tmp_path: Path) -> None:
     assert rows[0].outcome == Outcome(None, None, 1, 0, stopped=True, reason="")
     assert not (tmp_path / "sm90_h200" / "ssd_forward.json").exists()
 
-    def no_bench(problem: Problem) -> FakeBench:
+    def no_bench(task: Task) -> FakeBench:
         raise KeyboardInterrupt
 
-    rows = campaign.run(PROBLEMS, setting(tmp_path), no_bench, Budget(60.0), Silent())
+    rows = run(tmp_path, bench_of=no_bench)
     assert len(rows) == 1 and rows[0].outcome.stopped
 
 
@@ -150,13 +160,29 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_search(
     assert not bench.runs
 
 
-def test_which_configs_a_search_begins_with(tmp_path: Path) -> None:
-    def record(chunk: int, **changes: Any) -> Record:
+def test_which_configs_a_search_begins_with() -> None:
+    def record(chunk: int, direction: Any = "forward", **changes: Any) -> Record:
         config = SPACE.make("walk", chunk, 4)
-        return Record(replace(PROBLEM, **changes), config, "measured", 1.0, 0.0, None, 0.0, 1.0, {}, "x")
+        problem = replace(PROBLEM, **changes)
+        return Record(problem, config, "measured", 1.0, 0.0, None, 0.0, 1.0, {}, "x", direction)
 
-    known = [record(1, batch=256), record(2, dstate=256), record(3), record(4, batch=4), record(5, nheads=4096)]
-    assert [config["chunk"] for config in campaign.warm_start(PROBLEM, known)] == [3, 4, 2, 1]
+    own, related, foreign = Path("sm90_h200"), Path("shipped/sm90_h100"), Path("sm80_a100")
+    known = {
+        own: [record(1, batch=256), record(2, dstate=512), record(3), record(4, batch=16), record(5, "backward")],
+        related: [record(6)],
+        foreign: [record(7)],
+    }
+    begun = campaign.warm_start(Task("small", "forward", PROBLEM), known, own)
+    assert [config["chunk"] for config in begun] == [3, 6, 4, 7]
+
+
+def test_records_of_other_gpus_are_what_a_search_begins_with(tmp_path: Path) -> None:
+    identity = Identity("sm80", "a100", "NVIDIA A100", "570", "2.9", "3.6", {})
+    record = Record(PROBLEM, SPACE.make("cut", 128, 8), "measured", 1.0, 0.0, None, 0.0, 1.0, {}, "x")
+    store.save(tmp_path, identity, [record], KERNELS)
+    bench = FakeBench()
+    run(tmp_path, bench, trials=2)
+    assert bench.runs[1] == record.config
 
 
 def test_lines_for_a_log(tmp_path: Path) -> None:
@@ -170,10 +196,11 @@ def test_lines_for_a_log(tmp_path: Path) -> None:
     run(tmp_path, FakeBench(fails={32: "does not fit"}), PlainProgress(lines.append, clock))
     text = "\n".join(lines)
     assert lines[0] == "small: shape 1 of 3, 20 s for it"
-    assert "small: trial 1: 156.0 us  walk chunk=64" in text
+    assert "small: trial 1: 156.0 us (1.00x)  walk chunk=64" in text
+    assert "(1.54x)" in text and " left" in text
     assert "times the default's speed" in text and "error 2.0e-03" in text
     # and a sign of life between
-    assert any(": walk" in line and " us" not in line for line in lines)
+    assert any(": walk" in line and ", best " in line for line in lines)
 
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
@@ -203,12 +230,11 @@ def test_durations_are_readable() -> None:
 
 
 def test_a_shape_that_does_not_fit_leaves_the_others_alone(tmp_path: Path) -> None:
-    def bench_of(problem: Problem) -> FakeBench:
-        if problem.batch == 64:
-            raise RejectedError("the inputs do not fit")
-        return FakeBench()
+    class Small(FakeBench):
+        def run(self, config, prepared, best_us):
+            raise ProblemError("the inputs do not fit")
 
-    rows = campaign.run(PROBLEMS, setting(tmp_path), bench_of, Budget(60.0), Silent())
+    rows = run(tmp_path, bench_of=lambda task: Small() if task.problem.batch == 64 else FakeBench())
     assert [row.stored for row in rows] == [True, False, True] and rows[1].outcome.reason == "the inputs do not fit"
 
 
@@ -222,8 +248,9 @@ def test_the_records_of_a_pass_know_only_their_own(tmp_path: Path) -> None:
     stored = store.read(folder, "backward")
     assert {record.problem for record in stored} == set(PROBLEMS.values())
     assert all(record.direction == "backward" and record.error_limit == 5e-3 for record in stored)
-    # the forward records are not what the search begins with: the first shape has the default, the minimal ones, a draw
-    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *(SPACE.minimal(s, PROBLEM) for s in SPACE.SCHEDULES)]
+    # the forward records are not what the search begins with
+    minimal = [SPACE.minimal(schedule, PROBLEM) for schedule in SPACE.SCHEDULES]
+    assert bench.runs[:3] == [SPACE.default(PROBLEM, H200), *minimal]
 
 
 def test_a_corrupt_file_of_the_other_pass_is_told_before_the_search(tmp_path: Path) -> None:
@@ -235,10 +262,22 @@ def test_a_corrupt_file_of_the_other_pass_is_told_before_the_search(tmp_path: Pa
     assert not bench.runs
 
 
-def test_campaigns_share_a_budget(tmp_path: Path) -> None:
-    listener = Silent()
-    campaign.run(PROBLEMS, setting(tmp_path, trials=2), lambda problem: FakeBench(), Budget(60.0), listener, after=3)
-    assert 9 < (listener.begun[0][1] or 0) <= 10
+def test_the_next_search_is_compiled_while_finalists_are_judged(tmp_path: Path) -> None:
+    compiled: list[int] = []
+    benches: list[FakeBench] = []
+
+    class Finals(FakeBench):
+        def finals(self, results):
+            compiled.append(len(benches[-1].prepared) if benches[-1] is not self else -1)
+            return super().finals(results)
+
+    def bench_of(task: Task) -> FakeBench:
+        benches.append(Finals(ahead=4))
+        return benches[-1]
+
+    run(tmp_path, bench_of=bench_of, trials=6)
+    # the last has none after it
+    assert compiled == [4, 4, -1]
 
 
 def test_a_default_that_the_space_calls_illegal_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

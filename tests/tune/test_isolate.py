@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ssdgen.tune.errors import RejectedError, TuneError
 from ssdgen.tune.isolate import Worker
 from ssdgen.tune.pool import Pool
-from tests.tune.broken import Counter, Unmade
+from tests.tune.broken import Counter, Family, Unmade
 
 LONG = 60.0
 
@@ -45,6 +48,55 @@ def test_what_cannot_be_made_ends_the_search() -> None:
     with pytest.raises(TuneError, match="OSError: no driver"):
         broken.call("anything", time_limit_s=LONG)
     broken.close()
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not dead; on Linux."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def ends(pid: int) -> bool:
+    """Whether it ends soon."""
+    end = time.monotonic() + 20
+    while runs(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not runs(pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_a_worker_has_started_is_killed_with_it() -> None:
+    worker = Worker(Family)
+    child = worker.call("start_child", time_limit_s=LONG)
+    assert runs(child)
+    with pytest.raises(RejectedError, match="hang took more than 1 s"):
+        worker.call("hang", time_limit_s=1)
+    assert ends(child)
+    worker.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_and_what_they_started_end_with_a_search_that_is_killed() -> None:
+    code = """
+import threading, time
+from ssdgen.tune.isolate import Worker
+from tests.tune.broken import Family
+worker = Worker(Family)
+print(worker.call("start_child", time_limit_s=60), worker._process.pid, flush=True)
+worker.call("hang", time_limit_s=60)
+"""
+    root = Path(__file__).resolve().parents[2]
+    search = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=-1, text=True
+    )
+    assert search.stdout
+    child, worker = map(int, search.stdout.readline().split())
+    assert runs(child) and runs(worker)
+    search.kill()
+    search.wait()
+    assert ends(worker) and ends(child)
 
 
 def test_closing_frees_who_waits(worker: Worker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from ssdgen.plan import backward_space
 from ssdgen.plan.problem import Problem
 from ssdgen.runtime import fallback
 from ssdgen.tune import gate, gradient_reference, kernels, measure, passes
-from ssdgen.tune.errors import RejectedError, WrongResultError
+from ssdgen.tune.errors import ProblemError, RejectedError, WrongResultError
 from ssdgen.tune.inputs import Inputs
+from ssdgen.tune.isolate import Worker
+from ssdgen.tune.jobs import Task
 from ssdgen.tune.measure import Judge, MeasuringBench
 from ssdgen.tune.results import Result
 
@@ -55,7 +58,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
 
     monkeypatch.setattr(kernels, "run", run)
     made = Judge(timer, "cpu")
-    made.load(PROBLEM, 0)
+    made.load("forward", PROBLEM, 0)
     return made
 
 
@@ -75,8 +78,8 @@ def backward_judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
         return found
 
     monkeypatch.setattr(passes.backward_launcher, "backward", run)
-    made = Judge(timer, "cpu", "backward")
-    made.load(PROBLEM, 0)
+    made = Judge(timer, "cpu")
+    made.load("backward", PROBLEM, 0)
     return made
 
 
@@ -132,9 +135,9 @@ def test_finalists_of_the_backward_pass_are_checked_with_an_adjoint_of_the_state
 @pytest.mark.parametrize("schedule", backward_space.SCHEDULES)
 def test_the_launchers_pass_the_gate(schedule: str, segment: int) -> None:
     """Every buffer of a call is full of NaN before, and a finalist has an adjoint of its final states."""
-    made = Judge(StillTimer(), "cpu", "backward")
+    made = Judge(StillTimer(), "cpu")
     problem = Problem(1, 50, 4, 16, 16, 2, "float32")
-    made.load(problem, 0)
+    made.load("backward", problem, 0)
     flat = {**backward_space.flatten(backward_space.minimal(schedule, problem)), "segment": segment}
     config = backward_space.config(schedule, {**flat, "parts": 2} if "parts" in flat else flat)
     result = made.run(config, None)
@@ -142,39 +145,51 @@ def test_the_launchers_pass_the_gate(schedule: str, segment: int) -> None:
     assert [final.config for final in made.finals([result])] == [config]
 
 
-class FakeWorker:
-    """Dies when a config says so."""
+class FakeWorker(Worker):
+    """Dies when a config says so; what it is asked for is all that happens."""
 
     def __init__(self) -> None:
-        self.starts, self.alive, self.calls = 0, False, []
+        super().__init__(dict)
+        self.living, self.calls = False, []
+
+    @property
+    def alive(self) -> bool:
+        return self.living
 
     def call(self, method: str, *args: Any, time_limit_s: float) -> Any:
-        if not self.alive:
-            self.starts, self.alive = self.starts + 1, True
+        self.living = True
         self.calls.append(method)
+        if method == "load" and args[1].batch > 100:
+            raise RejectedError("out of memory")
         if method == "run" and args[0].get("deadly"):
-            self.alive = False
+            self.living = False
             raise RejectedError("died")
         return args[0]
 
 
 class FakePool:
+    jobs = 3
+
     def __init__(self) -> None:
         self.submitted: list[tuple] = []
 
     def submit(self, *call: Any) -> Future[Any]:
         self.submitted.append(call)
         future: Future[Any] = Future()
-        if call[2].get("large"):
+        if call[3].get("large"):
             future.set_exception(RejectedError("does not fit"))
         else:
             future.set_result(None)
         return future
 
 
+def bench_of(worker: FakeWorker, pool: FakePool, problem: Problem = PROBLEM) -> MeasuringBench:
+    return MeasuringBench(Task("small", "forward", problem), worker, pool, seed=0)  # type: ignore[arg-type]
+
+
 def test_a_bench_loads_again_after_its_worker_died() -> None:
     worker, pool = FakeWorker(), FakePool()
-    bench = MeasuringBench(PROBLEM, worker, pool, seed=0)  # type: ignore[arg-type]
+    bench = bench_of(worker, pool)
     for config in ({"a": 1}, {"deadly": True}, {"a": 2}):
         prepared = bench.prepare(config)
         if "deadly" in config:
@@ -189,4 +204,23 @@ def test_a_bench_loads_again_after_its_worker_died() -> None:
     assert worker.calls[-1] == "run" and len(worker.calls) == 5
     # the finalists' code with final states is made beforehand
     bench.finals([Result({"a": 2}, 1.0)])
-    assert pool.submitted[-1] == ("report", PROBLEM, {"a": 2}, True) and worker.calls[-1] == "finals"
+    assert pool.submitted[-1] == ("report", "forward", PROBLEM, {"a": 2}, True) and worker.calls[-1] == "finals"
+    # another problem has inputs of its own, the same ones are not made twice
+    other = bench_of(worker, pool, replace(PROBLEM, batch=3))
+    for bench in (other, other, bench_of(worker, pool)):
+        bench.run({"a": 1}, bench.prepare({"a": 1}), None)
+    assert worker.calls[6:] == ["load", "run", "run", "load", "run"]
+
+
+def test_more_is_compiled_ahead_than_compiles_at_a_time_and_inputs_are_not_waited_for() -> None:
+    worker = FakeWorker()
+    bench = bench_of(worker, FakePool())
+    assert bench.ahead > FakePool.jobs and not bench.in_order
+    bench.prepare({"a": 1})
+    assert worker.calls == []
+
+
+def test_a_problem_that_does_not_fit_is_no_fault_of_a_candidate() -> None:
+    bench = bench_of(FakeWorker(), FakePool(), replace(PROBLEM, batch=1000))
+    with pytest.raises(ProblemError, match="out of memory"):
+        bench.run({"a": 1}, bench.prepare({"a": 1}), None)

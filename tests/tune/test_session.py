@@ -1,9 +1,6 @@
-"""One run for both passes: which searches it makes, what they share, and when it ends."""
+"""What a run searches for, and what each search begins with."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,75 +10,44 @@ from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.pack.records import Direction
 from ssdgen.plan.problem import Problem
 from ssdgen.tune import session
-from ssdgen.tune.campaign import Row, Setting
 from ssdgen.tune.choices import Choices
-from ssdgen.tune.results import Outcome
+from ssdgen.tune.passes import PASSES, used_kernels
 from ssdgen.tune.shapes import NAMED
 
 PROBLEMS = {"one": Problem(1, 256, 2, 64, 128), "two": Problem(2, 256, 2, 64, 128)}
 H100, A100 = gpus.find("h100"), gpus.find("a100")
 
 
-@pytest.fixture
-def searches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Setting, list[str], Any, int]]:
-    """Campaigns that note what they were given and find nothing; with seed 13 they end by Ctrl-C."""
-    made: list[tuple[Setting, list[str], Any, int]] = []
-
-    def run(problems, setting, bench_of, budget, listener, after=0):
-        made.append((setting, list(problems), budget, after))
-        return [
-            Row(name, p, Outcome(None, None, 0, 0, stopped=setting.seed == 13), False) for name, p in problems.items()
-        ]
-
-    monkeypatch.setattr(session.campaign, "run", run)
-    return made
+@pytest.mark.parametrize("directions", [("forward",), ("backward",), ("forward", "backward")])
+def test_the_searches_of_a_run(directions: tuple[Direction, ...]) -> None:
+    found = session.tasks_of(PROBLEMS, directions)
+    assert [(task.direction, task.problem) for task in found] == [(d, p) for d in directions for p in PROBLEMS.values()]
+    assert len({task.name for task in found}) == len(found)
 
 
-def run(directions: tuple[Direction, ...], seed: int = 0) -> list[Row]:
-    options = session.Options(Path(), True, 60.0, 3, seed, "graph", "cold", 1, None, directions)
-    return session.run(PROBLEMS, H100, options)
-
-
-def test_both_passes_share_the_budget(searches: list) -> None:
-    rows = run(("forward", "backward"))
-    assert [(setting.direction, names, after) for setting, names, _, after in searches] == [
-        ("forward", ["one", "two"], 2),
-        ("backward", ["one backward", "two backward"], 0),
-    ]
-    assert searches[0][2] is searches[1][2] and len(rows) == 4
-    spaces = [setting.space.fingerprint() for setting, *_ in searches]
-    assert spaces[0] != spaces[1]
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_one_pass_alone(searches: list, direction: Direction) -> None:
-    run((direction,))
-    ((setting, _, _, after),) = searches
-    assert setting.direction == direction and after == 0
-
-
-def test_ctrl_c_in_the_first_ends_the_run(searches: list) -> None:
-    rows = run(("forward", "backward"), seed=13)
-    assert len(searches) == 1 and len(rows) == 2
+def test_shapes_of_one_bucket_share_a_search() -> None:
+    """They would be looked up as one, and a new length never starts another search."""
+    lengths = {str(length): Problem(2, length, 8, 64, 128) for length in (2048, 2000, 2047, 4096, 2100)}
+    assert [task.name for task in session.tasks_of(lengths, ("forward",))] == ["2048", "4096"]
 
 
 @pytest.mark.parametrize("gpu", [H100, A100], ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("name", NAMED)
 def test_every_start_is_a_trial_and_launches_what_it_says(name: str, gpu: gpus.Gpu) -> None:
     problem = Problem(*NAMED[name])
-    space = session.SPACES["backward"]
+    space = PASSES["backward"].space
     choices = Choices(space, problem, gpu)
     for config in space.starts(problem, gpu):
         assert choices.parameters(config) is not None
         # names of kernels begin with the names that a config has for them
-        launched = session.used_kernels(config, problem, "backward")
+        launched = used_kernels("backward", config, problem)
         assert len(launched) == len(config["kernels"])
         assert all(any(kernel.startswith(name) for name in config["kernels"]) for kernel in launched)
 
 
 def test_the_default_is_what_runs_without_a_record_and_its_twin_is_a_start() -> None:
     problem = Problem(*NAMED["2.7b"])
-    space = session.SPACES["backward"]
+    space = PASSES["backward"].space
     default = space.default(problem, H100)
     assert default == default_backward(CallProblem(**problem.to_json()), 132, "sm90")
     twin = space.starts(problem, H100)[0]
@@ -90,4 +56,4 @@ def test_the_default_is_what_runs_without_a_record_and_its_twin_is_a_start() -> 
         kernel: twin["kernels"][kernel] for kernel in launched
     }
     assert twin["parts"] == default["parts"]
-    assert session.used_kernels(twin, problem, "backward") == session.used_kernels(default, problem, "backward")
+    assert used_kernels("backward", twin, problem) == used_kernels("backward", default, problem)

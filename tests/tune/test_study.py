@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from ssdgen.tune import study
+from ssdgen.tune import storage
 from ssdgen.tune.choices import Choices
 from ssdgen.tune.errors import RejectedError
-from ssdgen.tune.results import Event, Result, key_of
-from ssdgen.tune.study import Limits
+from ssdgen.tune.ledger import Ledger
+from ssdgen.tune.results import Config, Event, Outcome, Result, key_of
+from ssdgen.tune.study import Limits, Search
 from tests.tune.fakes import H200, PROBLEM, FakeBench, FakeSpace, time_of
 
 SPACE = FakeSpace()
 BEST = SPACE.make("walk", 128, 8, 1)
 
 
-ENOUGH = Limits(trials=25)
+TRIALS = 25
 
 
-def search(bench: FakeBench, limits: Limits = ENOUGH, **options: Any):
-    return study.run(PROBLEM, H200, SPACE, bench, limits, seed=0, **options)
+def search(
+    bench: FakeBench, trials: int = TRIALS, limits: Limits | None = None, ledger: Ledger | None = None, **options: Any
+) -> Outcome:
+    """A search from its beginning to its end."""
+    ledger = ledger or Ledger(storage.memory(), "a")
+    made = Search(PROBLEM, H200, SPACE, bench, ledger, seed=0, trials=trials, **options)
+    stopped = False
+    try:
+        made.loop(limits or Limits())
+        made.finish()
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        made.close()
+    return made.outcome(stopped)
 
 
 def test_finds_the_best_config_and_judges_none_twice() -> None:
@@ -37,30 +54,27 @@ def test_finds_the_best_config_and_judges_none_twice() -> None:
     assert outcome.tried <= 30 and not any(config["chunk"] == 256 for config in bench.prepared)
 
 
-def test_begins_with_the_default_the_minimal_ones_and_the_warm_start() -> None:
+def test_what_a_search_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = FakeBench()
     foreign = {"schedule": "walk", "chunk": 77, "kernels": {}}
-    search(bench, Limits(trials=5), warm=[foreign, BEST])
-    assert bench.runs[:4] == [
+    warm, start, likely = BEST, SPACE.make("cut", 128, 4), SPACE.make("walk", 32, 8)
+    monkeypatch.setattr(SPACE, "starts", lambda problem, gpu: (start,))
+    search(bench, 7, warm=[foreign, warm], prior=[likely, warm])
+    assert bench.runs[:6] == [
         SPACE.default(PROBLEM, H200),
+        warm,
+        start,
+        likely,
         SPACE.minimal("walk", PROBLEM),
         SPACE.minimal("cut", PROBLEM),
-        BEST,
     ]
-    assert len(bench.runs) == 5
-
-
-def test_the_starts_of_the_space_follow_the_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, start = FakeBench(), SPACE.make("cut", 128, 4)
-    monkeypatch.setattr(SPACE, "starts", lambda problem, gpu: (start,))
-    search(bench, Limits(trials=5), warm=[BEST])
-    assert bench.runs[3:5] == [BEST, start]
+    assert len(bench.runs) == 7
 
 
 def test_the_same_seed_gives_the_same_trials() -> None:
-    first, second = FakeBench(), FakeBench()
-    search(first, Limits(trials=20, ahead=3))
-    search(second, Limits(trials=20, ahead=3))
+    first, second = FakeBench(ahead=3), FakeBench(ahead=3)
+    search(first, 20)
+    search(second, 20)
     assert first.runs == second.runs
 
 
@@ -80,8 +94,8 @@ def test_when_nothing_passes_the_reason_is_told() -> None:
 
 @pytest.mark.parametrize("at", [2, 9])
 def test_ctrl_c_keeps_the_best(at: int) -> None:
-    bench = FakeBench(interrupt=at)
-    outcome = search(bench, Limits(trials=50, ahead=4))
+    bench = FakeBench(interrupt=at, ahead=4)
+    outcome = search(bench, 50)
     assert outcome.stopped
     fastest = min(bench.runs[: at - 1], key=time_of)
     assert outcome.best == Result(fastest, time_of(fastest), 1.0, 1e-3, 5e-3)
@@ -107,12 +121,13 @@ def test_a_deadline_ends_the_search_but_one_config_is_found() -> None:
 
     bench.run = run  # type: ignore[method-assign]
     limits = Limits(deadline=10.0, clock=lambda: now[0])
-    assert search(bench, limits).tried == 10
+    assert search(bench, limits=limits).tried == 10
     # past the deadline from the start: the given ones, until one passes
     bench.runs.clear()
-    outcome = search(bench, Limits(deadline=0.0, clock=lambda: now[0]), warm=[BEST, SPACE.make("cut", 128, 8)])
+    late = Limits(deadline=0.0, clock=lambda: now[0])
+    outcome = search(bench, limits=late, warm=[SPACE.make("walk", 64, 8), BEST, SPACE.make("cut", 128, 8)])
     assert outcome.best and outcome.best.config == BEST
-    assert len(bench.runs) == 4
+    assert len(bench.runs) == 3
 
 
 def test_who_fails_in_the_finals_is_out() -> None:
@@ -128,21 +143,54 @@ def test_who_fails_in_the_finals_is_out() -> None:
     assert outcome.best and outcome.best.config == SPACE.make("walk", 128, 8, 4)
 
 
-def test_a_study_goes_on_from_its_journal(tmp_path) -> None:
-    def storage() -> optuna.storages.BaseStorage:
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "trials")))
+def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
+    def ledger(name: str = "a") -> Ledger:
+        return Ledger(storage.open_storage(tmp_path / "trials"), name)
 
     first = FakeBench(interrupt=12)
-    search(first, storage=storage(), name="a")
+    search(first, ledger=ledger())
     second = FakeBench()
-    outcome = search(second, Limits(trials=3), storage=storage(), name="a")
+    outcome = search(second, 14, ledger=ledger())
     done = {key_of(config) for config in first.runs[:-1]}
-    assert not done & {key_of(config) for config in second.runs}
-    assert outcome.best and time_of(outcome.best.config) <= min(map(time_of, first.runs[:-1]))
-    # another name is another study
+    assert not done & {key_of(config) for config in second.runs} and len(second.runs) == 3
+    # the one that was under way is the first to be tried again
+    assert second.runs[0] == first.runs[-1]
+    assert outcome.tried == 14 and outcome.best
+    assert time_of(outcome.best.config) <= min(map(time_of, first.runs[:-1]))
+    # another name is another search
     other = FakeBench()
-    search(other, Limits(trials=3), storage=storage(), name="b")
+    search(other, 3, ledger=ledger("b"))
     assert other.runs[0] == SPACE.default(PROBLEM, H200)
+
+
+def test_whichever_is_compiled_first_is_judged_first() -> None:
+    """A compiler that hangs holds up its own candidate alone."""
+    slow = key_of(SPACE.default(PROBLEM, H200))
+
+    class Compiling(FakeBench):
+        def prepare(self, config: Config) -> Future[Any]:
+            future: Future[Any] = Future()
+            if key_of(config) != slow:
+                future.set_result(None)
+            return future
+
+        def run(self, config: Config, prepared: Future[Any], best_us: float | None) -> Result:
+            assert prepared.done()
+            self.runs.append(config)
+            return Result(config, time_of(config), 1.0, 1e-3, 5e-3)
+
+    bench = Compiling(ahead=3, in_order=False)
+    outcome = search(bench, limits=Limits(deadline=time.monotonic() + 1.0))
+    assert outcome.best and outcome.best.config == BEST and slow not in map(key_of, bench.runs)
+
+
+def test_what_others_have_judged_is_known_and_not_tried_again() -> None:
+    shared = storage.memory()
+    ours, theirs = FakeBench(), FakeBench()
+    search(theirs, 10, ledger=Ledger(shared, "a"))
+    outcome = search(ours, 16, ledger=Ledger(shared, "a"))
+    assert outcome.tried == 16 and len(ours.runs) == 6
+    assert not set(map(key_of, ours.runs)) & set(map(key_of, theirs.runs))
 
 
 def test_an_axis_is_shared_by_schedules_that_agree_on_it() -> None:
@@ -155,5 +203,7 @@ def test_an_axis_is_shared_by_schedules_that_agree_on_it() -> None:
     }
     assert choices.parameters({**BEST, "chunk": 48}) is None
     assert choices.parameters({**BEST, "schedule": "fly"}) is None
-    trial = optuna.trial.FixedTrial(choices.parameters(BEST) or {})
-    assert choices.config(trial) == BEST  # type: ignore[arg-type]
+    parameters = choices.parameters(BEST) or {}
+    trial = optuna.trial.FixedTrial(parameters)
+    assert choices.suggest(trial) == parameters  # type: ignore[arg-type]
+    assert choices.config(parameters) == BEST and set(choices.distributions(parameters)) == set(parameters)
