@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Sum
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Shift, Sum
 from .ir import Cumsum as CumsumStmt
 from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
 from .ir import Sum as SumStmt
@@ -145,9 +145,18 @@ class Lowering:
             return out, level
         if isinstance(node, Last):
             return self._last(node, pieces, out)
+        if isinstance(node, Shift):
+            return self.read(node.of, {**pieces, node.along: self._moved(node, pieces[node.along])})
         if isinstance(node, Map):
             return self._map(node, pieces, out)
         raise ValueError(f"{self.graph.name}: {node.name} is an input without a source; give it one")
+
+    def _moved(self, node: Shift, piece: Piece) -> Piece:
+        """The piece that stands so many positions before: no statement, the value there is read."""
+        for other in self.pieces[node.along]:
+            if other.order == piece.order - node.by:
+                return other
+        raise ValueError(f"{node.name} reads {node.of} at order {piece.order - node.by}, where no piece is; cut one")
 
     def _exactly(self, term: sympy.Indexed, pieces: Pieces) -> tuple[Value, int]:
         made = self.read(term, {**{axis: self.pieces[axis][0] for axis in axes_of(term)}, **pieces})
