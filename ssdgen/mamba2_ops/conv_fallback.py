@@ -35,10 +35,10 @@ def forward(
     y = F.silu(y) if silu else y
     if seq_idx is not None:
         y = y.masked_fill((seq_idx < 0).unsqueeze(1), 0.0)
-    return _dense(y.to(x.dtype), x), states.to(x.dtype).contiguous() if final_states else None
+    return dense(y.to(x.dtype), x), states.to(x.dtype).contiguous() if final_states else None
 
 
-def _dense(y: Tensor, x: Tensor) -> Tensor:
+def dense(y: Tensor, x: Tensor) -> Tensor:
     """y with the strides of `empty_like(x)`."""
     return y.transpose(1, 2).contiguous().transpose(1, 2) if channels_last(x) else y.contiguous()
 
@@ -135,7 +135,8 @@ def update(
         place = torch.arange(tokens - kept, tokens, device=x.device)
         place = torch.remainder(cache_seqlens.long()[:, None] + place, state_len)
         new = state.scatter(2, place[:, None].expand(batch, dim, kept), x[:, :, tokens - kept :].to(state.dtype))
-    y, _ = forward(x, weight, bias, None, None, history, silu, False)
+    y, _ = forward(x.contiguous(), weight, bias, None, None, history, silu, False)
+    y = y.contiguous()
     if there is None:
         conv_state.copy_(new)
         return y

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from .errors import DoubleBackwardError
 from .fallback import differentiable
 
 
@@ -45,3 +47,20 @@ def gradients(
 
 def _device(operands: dict[str, Tensor | None]) -> str:
     return next(tensor.device.type for tensor in operands.values() if tensor is not None)
+
+
+def needs_gradient(*operands: Tensor | None) -> bool:
+    """Whether gradients are recorded and any operand wants one."""
+    return torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
+
+
+def once(name: str) -> Callable[..., NoReturn]:
+    """The backward formula of an operator that is itself the gradient of the public call `name`: an error."""
+
+    def again(ctx: Any, *gradients: Any) -> NoReturn:
+        raise DoubleBackwardError(
+            f"the gradient of {name} was differentiated, and it has first derivatives only; for second ones call it in "
+            "float64 or on a CPU, and without create_graph=True where none are wanted"
+        )
+
+    return again

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import conv_fallback
+from . import conv_fallback, conv_paths
 from .autograd import NAMESPACE
-from .differentiate import gradients
+from .differentiate import gradients, needs_gradient, once
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "weight", "bias", "initial_states")
@@ -38,6 +38,8 @@ def run(
     if is_compiling():
         # one operator: nothing below can be traced
         return causal_conv1d(*given)
+    if _runs_kernels(x) and needs_gradient(x, weight, bias, initial_states):
+        return _Conv.apply(*given)
     return _forward(*given)
 
 
@@ -52,16 +54,28 @@ def update(
 ) -> Tensor:
     """y of new tokens, [batch, dim, tokens]; the state is updated in place."""
     given = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
-    return causal_conv1d_update(*given) if is_compiling() else conv_fallback.update(*given)
+    return causal_conv1d_update(*given) if is_compiling() else _update(*given)
+
+
+def _runs_kernels(x: Tensor) -> bool:
+    return x.shape[0] > 0 and conv_paths.runs_kernels(x)
+
+
+def _update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices) -> Tensor:
+    run = conv_paths.update if _runs_kernels(x) else conv_fallback.update
+    return run(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
 
 
 def _forward(x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, final_states) -> tuple[Tensor, Tensor]:
-    y, states = conv_fallback.forward(x, weight, bias, seq_idx, cu_seqlens, initial_states, silu, final_states)
+    if _runs_kernels(x):
+        y, states = conv_paths.forward(x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, final_states)
+    else:
+        y, states = conv_fallback.forward(x, weight, bias, seq_idx, cu_seqlens, initial_states, silu, final_states)
     return y, x.new_empty(0) if states is None else states
 
 
 def _forward_fake(x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, final_states):
-    batch, dim, seqlen = x.shape
+    batch, dim, _ = x.shape
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     states = (rows, dim, weight.shape[1] - 1) if final_states else (0,)
     return conv_fallback.empty_like(x), x.new_empty(states)
@@ -70,20 +84,26 @@ def _forward_fake(x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, fi
 def _backward(d_y, d_states, x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, needs) -> list[Tensor]:
     """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
     names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
-    found = gradients(
-        lambda **leaves: conv_fallback.forward(
-            **leaves, seq_idx=seq_idx, cu_seqlens=cu_seqlens, silu=silu, final_states=d_states is not None
-        ),
-        {"x": x, "weight": weight, "bias": bias, "initial_states": initial_states},
-        (d_y, d_states),
-        names,
-    )
-    return [found[name] for name in names]
+    if _runs_kernels(x):
+        found = conv_paths.backward(d_y, d_states, x, weight, bias, initial_states, seq_idx, cu_seqlens, silu)
+    else:
+        found = gradients(
+            lambda **leaves: conv_fallback.forward(
+                **leaves, seq_idx=seq_idx, cu_seqlens=cu_seqlens, silu=silu, final_states=d_states is not None
+            ),
+            {"x": x, "weight": weight, "bias": bias, "initial_states": initial_states},
+            (d_y, d_states),
+            names,
+        )
+    return [conv_fallback.dense(found[name], x) if name == "x" else found[name].contiguous() for name in names]
 
 
 def _backward_fake(d_y, d_states, x, weight, bias, initial_states, seq_idx, cu_seqlens, silu, needs):
-    operands = (x, weight, bias, initial_states)
-    return [operand.new_empty(operand.shape) for operand, needed in zip(operands, needs, strict=True) if needed]
+    made = (
+        conv_fallback.empty_like(x),
+        *(None if t is None else t.new_empty(t.shape) for t in (weight, bias, initial_states)),
+    )
+    return [tensor for tensor, needed in zip(made, needs, strict=True) if needed]
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -99,8 +119,22 @@ def _differentiate(ctx, d_y, d_states):
         d_states = None
     found = iter(())
     if d_y is not None or d_states is not None:
-        found = iter(causal_conv1d_backward(d_y, d_states, *ctx.saved_tensors, ctx.silu, needs))
+        given = (d_y, d_states, *ctx.saved_tensors, ctx.silu, needs)
+        # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+        traced = is_compiling() or torch.is_grad_enabled()
+        found = iter(causal_conv1d_backward(*given) if traced else _backward(*given))
     return (*(next(found, None) if needed else None for needed in needs), *[None] * (_ARGUMENTS - len(needs)))
+
+
+class _Conv(torch.autograd.Function):
+    """`causal_conv1d` past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, *given):
+        _keep(ctx, given, None)
+        return _forward(*given)
+
+    backward = staticmethod(_differentiate)
 
 
 causal_conv1d = torch.library.custom_op(
@@ -119,12 +153,13 @@ causal_conv1d_backward = torch.library.custom_op(
     schema=f"(Tensor? d_y, Tensor? d_states, {_OPERANDS}, bool[] needs) -> Tensor[]",
 )
 causal_conv1d_backward.register_fake(_backward_fake)
+causal_conv1d_backward.register_autograd(once("causal_conv1d_fn"), setup_context=lambda ctx, inputs, output: None)
 
 causal_conv1d_update = torch.library.custom_op(
     f"{NAMESPACE}::causal_conv1d_update",
-    conv_fallback.update,
+    _update,
     mutates_args=("conv_state",),
     schema="(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, bool silu, Tensor? cache_seqlens, "
     "Tensor? conv_state_indices) -> Tensor",
 )
-causal_conv1d_update.register_fake(lambda x, *_: conv_fallback.empty_like(x))
+causal_conv1d_update.register_fake(lambda x, *_: x.new_empty(x.shape))

@@ -74,7 +74,9 @@ def kernel(shape: Tile) -> Kernel:
 
 def _place(shape: Tile) -> tuple[Stmt, ...]:
     first: Stmt = Scalar("t0", "tile * BLOCK_T")
+    whole: tuple[Stmt, ...] = (Scalar("row", "b"), Scalar("start", "0", wide=True))
     if shape.backward:
+        whole = ()
         # the gradient of the initial state is that of the inputs before the first token
         early = Scalar("t0", f"tile * BLOCK_T - {shape.width - 1}")
         first = When("STORE_D_INITIAL", (early,), (first,))
@@ -82,8 +84,7 @@ def _place(shape: Tile) -> tuple[Stmt, ...]:
         Scalar("tile", "program_id(0)", wide=True),
         *channel_statements(1),
         Scalar("b", "program_id(2)", wide=True),
-        Scalar("row", "b"),
-        Scalar("start", "0", wide=True),
+        *whole,
         Scalar("length", "seqlen", wide=True),
         first,
         Arange("t", "t", "BLOCK_T"),

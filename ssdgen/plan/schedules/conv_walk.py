@@ -59,8 +59,8 @@ def kernel(shape: Walk) -> Kernel:
         raise ValueError(f"{tokens} tokens are loaded together; it must be at least width - 1 = {width - 1}")
     tensors = backward_tensors(ROW, "nsegments") if shape.backward else forward_tensors(ROW)
     about = (
-        "One program convolves a tile of channels of a part of a sequence: it walks along the tokens and keeps the last "
-        "inputs."
+        "One program convolves a tile of channels of a part of a sequence: it walks along the tokens and keeps the "
+        "last inputs."
     )
     if shape.backward:
         about = (
