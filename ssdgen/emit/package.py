@@ -25,7 +25,7 @@ from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
 from .environment import render
-from .parts import conv_launcher
+from .parts import conv_launcher, norm_launcher
 
 FUNCTIONS = ("functions", "warpgroup_functions")  # modules that kernels import
 
@@ -61,6 +61,7 @@ def package(
         "launchers/backward.py": _backward_launcher(layer, chosen, backward),
         "launchers/conv.py": conv_launcher(),
         "launchers/forward.py": _launchers(layer, chosen),
+        "launchers/norm.py": norm_launcher(),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions, warpgroup_functions)),
     }
     return dict(sorted(texts.items()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..plan import parts
-from ..plan.schedules import conv_tile, conv_update, conv_walk
+from ..plan.schedules import conv_tile, conv_update, conv_walk, norm
 from ..spec.conv import WIDTHS
+from ..spec.norm import KINDS
 from .environment import render
 
 
@@ -24,6 +25,20 @@ def conv_launcher() -> str:
         tables=[(table, list(rows.items())) for table, rows in tables.items()],
         dims=[(f"{kind}_DIMS", dims(*_of(tables, kind))) for kind in ("WALK", "TILE", "UPDATE")],
     )
+
+
+def norm_launcher() -> str:
+    """The launcher of the gated norms."""
+    tables = {
+        table: [
+            (f"({kind.rms}, {kind.gate_first}, {tiles})", norm.Rows(kind, backward, tiles).name)
+            for kind in KINDS
+            for tiles in (1, 2)
+        ]
+        for table, backward in (("FORWARD", False), ("BACKWARD", True))
+    }
+    every = [name for rows in tables.values() for _, name in rows]
+    return render("launchers/norm.py.jinja", modules=sorted(every), tables=list(tables.items()), dims=dims(*every))
 
 
 def _of(tables: dict[str, dict[int, str]], kind: str) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import norm_fallback
+from . import norm_fallback, norm_paths
 from .autograd import NAMESPACE
-from .differentiate import gradients
+from .differentiate import gradients, needs_gradient, once
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "weight", "bias", "z")
@@ -35,27 +35,35 @@ def run(
 ) -> Tensor:
     """`norm_fallback.forward` on kernels where they can run, differentiable once."""
     given = (x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
-    # one operator: nothing below can be traced
-    return gated_norm(*given) if is_compiling() else _forward(*given)
+    if is_compiling():
+        # one operator: nothing below can be traced
+        return gated_norm(*given)
+    if norm_paths.runs_kernels(x, group_size) and needs_gradient(x, weight, bias, z):
+        return _Norm.apply(*given)
+    return _forward(*given)
 
 
 def _forward(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm) -> Tensor:
-    return norm_fallback.forward(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    run = norm_paths.forward if norm_paths.runs_kernels(x, group_size) else norm_fallback.forward
+    return run(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
 
 
 def _backward(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, needs) -> list[Tensor]:
     """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
     names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
-    found = gradients(
-        lambda **leaves: (
-            norm_fallback.forward(
-                **leaves, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate, is_rms_norm=is_rms_norm
+    if norm_paths.runs_kernels(x, group_size):
+        found = norm_paths.backward(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    else:
+        found = gradients(
+            lambda **leaves: (
+                norm_fallback.forward(
+                    **leaves, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate, is_rms_norm=is_rms_norm
+                ),
             ),
-        ),
-        {"x": x, "weight": weight, "bias": bias, "z": z},
-        (d_y,),
-        names,
-    )
+            {"x": x, "weight": weight, "bias": bias, "z": z},
+            (d_y,),
+            names,
+        )
     return [found[name].contiguous() for name in names]
 
 
@@ -71,8 +79,22 @@ def _keep(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, d_y):
     needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
-    found = iter(gated_norm_backward(d_y, *ctx.saved_tensors, *ctx.options, needs))
+    given = (d_y, *ctx.saved_tensors, *ctx.options, needs)
+    # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+    traced = is_compiling() or torch.is_grad_enabled()
+    found = iter(gated_norm_backward(*given) if traced else _backward(*given))
     return (*(next(found) if needed else None for needed in needs), *[None] * (_ARGUMENTS - len(needs)))
+
+
+class _Norm(torch.autograd.Function):
+    """`gated_norm` past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, *given):
+        _keep(ctx, given, None)
+        return _forward(*given)
+
+    backward = staticmethod(_differentiate)
 
 
 gated_norm = torch.library.custom_op(
@@ -88,3 +110,4 @@ gated_norm_backward = torch.library.custom_op(
     schema=f"(Tensor d_y, {_OPERANDS}, bool[] needs) -> Tensor[]",
 )
 gated_norm_backward.register_fake(_backward_fake)
+gated_norm_backward.register_autograd(once("layernorm_fn"), setup_context=lambda ctx, inputs, output: None)

@@ -14,7 +14,7 @@ from .conv_fallback import channels_last
 from .paths import runs_kernels
 from .select import gpu_of
 
-__all__ = ["backward", "forward", "runs_kernels", "update"]
+__all__ = ["backward", "forward", "on_device", "runs_kernels", "update"]
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
 
     last = channels_last(x)
     given = _operands(x, weight, bias, initial_states, seq_idx, cu_seqlens)
-    with _on(x.device):
+    with on_device(x.device):
         y, states = launcher.forward(_config(False, given), **given, silu=silu, final_states=final_states)
     return _dense(y, last), states
 
@@ -57,7 +57,7 @@ def backward(
         d_y = torch.zeros_like(given["x"])
     if d_y.stride(1 if _walks(given["x"]) else 2) != 1 or 0 in d_y.stride():
         d_y = _dense(d_y, _walks(given["x"]))
-    with _on(x.device):
+    with on_device(x.device):
         found = launcher.backward(_config(True, given), d_y, d_states, **given, silu=silu)
     if initial_states is not None:
         # where there was one row for the first sequence, the others started from zero
@@ -81,7 +81,7 @@ def update(
     cache_seqlens, conv_state_indices, bias = (
         tensor if tensor is None else tensor.contiguous() for tensor in (cache_seqlens, conv_state_indices, bias)
     )
-    with _on(x.device):
+    with on_device(x.device):
         return launcher.update(config, x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
 
 
@@ -125,7 +125,7 @@ def _dense(tensor: Tensor, last: bool) -> Tensor:
 
 
 @contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def on_device(device: torch.device) -> Iterator[None]:
     """Triton launches on the current device, whatever the tensors are on."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

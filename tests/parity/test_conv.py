@@ -23,7 +23,7 @@ CASES: dict[str, tuple[int, int, int, int, tuple[str, ...]]] = {
     "width 2": (2, 1, 33, 6, ("silu", "initial", "final")),
     "no stride of one": (4, 1, 6, 9, ("apart", "bias", "silu")),
 }
-NAMES = [name for name in settings.NAMES if name != "torch"]
+NAMES = [name for name in settings.NAMES if name != "fallback"]
 SETTINGS = [pytest.param(name, marks=settings.MARKS[name]) for name in NAMES]
 
 
