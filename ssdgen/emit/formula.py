@@ -129,6 +129,8 @@ class FormulaPrinter:
             return f"decay({self.print(rest)})"
         if base == 2:
             return f"{self.language}.exp2({self.print(exponent)})"
+        if exponent == -1:
+            return f"1.0 / {self._factor(base, sympy.Mul)}"
         if exponent in (2, 3):
             return " * ".join([self._factor(base, sympy.Mul)] * int(exponent))
         raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x, x ** 2, x ** 3 and a / x")

@@ -1,4 +1,4 @@
-"""Every plan of the norms gives what its graph means, and the graph what the formula says."""
+"""Every plan of the norms gives what its graph means, for all kinds, options and numbers of tiles."""
 
 from __future__ import annotations
 
