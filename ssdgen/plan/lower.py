@@ -246,6 +246,7 @@ class Lowering:
         if formula == 0:
             return None
         if name in self.spread:
+            assert isinstance(formula, sympy.Indexed), f"{name} is more than another value, repeated"
             return self.read(formula, pieces)
         if formula.is_number:
             level = self.constant_level
