@@ -79,7 +79,8 @@ def causal_conv1d_update(
 
     Returns: y in the shape and dtype of x.  It has no gradient.
     Errors, all before the state is touched: those of `causal_conv1d_fn`, and SlotError for the contents of
-    conv_state_indices, which are read once per tensor (never while a CUDA graph is captured).
+    conv_state_indices, which are read once per tensor (never while a CUDA graph is captured or torch.compile traces;
+    an index that is no slot is then taken for padding).
     """
     check_update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     with torch.no_grad():

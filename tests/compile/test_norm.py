@@ -54,9 +54,8 @@ def test_every_kernel_compiles(group: int, before: bool, rms: bool, backward: bo
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("backward", (False, True))
-def test_a_real_layer(backward: bool, gpu: str) -> None:
-    resources = compile_launch(launch(backward, True, False, 5120, 5120), gpus.find(gpu)).resources
+def test_the_gradients_of_a_real_layer(gpu: str) -> None:
+    resources = compile_launch(launch(True, True, False, 5120, 5120), gpus.find(gpu)).resources
     # bytes of a thread; shared memory is for sums across warps, and for the parts at the end
     assert resources.spilled <= 64
     assert resources.shared <= 16384

@@ -31,7 +31,7 @@ def agree(kernel, case: Case, backward: bool, parts: int, **constants: int) -> N
 
 
 @pytest.mark.parametrize("backward", (False, True))
-@pytest.mark.parametrize("parts", (1, 2, 5))
+@pytest.mark.parametrize("parts", (1, 3))
 @pytest.mark.parametrize("name", CASES)
 def test_a_walk_is_the_graph(name: str, parts: int, backward: bool, seed: int) -> None:
     case = CASES[name].draw(seed)

@@ -151,13 +151,17 @@ def test_compiled_whole():
         y, states = ops.causal_conv1d_fn(
             x, weight, bias, initial_states=history, return_final_states=True, activation="silu"
         )
-        return y, states, ops.causal_conv1d_update(x[:, :, 0], state, weight, bias)
+        new = ops.causal_conv1d_update(x[:, :, 0], state, weight, bias, conv_state_indices=slots)
+        packed = ops.causal_conv1d_fn(x[:1], weight, cu_seqlens=ends)
+        return y, states, new, packed, ops.causal_conv1d_varlen_states(x[0].T, ends, 2)
+
+    slots, ends = torch.tensor([2, 0]), torch.tensor([0, 4, 9])
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     results = []
     for run in (call, compiled):
         given = [tensor.requires_grad_() for tensor in operands()]
-        state = torch.ones(2, 5, 3, dtype=DOUBLE)
+        state = torch.ones(3, 5, 3, dtype=DOUBLE)
         found = run(*given, state)
         (found[0].sin().sum() + found[1].square().sum()).backward()
         results.append([*found, state, *(tensor.grad for tensor in given)])
