@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..plan import catalogue
+from ..plan import catalogue, parts
 from ..plan.ir import Kernel
 from ..plan.schedules import passing, prepare, scan, walk
 from ..spec.layer import Layer
@@ -25,10 +25,13 @@ class UnknownKernelError(TuneError):
 
 def named(name: str, layer: Layer) -> Kernel:
     """The kernel of this name for a layer.  Errors: UnknownKernelError, which lists the plain ones."""
+    if name not in BY_NAME and name in parts.kernels():
+        return parts.kernels()[name][0]
     if name not in BY_NAME:
         plain = ", ".join(known for known in sorted(BY_NAME) if known.count("_") == 1)
         raise UnknownKernelError(
-            f"no kernel {name!r}; there are {plain}, and shapes of them such as single_pass_2heads, single_pass_tma"
+            f"no kernel {name!r}; there are {plain}, and shapes of them such as single_pass_2heads, single_pass_tma; "
+            f"of the other parts {', '.join(sorted(parts.kernels()))}"
         )
     try:
         return BY_NAME[name](layer)

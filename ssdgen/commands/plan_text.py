@@ -47,7 +47,8 @@ def _line(stmt: ir.Stmt) -> str:
         case ir.Arange():
             return f"offsets  {stmt.name}[{stmt.axis}] = 0 .. {stmt.size}"
         case ir.Mask():
-            return f"mask     {stmt.name}[{stmt.axis}] = {stmt.offsets} < {stmt.limit}"
+            also = "".join(f" and {condition}" for condition in stmt.also)
+            return f"mask     {stmt.name}[{stmt.axis}] = {stmt.offsets} < {stmt.limit}{also}"
         case ir.Load():
             return f"load     {_value(stmt.out)} = {stmt.tensor}[{_index(stmt.index)}]{_how(stmt.descriptor)}"
         case ir.Store():

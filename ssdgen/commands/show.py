@@ -9,7 +9,7 @@ import click
 from .. import gpus
 from ..emit import kernel as sources
 from ..pack import templates
-from ..plan import backward_space, catalogue
+from ..plan import backward_space, catalogue, parts
 from ..plan import space as forward_space
 from ..plan.problem import Problem
 from ..spec import counts
@@ -55,7 +55,8 @@ def kernel(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None
     layer = layer_from(family, layout, extras)
     made = kernels.named(name, layer)
     templates.load()
-    click.echo(sources.module(made, catalogue.graph(made, layer)), nl=False)
+    graph = parts.kernels()[name][1] if name not in kernels.BY_NAME else catalogue.graph(made, layer)
+    click.echo(sources.module(made, graph), nl=False)
 
 
 @show.command()

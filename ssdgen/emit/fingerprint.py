@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 
-from ..plan import catalogue
+from ..plan import catalogue, parts
 from ..spec.layer import Layer
 from . import kernel as kernels
 from .environment import render
@@ -39,4 +39,5 @@ def of_package(layer: Layer | None = None) -> dict[str, str]:
     layer = layer or Layer()
     every = (*catalogue.kernels(layer), *catalogue.backward(layer))
     modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
+    modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
     return of_kernels(modules, render("kernels/functions.py.jinja"), render("kernels/warpgroup_functions.py.jinja"))

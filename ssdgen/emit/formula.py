@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from ..spec.dims import axes_of, name_of
-from ..spec.functions import sigmoid, softplus
+from ..spec.functions import rsqrt, sigmoid, softplus
 
 RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Ge: ">=", sympy.Gt: ">", sympy.Le: "<=", sympy.Lt: "<"}
 
@@ -65,6 +65,7 @@ class FormulaPrinter:
             (sympy.Piecewise, self._where),
             (softplus, lambda e: self._call("softplus", e.args)),
             (sigmoid, lambda e: self._call(self.sigmoid, e.args)),
+            (rsqrt, lambda e: self._call(f"{self.language}.rsqrt", e.args)),
             (sympy.log, self._log),
             (tuple(RELATIONS), self._relation),
         )
@@ -102,6 +103,11 @@ class FormulaPrinter:
         return text
 
     def _product(self, expr: sympy.Mul) -> str:
+        powers: Any = [factor for factor in expr.args if isinstance(factor, sympy.Pow) and not factor.is_number]
+        below = [power for power in powers if power.exp == -1]
+        if below:
+            above = expr / sympy.Mul(*below)
+            return " / ".join(self._factor(part, sympy.Mul) for part in (above, *(power.base for power in below)))
         # values in the operands' dtype and tiles of full rank first, then what is broadcast, numbers last
         factors = sorted(expr.args, key=lambda f: (bool(f.is_number), -len(getattr(f, "indices", ())), str(f)))
         numbers = [factor for factor in factors if factor.is_number]
@@ -123,7 +129,11 @@ class FormulaPrinter:
             return f"decay({self.print(rest)})"
         if base == 2:
             return f"{self.language}.exp2({self.print(exponent)})"
-        raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x")
+        if exponent == -1:
+            return f"1.0 / {self._factor(base, sympy.Mul)}"
+        if exponent in (2, 3):
+            return " * ".join([self._factor(base, sympy.Mul)] * int(exponent))
+        raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x, x ** 2, x ** 3 and a / x")
 
     def _log(self, expr: sympy.log) -> str:
         if not expr.is_number:

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from ..plan import ir
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Sum
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Shift, Sum
 from .environment import render
 from .layout import WIDTH, fit
 from .loader import loader as loader_lines
@@ -74,6 +74,9 @@ def equation(graph: Graph, name: str) -> str:
         return f"{left} = sum over {', '.join(node.over)} of {node.of}"
     if isinstance(node, Last):
         return f"{left} = last {node.of}"
+    if isinstance(node, Shift):
+        way = "before" if node.by > 0 else "after"
+        return f"{left} = {node.of}, {abs(node.by)} {way} along {node.along}"
     return f"{left}: {node.what}"
 
 

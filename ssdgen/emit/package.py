@@ -12,7 +12,7 @@ from itertools import product
 
 import sympy
 
-from ..plan import catalogue, ir, space
+from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
 from ..plan.schedules.gradients import Gradients
@@ -28,6 +28,7 @@ from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
 from .environment import render
+from .parts import conv_launcher, norm_launcher
 
 FUNCTIONS = ("functions", "warpgroup_functions")  # modules that kernels import
 
@@ -49,6 +50,7 @@ def package(
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
     backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
     modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in (*chosen, *backward)}
+    modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
     functions, warpgroup_functions = (render(f"kernels/{name}.py.jinja") for name in FUNCTIONS)
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
@@ -60,7 +62,9 @@ def package(
         "kernels/warpgroup_functions.py": warpgroup_functions,
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
         "launchers/backward.py": _backward_launcher(layer, chosen, backward),
+        "launchers/conv.py": conv_launcher(),
         "launchers/forward.py": _launchers(layer, chosen),
+        "launchers/norm.py": norm_launcher(),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions, warpgroup_functions)),
     }
     return dict(sorted(texts.items()))

@@ -186,8 +186,9 @@ class StatementPrinter:
                 return self.idiom.scalar(name, self.scalar(expr), "int64" if wide else "int32" if narrow else "")
             case ir.Arange(name, _, size):
                 return self.idiom.arange(name, size)
-            case ir.Mask(name, _, offsets, limit):
-                return f"{name} = {offsets} < {self.scalar(limit)}"
+            case ir.Mask(name, _, offsets, limit, also):
+                conditions = [f"{offsets} < {self.scalar(limit)}", *map(self.scalar, also)]
+                return f"{name} = {conditions[0] if not also else ' & '.join(f'({each})' for each in conditions)}"
             case ir.Full(out, sizes, value):
                 return self.idiom.full(out.name, ", ".join(sizes), value)
             case ir.Let(out, formula, reads):

@@ -218,8 +218,10 @@ class _Program:
                 scope[name] = _scalar(expr, scope)
             case ir.Arange(name, _, size):
                 scope[name] = np.arange(_integer(size, scope))
-            case ir.Mask(name, _, offsets, limit):
+            case ir.Mask(name, _, offsets, limit, also):
                 scope[name] = self.variable(offsets) < _integer(limit, scope)
+                for condition in also:
+                    scope[name] = scope[name] & _scalar(condition, scope)
             case ir.Full(out, extents, value):
                 scope[out.name] = np.full([_integer(extent, scope) for extent in extents], value)
                 self.tile(out)
@@ -377,7 +379,9 @@ class _Program:
 def _compiled(formula: sympy.Expr) -> tuple[tuple[tuple[str, tuple[str, ...]], ...], tuple[str, ...], Any]:
     """Names and axes of the tiles that a formula reads, names of its scalars, and its function of both, in order."""
     terms = sorted(formula.atoms(sympy.Indexed), key=str)
-    scalars = sorted(formula.xreplace(dict.fromkeys(terms, sympy.Integer(1))).free_symbols, key=str)
+    # held apart by symbols of their own: with numbers a condition may be decided, and what it chose from lost
+    held = {term: sympy.Dummy(real=True) for term in terms}
+    scalars = sorted(formula.xreplace(held).free_symbols - set(held.values()), key=str)
     names = tuple((name_of(term), axes_of(term)) for term in terms)
     # the same formula over the variables of another piece or kernel is the same function
     places = sympy.symbols(f"v0:{len(terms) + len(scalars)}", real=True)

@@ -104,12 +104,13 @@ class Arange:
 
 @dataclass(frozen=True)
 class Mask:
-    """name = offsets < limit, along an axis."""
+    """name = offsets < limit, along an axis; `also`: further conditions over scalars and the offsets."""
 
     name: str
     axis: str
     offsets: str
     limit: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Sum
+from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Shift, Sum
 from .ir import Cumsum as CumsumStmt
 from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
 from .ir import Sum as SumStmt
@@ -31,6 +31,7 @@ class Lowering:
     two_terms: operands whose rounding to the operands' dtype is made good by a second product;
     zero_past_end: values that must be zero at positions past the end;
     constant_level: where a value that is one number is made;
+    spread: values that only repeat another along an axis: that one is read in their place;
     kept: values whose option leaves what they are without it as it is, because that is read too.
     """
 
@@ -43,6 +44,7 @@ class Lowering:
     value_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constant_level: int = 1
     kept: frozenset[str] = frozenset()
+    spread: frozenset[str] = frozenset()
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
     rests: list[Value] = field(default_factory=list)
@@ -145,9 +147,18 @@ class Lowering:
             return out, level
         if isinstance(node, Last):
             return self._last(node, pieces, out)
+        if isinstance(node, Shift):
+            return self.read(node.of, {**pieces, node.along: self._moved(node, pieces[node.along])})
         if isinstance(node, Map):
             return self._map(node, pieces, out)
         raise ValueError(f"{self.graph.name}: {node.name} is an input without a source; give it one")
+
+    def _moved(self, node: Shift, piece: Piece) -> Piece:
+        """The piece that stands so many positions before: no statement, the value there is read."""
+        for other in self.pieces[node.along]:
+            if other.order == piece.order - node.by:
+                return other
+        raise ValueError(f"{node.name} reads {node.of} at order {piece.order - node.by}, where no piece is; cut one")
 
     def _exactly(self, term: sympy.Indexed, pieces: Pieces) -> tuple[Value, int]:
         made = self.read(term, {**{axis: self.pieces[axis][0] for axis in axes_of(term)}, **pieces})
@@ -234,6 +245,9 @@ class Lowering:
         formula = self._position_known(formula, pieces)
         if formula == 0:
             return None
+        if name in self.spread:
+            assert isinstance(formula, sympy.Indexed), f"{name} is more than another value, repeated"
+            return self.read(formula, pieces)
         if formula.is_number:
             level = self.constant_level
             if out.axes:
@@ -255,9 +269,8 @@ class Lowering:
             made = self.contract(node, pieces, out, acc=True)
             return out, max(level, made[1] if made else level)
         if name in self.zero_past_end:
-            row = pieces[next(axis for axis in self.node_axes(name) if axis in ("i", "j"))]
-            axis = next(axis for axis in self.node_axes(name) if axis in ("i", "j"))
-            mask = _span(row).mask
+            axis = next(axis for axis in ("i", "j", "d", "t") if axis in self.node_axes(name))
+            mask = _span(pieces[axis]).mask
             if mask is not None:
                 formula = sympy.Piecewise((formula, sympy.Ne(entry(mask, axis), 0)), (0, True))
         formula_read, reads, level = self.formula(formula, pieces, 1 if name in self.zero_past_end else 0)

@@ -31,6 +31,10 @@ class SequenceError(SsdError):
     """The contents of cu_seqlens do not cut the packed row into sequences."""
 
 
+class SlotError(SsdError):
+    """The contents of slot indices name no slot, or one slot twice."""
+
+
 class GradientError(SsdError):
     """A gradient that was handed to the backward pass does not fit the output that it is of."""
 

@@ -13,7 +13,10 @@ BATCH, SEQLEN, NHEADS, HEADDIM, DSTATE, NGROUPS, CHUNK = sympy.symbols(
 # axes of a block: head, row and column inside the chunk, head dimension, state dimension
 HEAD, ROW, COL, P, N = sympy.symbols("h i j p n", integer=True, nonnegative=True)
 
-AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N)}
+# axes of the convolution and the norms: token, channel
+TOKEN, CHANNEL = sympy.symbols("t d", integer=True, nonnegative=True)
+
+AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL)}
 EXTENT = {"h": NHEADS, "i": CHUNK, "j": CHUNK, "p": HEADDIM, "n": DSTATE}
 
 

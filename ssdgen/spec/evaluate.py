@@ -13,7 +13,7 @@ import numpy as np
 import sympy
 
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map, Sum
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Shift, Sum
 from .numeric import function
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +81,8 @@ class _Run:
         if isinstance(node, Cumsum):
             summed = np.cumsum(np.flip(source, place) if node.reverse else source, axis=place)
             return np.flip(summed, place) if node.reverse else summed
+        if isinstance(node, Shift):
+            return _shifted(source, place, node.by)
         assert isinstance(node, Last)
         return np.take(source, -1, axis=place)
 
@@ -104,3 +106,14 @@ class _Run:
         """The array, read at the axes `read`, with its axes in the order of `axes` and length one where it has none."""
         order = [read.index(axis) for axis in axes if axis in read]
         return np.transpose(array, order).reshape([array.shape[read.index(a)] if a in read else 1 for a in axes])
+
+
+def _shifted(array: Array, place: int, by: int) -> Array:
+    """The array moved `by` positions along an axis, zeros where nothing comes from."""
+    moved = np.zeros_like(array)
+    length = array.shape[place]
+    if abs(by) < length:
+        kept = (slice(max(0, by), length + min(0, by)), slice(max(0, -by), length - max(0, by)))
+        lead = (slice(None),) * place
+        moved[(*lead, kept[0])] = array[(*lead, kept[1])]
+    return moved

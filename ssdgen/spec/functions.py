@@ -36,3 +36,17 @@ class softplus(sympy.Function):
 
     def _eval_rewrite_as_log(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
         return sympy.log(1 + sympy.exp(arg))
+
+
+class rsqrt(sympy.Function):
+    """1 / sqrt(x) for x > 0."""
+
+    def _eval_is_positive(self) -> bool | None:
+        return True if self.args[0].is_extended_positive else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        value: Any = rsqrt(self.args[0])
+        return -value * value * value / 2
+
+    def _eval_rewrite_as_Pow(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        return 1 / sympy.sqrt(arg)

@@ -22,7 +22,7 @@ import sympy
 from .decompose import chunk_graph
 from .derivative import cases, derivative, times
 from .dims import AXES, axes_of, entry, name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node, Sum
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node, Shift, Sum
 from .layer import Layer
 from .specialise import TARGETS, specialise
 
@@ -147,6 +147,11 @@ class _Reverse:
             name = self._name(name_of(node.of), node.name)
             turned = Cumsum(name, node.axes, of, node.along, not node.reverse)
             self._add(node.of, scale * self._node(turned, of), node.name)
+        elif isinstance(node, Shift):
+            scale, of = _scaled(out)
+            name = self._name(name_of(node.of), node.name)
+            back = Shift(name, node.axes, of, node.along, -node.by)
+            self._add(node.of, scale * self._node(back, of, node.by), node.name)
         elif isinstance(node, Last):
             self._add(self._summed(node), out, node.name)
         elif isinstance(node, Sum):

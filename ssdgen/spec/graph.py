@@ -1,7 +1,8 @@
 """A contraction graph over named axes: what one block computes, as data.  layer -> graph -> evaluate, plan.lower
 
-Every value is an array over a subset of the axes h, i, j, p, n.  Positions inside a chunk have two names, row i and
-column j: a value that lives on columns (dt[h, j]) may be read on rows (dt[h, i]); it is the same array.
+Every value of a chunk is an array over a subset of the axes h, i, j, p, n.  Positions inside a chunk have two names,
+row i and column j: a value that lives on columns (dt[h, j]) may be read on rows (dt[h, i]); it is the same array.  The
+convolution and the norms have tokens t and channels d.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from .dims import name_of
+from .dims import AXES, name_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,18 @@ class Sum:
     over: tuple[str, ...]
 
 
-Node = Input | Map | Contract | Cumsum | Last | Sum
+@dataclass(frozen=True)
+class Shift:
+    """Entry of `of` that stands `by` positions before along one axis, or after it if `by` is negative; else zero."""
+
+    name: str
+    axes: tuple[str, ...]
+    of: sympy.Indexed
+    along: str
+    by: int
+
+
+Node = Input | Map | Contract | Cumsum | Last | Sum | Shift
 
 
 def reads(node: Node) -> tuple[str, ...]:
@@ -84,7 +96,7 @@ def reads(node: Node) -> tuple[str, ...]:
         return ()
     if isinstance(node, Contract):
         return tuple(sorted({name_of(node.left), name_of(node.right)}))
-    if isinstance(node, (Cumsum, Last, Sum)):
+    if isinstance(node, (Cumsum, Last, Sum, Shift)):
         return (name_of(node.of),)
     exprs = [node.formula] + ([node.otherwise] if node.otherwise is not None else [])
     return tuple(sorted({leaf for expr in exprs for leaf in leaves(expr)}))
@@ -94,7 +106,7 @@ def leaves(expr: sympy.Expr) -> set[str]:
     """Names of the arrays and scalars in a formula, axes excluded."""
     indexed = expr.atoms(sympy.Indexed)
     inside = {symbol for term in indexed for symbol in term.free_symbols}
-    scalars = {str(symbol) for symbol in expr.free_symbols - inside if str(symbol) not in ("h", "i", "j", "p", "n")}
+    scalars = {str(symbol) for symbol in expr.free_symbols - inside if str(symbol) not in AXES}
     return {name_of(term) for term in indexed} | {s for s in scalars if not s.endswith("]")}
 
 
@@ -133,4 +145,4 @@ class Graph:
         return tuple(node for node in self.nodes if node.name in wanted)
 
 
-__all__ = ["Contract", "Cumsum", "Graph", "Input", "Last", "Map", "Node", "Sum", "leaves", "reads"]
+__all__ = ["Contract", "Cumsum", "Graph", "Input", "Last", "Map", "Node", "Shift", "Sum", "leaves", "reads"]

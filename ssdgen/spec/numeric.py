@@ -46,6 +46,9 @@ class FloatPrinter(NumPyPrinter):
         # exp(-log(1 + exp(-x))): 1 / (1 + exp(-x)) overflows for large negative x
         return self._call("exp", "-" + self._call("logaddexp", "0", *self._texts(expr.func(-expr.args[0]))))
 
+    def _print_rsqrt(self, expr: Any) -> str:
+        return f"(1 / {self._call('sqrt', *self._texts(expr))})"
+
     def _print_not_supported(self, expr: Any) -> str:
         raise UnknownFunction(f"no numeric form for {type(expr).__name__} in {expr}; add one to spec/numeric.py")
 

@@ -20,7 +20,7 @@ from ssdgen.emit.package import FUNCTIONS
 from ssdgen.mamba2_ops import kernels
 from ssdgen.mamba2_ops.defaults import default_config
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
-from ssdgen.plan import catalogue, space
+from ssdgen.plan import catalogue, parts, space
 from ssdgen.plan.problem import Problem
 from ssdgen.spec.layer import Layer
 from ssdgen.tune.compile import compile_launch
@@ -38,7 +38,7 @@ GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
 SMALLEST_SHARED = 48 * 1024
 SHIPPED = sorted(
     {path.stem for path in Path(kernels.__file__).parent.glob("*.py")}
-    - {"__init__", *FUNCTIONS, *catalogue.BACKWARD, *catalogue.SPECIALISED}
+    - {"__init__", *FUNCTIONS, *catalogue.BACKWARD, *catalogue.SPECIALISED, *parts.kernels()}
 )
 
 # every option that a kernel may have; with them all the code is at its longest

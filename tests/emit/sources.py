@@ -12,7 +12,7 @@ from typing import Any
 from ssdgen.emit import kernel
 from ssdgen.emit import package as emission
 from ssdgen.pack import templates, tree
-from ssdgen.plan import catalogue
+from ssdgen.plan import catalogue, parts
 from ssdgen.spec.layer import Layer
 
 
@@ -30,6 +30,11 @@ def fresh(layer: Layer | None = None, **sizes: int) -> dict[str, str]:
 
 
 def kernels(layer: Layer | None = None) -> dict[str, str]:
+    """{kernel: text} of a package, those of the layer's other parts left out."""
+    return {name: text for name, text in every(layer).items() if name not in parts.kernels()}
+
+
+def every(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: text} of a package."""
     found = {Path(path).stem: text for path, text in package(layer).items() if path.startswith("kernels/")}
     return {name: text for name, text in found.items() if name not in ("__init__", *emission.FUNCTIONS)}

@@ -15,7 +15,7 @@ from ssdgen.emit.formula import FormulaPrinter, UnprintableFormula, broadcast
 from ssdgen.spec import layer as formulas
 from ssdgen.spec.decompose import chunk_graph, decay
 from ssdgen.spec.dims import COL, ROW, axes_of, entry, name_of
-from ssdgen.spec.functions import sigmoid, softplus
+from ssdgen.spec.functions import rsqrt, sigmoid, softplus
 from ssdgen.spec.graph import Map
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.masks import FAMILIES
@@ -63,6 +63,11 @@ def printed(expr: sympy.Basic, over: tuple[str, ...] = ("i", "j"), **options: An
         (sympy.Pow(2, x), "tl.exp2(x)"),
         (softplus(x), "softplus(x)"),
         (sigmoid(x), "tl.sigmoid(x)"),
+        (rsqrt(x) ** 3, "tl.rsqrt(x) * tl.rsqrt(x) * tl.rsqrt(x)"),
+        ((x + y) ** 2, "(x + y) * (x + y)"),
+        (1 / x, "1.0 / x"),
+        (a * x / y, "x * a[:, None] / y"),
+        ((x - y) / (a + 2), "(x - y) / (a[:, None] + 2.0)"),
         (x / sympy.log(2), "x * 1.4426950408889634"),
         (sympy.Piecewise((x, sympy.Ge(a, b)), (0, True)), "tl.where(a[:, None] >= b[None, :], x, 0.0)"),
         (-sympy.oo, 'float("-inf")'),
@@ -79,10 +84,10 @@ def test_prints(expr: sympy.Basic, text: str) -> None:
         sympy.sin(x),
         sympy.exp(x),
         sympy.Abs(x),
-        x**2,
+        x**4,
         sympy.sqrt(x),
-        1 / x,
-        x / y,
+        1 / x**2,
+        x / y**2,
         sympy.Pow(3, x),
         sympy.log(x),
         sympy.floor(x),

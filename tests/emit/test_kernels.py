@@ -182,7 +182,7 @@ def test_fingerprints_are_of_the_meaning() -> None:
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:
     templates.load()
     found = fingerprint.of_package()
-    assert found == fingerprint.of_kernels(sources.kernels(), *shared_functions())
+    assert found == fingerprint.of_kernels(sources.every(), *shared_functions())
     assert len(set(found.values())) == len(found)
 
 

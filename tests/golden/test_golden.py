@@ -11,8 +11,7 @@ import pytest
 
 from ssdgen.emit import kernel as emission
 from ssdgen.pack import templates
-from ssdgen.plan import catalogue
-from ssdgen.plan.ir import Kernel
+from ssdgen.plan import catalogue, parts
 from ssdgen.plan.schedules import passing, prepare, scan, walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
@@ -61,17 +60,34 @@ KINDS = {
     **{("none", name): (Layer(family=NONE), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
     ("multi_contract", "group_gradients"): (Layer(layout=MULTI_CONTRACT), BACKWARD["group_gradients"]),
 }
+# of the layer's other parts
+PARTS = {
+    ("parts", name): parts.kernels()[name]
+    for name in (
+        "conv_walk_4w",
+        "conv_walk_backward_2w",
+        "conv_tile_2w",
+        "conv_tile_backward_2w",
+        "conv_update_3w",
+        "layer_norm_2d",
+        "rms_norm_gate_first_backward",
+    )
+}
+NAMES = (*KINDS, *PARTS)
 
 
-def emitted(layer: Layer, kernel: Kernel) -> str:
+def emitted(kind: str, name: str) -> str:
     templates.load()
+    if (kind, name) in PARTS:
+        return emission.module(*PARTS[kind, name])
+    layer, make = KINDS[kind, name]
+    kernel = make(layer)
     return emission.module(kernel, catalogue.graph(kernel, layer))
 
 
-@pytest.mark.parametrize(("kind", "name"), KINDS, ids=[f"{kind}-{name}" for kind, name in KINDS])
+@pytest.mark.parametrize(("kind", "name"), NAMES, ids=[f"{kind}-{name}" for kind, name in NAMES])
 def test_kernel(kind: str, name: str, update_golden: bool) -> None:
-    layer, make = KINDS[kind, name]
-    text = emitted(layer, make(layer))
+    text = emitted(kind, name)
     path = FOLDER / kind / f"{name}.py.golden"
     if update_golden:
         path.parent.mkdir(exist_ok=True)
@@ -82,7 +98,7 @@ def test_kernel(kind: str, name: str, update_golden: bool) -> None:
 
 
 def test_no_golden_file_is_left_over(update_golden: bool) -> None:
-    wanted = {FOLDER / kind / f"{name}.py.golden" for kind, name in KINDS}
+    wanted = {FOLDER / kind / f"{name}.py.golden" for kind, name in NAMES}
     there = set(FOLDER.glob("*/*.golden"))
     if update_golden:
         for path in there - wanted:

@@ -1,0 +1,331 @@
+"""One program makes the gradients of a tile of channels of a part of a sequence: it walks along the tokens and keeps
+the last inputs and adjoints. What it adds to the gradients of the weight it leaves in parts.
+
+x_1[t, d] = x[t, d], 1 before along t
+seq_1[t] = seq[t], 1 before along t
+tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
+summed[t, d] = tap_1[t, d]*weight_1[d] + weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
+d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
+d_biased[t, d] = ((1 - sigmoid(biased[t, d]))*biased[t, d] + 1)*sigmoid(biased[t, d])*d_active[t, d]    if SILU
+d_bias[d] = sum over t of d_biased[t, d]
+d_weight_0_terms[t, d] = d_biased[t, d]*x[t, d]
+d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
+d_weight_1_terms[t, d] = d_biased[t, d]*tap_1[t, d]
+d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
+d_tap_1[t, d] = d_biased[t, d]*weight_1[d]
+d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
+d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
+d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
+d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d]
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def conv_walk_backward_2w(
+    x_ptr,  # [batch, seqlen, dim]
+    weight_ptr,  # [dim, width]
+    bias_ptr,  # [dim], if HAS_BIAS
+    seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
+    initial_states_ptr,  # [rows, dim, state_len], if HAS_INITIAL
+    d_y_ptr,  # [batch, seqlen, dim]
+    d_states_ptr,  # [rows, dim, state_len], if HAS_D_STATES
+    d_x_ptr,  # [batch, seqlen, dim]
+    d_initial_states_ptr,  # [rows, dim, state_len], if STORE_D_INITIAL
+    parts_ptr,  # [rows, nsegments, sums, dim]
+    cu_seqlens_ptr,  # [rows + 1], if HAS_CU_SEQLENS
+    stride_x_batch: tl.int64,
+    stride_x_seqlen: tl.int64,
+    stride_weight_dim: tl.int64,
+    stride_weight_width: tl.int64,
+    stride_initial_states_rows: tl.int64,
+    stride_initial_states_dim: tl.int64,
+    stride_initial_states_state_len: tl.int64,
+    stride_d_y_batch: tl.int64,
+    stride_d_y_seqlen: tl.int64,
+    stride_d_states_rows: tl.int64,
+    stride_d_states_dim: tl.int64,
+    stride_d_states_state_len: tl.int64,
+    stride_d_x_batch: tl.int64,
+    stride_d_x_seqlen: tl.int64,
+    seqlen,
+    dim,
+    state_len,
+    sums,
+    nsegments,
+    BLOCK_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SILU: tl.constexpr,
+    HAS_SEQ_IDX: tl.constexpr,
+    HAS_CU_SEQLENS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    HAS_D_STATES: tl.constexpr,
+    STORE_D_INITIAL: tl.constexpr,
+):
+    d0 = tl.program_id(0) * BLOCK_D
+    d = tl.arange(0, BLOCK_D)
+    d_in = d < dim - d0
+    segment = tl.cast(tl.program_id(1), tl.int64)
+    b = tl.cast(tl.program_id(2), tl.int64)
+    if HAS_CU_SEQLENS:
+        row = tl.cast(0, tl.int64)
+        start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
+        stop = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
+        length = stop - start
+    else:
+        row = b
+        start = tl.cast(0, tl.int64)
+        length = tl.cast(seqlen, tl.int64)
+    part = tl.cdiv(tl.cdiv(length, nsegments), 4) * 4
+    first = segment * part
+    last = tl.minimum(first + part, length)
+    trips = tl.cast(tl.cdiv(tl.maximum(last - first, 0), 4), tl.int32)
+    weight_0 = tl.load(
+        weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
+    )
+    weight_0 = weight_0.to(tl.float32)
+    weight_1 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+    in_m1 = (d < dim - d0) & (first >= 1) & (first - 1 < length)
+    x_m1 = tl.load(x_ptr + row * stride_x_batch + (start + first - 1) * stride_x_seqlen + d0 + d, mask=in_m1, other=0.0)
+    x_m1 = x_m1.to(tl.float32)
+    if HAS_INITIAL:
+        before_m1 = (d < dim - d0) & (first < 1)
+        entering_m1_base = (
+            initial_states_ptr
+            + b * stride_initial_states_rows
+            + d0 * stride_initial_states_dim
+            + first * stride_initial_states_state_len
+        )
+        entering_m1 = tl.load(entering_m1_base + d * stride_initial_states_dim, mask=before_m1, other=0.0)
+        entering_m1 = entering_m1.to(tl.float32)
+        x_m1 = entering_m1 + x_m1
+    if HAS_SEQ_IDX:
+        seq_m1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(tl.maximum(first - 1, 0), length - 1))
+        seq_last = tl.load(seq_idx_ptr + row * seqlen + length - 1)
+    d_biased_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_weight_0 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_weight_1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    if HAS_BIAS:
+        d_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
+    x_base = x_ptr + row * stride_x_batch + d0
+    d_y_base = d_y_ptr + row * stride_d_y_batch + d0
+    d_x_base = d_x_ptr + row * stride_d_x_batch + d0
+    for trip in range(trips):
+        t = first + trip * 4
+        in_0 = (d < dim - d0) & (t < length)
+        in_1 = (d < dim - d0) & (t + 1 < length)
+        in_2 = (d < dim - d0) & (t + 2 < length)
+        in_3 = (d < dim - d0) & (t + 3 < length)
+        x_0 = tl.load(x_base + (start + t) * stride_x_seqlen + d, mask=in_0, other=0.0).to(tl.float32)  # [BLOCK_D]
+        x_1 = tl.load(x_base + (start + t + 1) * stride_x_seqlen + d, mask=in_1, other=0.0).to(tl.float32)  # [BLOCK_D]
+        x_2 = tl.load(x_base + (start + t + 2) * stride_x_seqlen + d, mask=in_2, other=0.0).to(tl.float32)  # [BLOCK_D]
+        x_3 = tl.load(x_base + (start + t + 3) * stride_x_seqlen + d, mask=in_3, other=0.0).to(tl.float32)  # [BLOCK_D]
+        d_y_0 = tl.load(d_y_base + (start + t) * stride_d_y_seqlen + d, mask=in_0, other=0.0).to(tl.float32)
+        d_y_1 = tl.load(d_y_base + (start + t + 1) * stride_d_y_seqlen + d, mask=in_1, other=0.0).to(tl.float32)
+        d_y_2 = tl.load(d_y_base + (start + t + 2) * stride_d_y_seqlen + d, mask=in_2, other=0.0).to(tl.float32)
+        d_y_3 = tl.load(d_y_base + (start + t + 3) * stride_d_y_seqlen + d, mask=in_3, other=0.0).to(tl.float32)
+        if HAS_SEQ_IDX:
+            seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
+            seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
+            seq_2 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 2, length - 1))
+            seq_3 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 3, length - 1))
+            d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+        tap_1_0 = x_m1
+        if HAS_SEQ_IDX:
+            tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
+        summed_0 = tap_1_0 * weight_1 + weight_0 * x_0
+        if HAS_BIAS:
+            summed_0 = bias + summed_0
+        if SILU:
+            d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+        d_weight_0_terms_0 = d_y_0 * x_0
+        d_weight_0 = d_weight_0 + d_weight_0_terms_0
+        d_weight_1_terms_0 = d_y_0 * tap_1_0
+        d_weight_1 = d_weight_1 + d_weight_1_terms_0
+        if HAS_BIAS:
+            d_bias = d_bias + d_y_0
+        if HAS_D_STATES:
+            ends_m1 = (d < dim - d0) & (t - 1 >= length - 1) & (t - 1 < length)
+            d_state_out_m1_base = d_states_ptr + b * stride_d_states_rows + d0 * stride_d_states_dim
+            d_state_out_m1 = tl.load(
+                d_state_out_m1_base + (t - 1 - length + 1) * stride_d_states_state_len + d * stride_d_states_dim,
+                mask=ends_m1,
+                other=0.0,
+            )
+            d_state_out_m1 = d_state_out_m1.to(tl.float32)
+        else:
+            d_state_out_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+        if HAS_SEQ_IDX:
+            d_state_out_m1 = tl.where(seq_last == seq_m1, d_state_out_m1, 0.0)
+        d_tap_1_0 = d_y_0 * weight_1
+        if HAS_SEQ_IDX:
+            d_tap_1_0 = tl.where(seq_0 == seq_m1, d_tap_1_0, 0.0)
+        d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_biased_m1 * weight_0
+        own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
+        tl.store(d_x_base + (start + t - 1) * stride_d_x_seqlen + d, d_x_m1, mask=own_m1)
+        if STORE_D_INITIAL:
+            early_m1 = (d < dim - d0) & (t - 1 < 0)
+            tl.store(
+                d_initial_states_ptr + b * dim * state_len + d0 * state_len + t - 1 + 1 + d * state_len,
+                d_x_m1,
+                mask=early_m1,
+            )
+        if HAS_SEQ_IDX:
+            d_y_1 = tl.where(seq_1 >= 0.0, d_y_1, 0.0)
+        tap_1_1 = x_0
+        if HAS_SEQ_IDX:
+            tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
+        summed_1 = tap_1_1 * weight_1 + weight_0 * x_1
+        if HAS_BIAS:
+            summed_1 = bias + summed_1
+        if SILU:
+            d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+        d_weight_0_terms_1 = d_y_1 * x_1
+        d_weight_0 = d_weight_0 + d_weight_0_terms_1
+        d_weight_1_terms_1 = d_y_1 * tap_1_1
+        d_weight_1 = d_weight_1 + d_weight_1_terms_1
+        if HAS_BIAS:
+            d_bias = d_bias + d_y_1
+        if HAS_D_STATES:
+            ends_0 = (d < dim - d0) & (t >= length - 1) & (t < length)
+            d_state_out_0_base = d_states_ptr + b * stride_d_states_rows + d0 * stride_d_states_dim
+            d_state_out_0 = tl.load(
+                d_state_out_0_base + (t - length + 1) * stride_d_states_state_len + d * stride_d_states_dim,
+                mask=ends_0,
+                other=0.0,
+            )
+            d_state_out_0 = d_state_out_0.to(tl.float32)
+        else:
+            d_state_out_0 = tl.zeros([BLOCK_D], dtype=tl.float32)
+        if HAS_SEQ_IDX:
+            d_state_out_0 = tl.where(seq_0 == seq_last, d_state_out_0, 0.0)
+        d_tap_1_1 = d_y_1 * weight_1
+        if HAS_SEQ_IDX:
+            d_tap_1_1 = tl.where(seq_0 == seq_1, d_tap_1_1, 0.0)
+        d_x_0 = d_state_out_0 + d_tap_1_1 + d_y_0 * weight_0
+        own_0 = (d < dim - d0) & (t >= first) & (t < length)
+        tl.store(d_x_base + (start + t) * stride_d_x_seqlen + d, d_x_0, mask=own_0)
+        if HAS_SEQ_IDX:
+            d_y_2 = tl.where(seq_2 >= 0.0, d_y_2, 0.0)
+        tap_1_2 = x_1
+        if HAS_SEQ_IDX:
+            tap_1_2 = tl.where(seq_1 == seq_2, x_1, 0.0)
+        summed_2 = tap_1_2 * weight_1 + weight_0 * x_2
+        if HAS_BIAS:
+            summed_2 = bias + summed_2
+        if SILU:
+            d_y_2 = d_y_2 * (summed_2 * (1.0 - tl.sigmoid(summed_2)) + 1.0) * tl.sigmoid(summed_2)
+        d_weight_0_terms_2 = d_y_2 * x_2
+        d_weight_0 = d_weight_0 + d_weight_0_terms_2
+        d_weight_1_terms_2 = d_y_2 * tap_1_2
+        d_weight_1 = d_weight_1 + d_weight_1_terms_2
+        if HAS_BIAS:
+            d_bias = d_bias + d_y_2
+        if HAS_D_STATES:
+            ends_1 = (d < dim - d0) & (t + 1 >= length - 1) & (t + 1 < length)
+            d_state_out_1_base = d_states_ptr + b * stride_d_states_rows + d0 * stride_d_states_dim
+            d_state_out_1 = tl.load(
+                d_state_out_1_base + (t + 1 - length + 1) * stride_d_states_state_len + d * stride_d_states_dim,
+                mask=ends_1,
+                other=0.0,
+            )
+            d_state_out_1 = d_state_out_1.to(tl.float32)
+        else:
+            d_state_out_1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+        if HAS_SEQ_IDX:
+            d_state_out_1 = tl.where(seq_1 == seq_last, d_state_out_1, 0.0)
+        d_tap_1_2 = d_y_2 * weight_1
+        if HAS_SEQ_IDX:
+            d_tap_1_2 = tl.where(seq_1 == seq_2, d_tap_1_2, 0.0)
+        d_x_1 = d_state_out_1 + d_tap_1_2 + d_y_1 * weight_0
+        own_1 = (d < dim - d0) & (t + 1 >= first) & (t + 1 < length)
+        tl.store(d_x_base + (start + t + 1) * stride_d_x_seqlen + d, d_x_1, mask=own_1)
+        if HAS_SEQ_IDX:
+            d_y_3 = tl.where(seq_3 >= 0.0, d_y_3, 0.0)
+        tap_1_3 = x_2
+        if HAS_SEQ_IDX:
+            tap_1_3 = tl.where(seq_2 == seq_3, x_2, 0.0)
+        summed_3 = tap_1_3 * weight_1 + weight_0 * x_3
+        if HAS_BIAS:
+            summed_3 = bias + summed_3
+        if SILU:
+            d_y_3 = d_y_3 * (summed_3 * (1.0 - tl.sigmoid(summed_3)) + 1.0) * tl.sigmoid(summed_3)
+        d_weight_0_terms_3 = d_y_3 * x_3
+        d_weight_0 = d_weight_0 + d_weight_0_terms_3
+        d_weight_1_terms_3 = d_y_3 * tap_1_3
+        d_weight_1 = d_weight_1 + d_weight_1_terms_3
+        if HAS_BIAS:
+            d_bias = d_bias + d_y_3
+        if HAS_D_STATES:
+            ends_2 = (d < dim - d0) & (t + 2 >= length - 1) & (t + 2 < length)
+            d_state_out_2_base = d_states_ptr + b * stride_d_states_rows + d0 * stride_d_states_dim
+            d_state_out_2 = tl.load(
+                d_state_out_2_base + (t + 2 - length + 1) * stride_d_states_state_len + d * stride_d_states_dim,
+                mask=ends_2,
+                other=0.0,
+            )
+            d_state_out_2 = d_state_out_2.to(tl.float32)
+        else:
+            d_state_out_2 = tl.zeros([BLOCK_D], dtype=tl.float32)
+        if HAS_SEQ_IDX:
+            d_state_out_2 = tl.where(seq_2 == seq_last, d_state_out_2, 0.0)
+        d_tap_1_3 = d_y_3 * weight_1
+        if HAS_SEQ_IDX:
+            d_tap_1_3 = tl.where(seq_2 == seq_3, d_tap_1_3, 0.0)
+        d_x_2 = d_state_out_2 + d_tap_1_3 + d_y_2 * weight_0
+        own_2 = (d < dim - d0) & (t + 2 >= first) & (t + 2 < length)
+        tl.store(d_x_base + (start + t + 2) * stride_d_x_seqlen + d, d_x_2, mask=own_2)
+        x_m1 = x_3
+        d_biased_m1 = d_y_3
+        if HAS_SEQ_IDX:
+            seq_m1 = seq_3
+    t = first + trips * 4
+    in_0 = (d < dim - d0) & (t < length)
+    x_0 = tl.load(x_ptr + row * stride_x_batch + (start + t) * stride_x_seqlen + d0 + d, mask=in_0, other=0.0)
+    x_0 = x_0.to(tl.float32)
+    d_y_0 = tl.load(d_y_ptr + row * stride_d_y_batch + (start + t) * stride_d_y_seqlen + d0 + d, mask=in_0, other=0.0)
+    d_y_0 = d_y_0.to(tl.float32)
+    if HAS_SEQ_IDX:
+        seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
+    if HAS_D_STATES:
+        ends_m1 = (d < dim - d0) & (t - 1 >= length - 1) & (t - 1 < length)
+        d_state_out_m1_base = (
+            d_states_ptr
+            + b * stride_d_states_rows
+            + d0 * stride_d_states_dim
+            + (t - 1 - length + 1) * stride_d_states_state_len
+        )
+        d_state_out_m1 = tl.load(d_state_out_m1_base + d * stride_d_states_dim, mask=ends_m1, other=0.0).to(tl.float32)
+    else:
+        d_state_out_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    if HAS_SEQ_IDX:
+        d_state_out_m1 = tl.where(seq_last == seq_m1, d_state_out_m1, 0.0)
+        d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+    tap_1_0 = x_m1
+    if HAS_SEQ_IDX:
+        tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
+    summed_0 = tap_1_0 * weight_1 + weight_0 * x_0
+    if HAS_BIAS:
+        summed_0 = bias + summed_0
+    if SILU:
+        d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+    d_tap_1_0 = d_y_0 * weight_1
+    if HAS_SEQ_IDX:
+        d_tap_1_0 = tl.where(seq_0 == seq_m1, d_tap_1_0, 0.0)
+    d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_biased_m1 * weight_0
+    own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
+    tl.store(d_x_ptr + row * stride_d_x_batch + (start + t - 1) * stride_d_x_seqlen + d0 + d, d_x_m1, mask=own_m1)
+    tl.store(parts_ptr + ((b * nsegments + segment) * sums + 1) * dim + d0 + d, d_weight_0, mask=d_in)
+    tl.store(parts_ptr + (b * nsegments + segment) * sums * dim + d0 + d, d_weight_1, mask=d_in)
+    if HAS_BIAS:
+        tl.store(parts_ptr + ((b * nsegments + segment) * sums + 2) * dim + d0 + d, d_bias, mask=d_in)
+
+
+def grid(rows, dim, nsegments, BLOCK_D, **_):
+    """Programs along each axis."""
+    return triton.cdiv(dim, BLOCK_D), nsegments, rows

@@ -1,0 +1,161 @@
+"""Launches of the gated norms: rows of channels, whole.  -> norm_paths"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import (
+    layer_norm,
+    layer_norm_2d,
+    layer_norm_backward,
+    layer_norm_backward_2d,
+    layer_norm_gate_first,
+    layer_norm_gate_first_2d,
+    layer_norm_gate_first_backward,
+    layer_norm_gate_first_backward_2d,
+    rms_norm,
+    rms_norm_2d,
+    rms_norm_backward,
+    rms_norm_backward_2d,
+    rms_norm_gate_first,
+    rms_norm_gate_first_2d,
+    rms_norm_gate_first_backward,
+    rms_norm_gate_first_backward_2d,
+)
+from ..launching import Plan, Recipes, Sizes, key_of
+from ..tiles import cut
+
+# is_rms_norm, gate first, tiles of the channels of a row
+FORWARD = {
+    (True, False, 1): rms_norm,
+    (True, False, 2): rms_norm_2d,
+    (True, True, 1): rms_norm_gate_first,
+    (True, True, 2): rms_norm_gate_first_2d,
+    (False, False, 1): layer_norm,
+    (False, False, 2): layer_norm_2d,
+    (False, True, 1): layer_norm_gate_first,
+    (False, True, 2): layer_norm_gate_first_2d,
+}
+BACKWARD = {
+    (True, False, 1): rms_norm_backward,
+    (True, False, 2): rms_norm_backward_2d,
+    (True, True, 1): rms_norm_gate_first_backward,
+    (True, True, 2): rms_norm_gate_first_backward_2d,
+    (False, False, 1): layer_norm_backward,
+    (False, False, 2): layer_norm_backward_2d,
+    (False, True, 1): layer_norm_gate_first_backward,
+    (False, True, 2): layer_norm_gate_first_backward_2d,
+}
+# dimensions of the tensors, as the kernels' stride parameters name them
+DIMS = {
+    "d_x": ("rows", "dim"),
+    "d_y": ("rows", "dim"),
+    "d_z": ("rows", "dim"),
+    "x": ("rows", "dim"),
+    "y": ("rows", "dim"),
+    "z": ("rows", "dim"),
+}
+
+_recipes = Recipes()
+
+
+def forward(
+    config: dict[str, Any],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> Tensor:
+    """y, [rows, dim].  On the current device; arguments already checked, x and z [rows, dim] with a last stride of 1.
+
+    config: {"block_t", "num_warps"}, and "programs" of the backward pass; never changed.
+    """
+    tensors = {"x": x, "weight": weight, "bias": bias, "z": z}
+    y = _run(config, tensors, False, (eps, group_size, norm_before_gate, is_rms_norm))["y"]
+    assert y is not None
+    return y
+
+
+def backward(
+    config: dict[str, Any],
+    d_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> dict[str, Tensor]:
+    """Gradients by the names of the operands; arguments as in `forward`, d_y as x."""
+    tensors = {"x": x, "weight": weight, "bias": bias, "z": z, "d_y": d_y}
+    found = _run(config, tensors, True, (eps, group_size, norm_before_gate, is_rms_norm))
+    # the parts are added up in one order
+    d_weight, d_bias = found["parts"].sum(0)
+    gradients = {"x": found["d_x"], "weight": d_weight.to(weight.dtype, copy=True)}
+    if z is not None:
+        gradients["z"] = found["d_z"]
+    if bias is not None:
+        gradients["bias"] = d_bias.to(bias.dtype, copy=True)
+    return gradients
+
+
+def _run(config: dict[str, Any], tensors: dict[str, Tensor | None], backward: bool, options: tuple) -> dict:
+    """Launch, by a recipe if there is one; returns the tensors with the results among them."""
+    x = tensors["x"]
+    assert x is not None
+    key = key_of(tensors, backward, id(config), x.device, *options)
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors
+    plan = launches(config, tensors, backward, *options)
+    _recipes.run(key, plan, config)
+    return plan.tensors
+
+
+def launches(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    backward: bool,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> Plan:
+    """The launches of a call, not yet made.  Tensors by name, maybe on "meta"."""
+    x, z = tensors["x"], tensors["z"]
+    rows, dim = x.shape
+    sizes = Sizes(
+        tensors.copy(),
+        DIMS,
+        rows=rows,
+        dim=dim,
+        group_size=group_size,
+        ngroups=dim // group_size,
+        nprograms=config.get("programs", 0),
+        size=float(group_size),
+        eps=eps,
+        HAS_Z=z is not None,
+        HAS_BIAS=tensors["bias"] is not None,
+    )
+    if backward:
+        sizes.allocate("d_x", (rows, dim), x.dtype)
+        if z is not None:
+            sizes.allocate("d_z", (rows, dim), z.dtype)
+        sizes.allocate("parts", (config["programs"], 2, dim), torch.float32)
+    else:
+        sizes.allocate("y", (rows, dim), x.dtype)
+    tiles = cut(group_size, config["largest"])
+    blocks = {"BLOCK_D": tiles[0]} if len(tiles) == 1 else {"BLOCK_D_0": tiles[0], "BLOCK_D_1": tiles[1]}
+    table = BACKWARD if backward else FORWARD
+    sizes.launch(table[is_rms_norm, not norm_before_gate, len(tiles)], config, BLOCK_T=config["block_t"], **blocks)
+    return sizes.plan()

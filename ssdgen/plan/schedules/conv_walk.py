@@ -1,0 +1,267 @@
+"""The convolution where channels lie side by side: programs walk along tokens.  spec.conv -> Kernel
+
+A program has some channels of a part of a sequence.  It goes through it a few tokens at a time, all of whose loads are
+made first, and keeps the last width - 1 inputs in registers: every input is read once.  Backwards it goes the same way:
+the gradient of an input is finished width - 1 tokens later, so it keeps as many adjoints of the sum as inputs, and goes
+that far into the next part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from ...spec.conv import conv_adjoint, conv_graph
+from ...spec.dims import entry, name_of
+from ...spec.graph import Sum
+from ..ir import For, Kernel, Let, Load, Mask, Scalar, Stmt, Store, Tensor, Value, When
+from ..lower import Lowering, merge
+from ..pieces import Piece, Source
+from .conv import (
+    CHANNELS,
+    KEPT,
+    after,
+    backward_tensors,
+    before,
+    channel_sources,
+    channel_statements,
+    final_states,
+    forward_tensors,
+    gradient_names,
+    scalar,
+    span,
+    store_parts,
+    suffix,
+    zeros,
+)
+
+ROW = ("batch", "seqlen", "dim")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """tokens: how many are loaded together, at least width - 1; a program's own are a multiple of them."""
+
+    width: int
+    backward: bool = False
+    tokens: int = 4
+
+    @property
+    def name(self) -> str:
+        return f"conv_walk{'_backward' if self.backward else ''}_{self.width}w"
+
+
+def kernel(shape: Walk) -> Kernel:
+    """The kernel that computes y and the final states or, backward, the gradients."""
+    width, tokens = shape.width, shape.tokens
+    if tokens < width - 1:
+        raise ValueError(f"{tokens} tokens are loaded together; it must be at least width - 1 = {width - 1}")
+    tensors = backward_tensors(ROW, "nsegments") if shape.backward else forward_tensors(ROW)
+    about = (
+        "One program convolves a tile of channels of a part of a sequence: it walks along the tokens and keeps the "
+        "last inputs."
+    )
+    if shape.backward:
+        about = (
+            "One program makes the gradients of a tile of channels of a part of a sequence: it walks along the tokens "
+            "and keeps the last inputs and adjoints. What it adds to the gradients of the weight it leaves in parts."
+        )
+    flags = ("HAS_BIAS", "SILU", "HAS_SEQ_IDX", "HAS_CU_SEQLENS", "HAS_INITIAL")
+    flags += ("HAS_D_STATES", "STORE_D_INITIAL") if shape.backward else ("STORE_FINAL",)
+    return Kernel(
+        shape.name,
+        about,
+        ("d_x", *gradient_names(width)) if shape.backward else ("y", "state_out"),
+        (*tensors, Tensor("cu_seqlens", ("rows + 1",), "index", "no", "HAS_CU_SEQLENS")),
+        ("batch", "rows", "seqlen", "dim", "width", "state_len", "sums", "nsegments"),
+        (),
+        ("BLOCK_D",),
+        flags,
+        ("cdiv(dim, BLOCK_D)", "nsegments", "rows"),
+        (*_place(tokens), *(_backward(shape) if shape.backward else _forward(shape))),
+    )
+
+
+def _place(tokens: int) -> tuple[Stmt, ...]:
+    """Which channels and tokens a program has: `part` of the `length` tokens from `start` on."""
+    packed: tuple[Stmt, ...] = (
+        Scalar("row", "0", wide=True),
+        Load(Value("start", (), "int"), "cu_seqlens", ("b",)),
+        Load(Value("stop", (), "int"), "cu_seqlens", ("b + 1",)),
+        Scalar("length", "stop - start"),
+    )
+    whole: tuple[Stmt, ...] = (
+        Scalar("row", "b"),
+        Scalar("start", "0", wide=True),
+        Scalar("length", "seqlen", wide=True),
+    )
+    return (
+        *channel_statements(0),
+        Scalar("segment", "program_id(1)", wide=True),
+        Scalar("b", "program_id(2)", wide=True),
+        When("HAS_CU_SEQLENS", packed, whole),
+        Scalar("part", f"cdiv(cdiv(length, nsegments), {tokens}) * {tokens}"),
+        Scalar("first", "segment * part"),
+        Scalar("last", "minimum(first + part, length)"),
+        Scalar("trips", f"cdiv(maximum(last - first, 0), {tokens})", narrow=True),
+    )
+
+
+def _pieces(orders: range) -> dict[int, Piece]:
+    return {order: Piece(suffix(order), scalar=after("t", order), order=order) for order in orders}
+
+
+def _lowering(shape: Walk, orders: range) -> Lowering:
+    """Of the tokens of one trip, and those before them."""
+    width = shape.width
+
+    def row(at: dict[str, Piece]) -> tuple:
+        piece = at["t"]
+        return "row", f"start + {piece.scalar}", span(f"in{piece.suffix}")
+
+    def sequence(at: dict[str, Piece]) -> tuple:
+        return "row", f"minimum({at['t'].scalar}, length - 1)"
+
+    return Lowering(
+        conv_adjoint(width) if shape.backward else conv_graph(width),
+        {"t": tuple(_pieces(orders).values()), "d": (CHANNELS,)},
+        {
+            "x": Source("x", row),
+            "d_y": Source("d_y", row),
+            "seq": Source("seq_idx", sequence, dtype="int", flag="HAS_SEQ_IDX"),
+            **channel_sources(width, 0),
+        },
+        kept=KEPT,
+    )
+
+
+def _bind(lowering: Lowering, width: int, carried: tuple[str, ...] = ()) -> None:
+    """What the trip before has left."""
+    for back in range(1, width):
+        at = {"t": _pieces(range(-back, 0))[-back], "d": CHANNELS}
+        for name in ("x", *carried):
+            lowering.bind(name, at, Value(f"{name}_m{back}", ("d",)), 1)
+        lowering.bind("seq", at, Value(f"seq_m{back}", (), "int"), 1)
+
+
+def _loads(lowering: Lowering, pieces: list[Piece], names: tuple[str, ...]) -> None:
+    """Everything that a trip reads, before anything waits for it."""
+    for piece in pieces:
+        lowering.emit(1, Mask(f"in{piece.suffix}", "d", "d", "dim - d0", (f"{piece.scalar} < length",)))
+    for name in names:
+        for piece in pieces:
+            lowering.need(name, {"t": piece, "d": CHANNELS})
+    for piece in pieces:
+        lowering.need("seq", {"t": piece})
+
+
+def _carry(lowering: Lowering, width: int, names: tuple[str, ...]) -> None:
+    """What the next trip starts from: the last tokens of this one."""
+    last = lowering.pieces["t"][-1].order
+    for back in range(width - 1, 0, -1):
+        piece = next(piece for piece in lowering.pieces["t"] if piece.order == last + 1 - back)
+        for name in names:
+            made = lowering.need(name, {"t": piece, "d": CHANNELS})
+            assert made is not None
+            lowering.emit(1, Let(Value(f"{name}_m{back}", ("d",)), entry(made[0].name, "d"), (made[0],)))
+        value = Value(f"seq{piece.suffix}", (), "int")
+        kept = Let(Value(f"seq_m{back}", (), "int"), scalar(value.name), (value,))
+        lowering.emit(1, kept, "HAS_SEQ_IDX")
+
+
+def _forward(shape: Walk) -> tuple[Stmt, ...]:
+    width, tokens = shape.width, shape.tokens
+    lowering = _lowering(shape, range(1 - width, tokens))
+    _bind(lowering, width)
+    pieces = list(_pieces(range(tokens)).values())
+    _loads(lowering, pieces, ("x",))
+    for piece in pieces:
+        index = ("row", f"start + {piece.scalar}", span(f"in{piece.suffix}"))
+        lowering.store(1, "y", {"t": piece, "d": CHANNELS}, "y", index)
+    _carry(lowering, width, ("x",))
+    start = Scalar("t", f"first + trip * {tokens}")
+    return (
+        *merge(tuple(lowering.scopes[0])),
+        *merge(tuple(before("first", width, ROW, limit="length"))),
+        For("trip", "trips", (start, *merge(tuple(lowering.scopes[1])))),
+        final_states(width, "segment == 0", ROW),
+    )
+
+
+def _backward(shape: Walk) -> tuple[Stmt, ...]:
+    width, tokens = shape.width, shape.tokens
+    lowering = _lowering(shape, range(1 - width, tokens))
+    bias = lowering.graph["d_bias"]
+    assert isinstance(bias, Sum)
+    adjoint = name_of(bias.of)
+    _bind(lowering, width, (adjoint,))
+    pieces = list(_pieces(range(tokens)).values())
+    _loads(lowering, pieces, ("x", "d_y"))
+    for piece in pieces:
+        lowering.need(adjoint, {"t": piece, "d": CHANNELS})
+        _accumulate(lowering, piece, width)
+        _store(lowering, piece.order - (width - 1), width, first=True)
+    _carry(lowering, width, ("x", adjoint))
+
+    # the last tokens' gradients wait for the tokens after them, which are another program's
+    rest = _lowering(shape, range(1 - width, width - 1))
+    rest.made.update({key: made for key, made in lowering.made.items() if made[1] == 0})
+    _bind(rest, width, (adjoint,))
+    _loads(rest, list(_pieces(range(width - 1)).values()), ("x", "d_y"))
+    for back in range(width - 1, 0, -1):
+        _store(rest, -back, width, first=False)
+
+    last = Load(Value("seq_last", (), "int"), "seq_idx", ("row", "length - 1"))
+    start = [zeros(f"{adjoint}_m{back}", "BLOCK_D") for back in range(width - 1, 0, -1)]
+    sums = [zeros(f"d_weight_{back}", "BLOCK_D") for back in range(width)]
+    return (
+        *merge(tuple(lowering.scopes[0])),
+        *merge((*before("first", width, ROW, limit="length"), When("HAS_SEQ_IDX", (last,)))),
+        *start,
+        *sums,
+        When("HAS_BIAS", (zeros("d_bias", "BLOCK_D"),)),
+        For("trip", "trips", (Scalar("t", f"first + trip * {tokens}"), *merge(tuple(lowering.scopes[1])))),
+        Scalar("t", f"first + trips * {tokens}"),
+        *merge(tuple(rest.scopes[1])),
+        *store_parts(width, "segment"),
+    )
+
+
+def _accumulate(lowering: Lowering, piece: Piece, width: int) -> None:
+    """Add what a token gives to the gradients of its channels."""
+    for name in gradient_names(width):
+        node = lowering.graph[name]
+        assert isinstance(node, Sum)
+        made = lowering.need(name_of(node.of), {"t": piece, "d": CHANNELS})
+        assert made is not None
+        total = Value(name, ("d",))
+        added: sympy.Expr = entry(name, "d") + entry(made[0].name, "d")
+        lowering.emit(1, Let(total, added, (total, made[0])), "HAS_BIAS" if name == "d_bias" else None)
+
+
+def _store(lowering: Lowering, order: int, width: int, first: bool) -> None:
+    """The gradient of the input at a piece; before the first token it is that of the initial state."""
+    piece = next(piece for piece in lowering.pieces["t"] if piece.order == order)
+    at = {"t": piece, "d": CHANNELS}
+    ending, mask = Value(f"d_state_out{piece.suffix}", ("d",)), f"ends{piece.suffix}"
+    inside = (f"{piece.scalar} >= length - {width - 1}", f"{piece.scalar} < length")
+    column = f"{piece.scalar} - length + {width - 1}"
+    loads = (
+        Mask(mask, "d", "d", "dim - d0", inside),
+        Load(ending, "d_states", ("b", span(mask), column)),
+    )
+    lowering.emit(1, When("HAS_D_STATES", loads, (zeros(ending.name, "BLOCK_D"),)))
+    lowering.bind("d_state_out", at, ending, 1)
+    made = lowering.need("d_x", at)
+    assert made is not None
+    own, row = f"own{piece.suffix}", ("row", f"start + {piece.scalar}")
+    lowering.emit(1, Mask(own, "d", "d", "dim - d0", (f"{piece.scalar} >= first", f"{piece.scalar} < length")))
+    lowering.emit(1, Store("d_x", (*row, span(own)), made[0]))
+    if first and order < 0:
+        early = f"early{piece.suffix}"
+        stores = (
+            Mask(early, "d", "d", "dim - d0", (f"{piece.scalar} < 0",)),
+            Store("d_initial_states", ("b", span(early), after(f"{piece.scalar}", width - 1)), made[0]),
+        )
+        lowering.emit(1, When("STORE_D_INITIAL", stores))

@@ -1,0 +1,61 @@
+"""Every kernel of the norms compiles, with no GPU; at a real layer's size nothing is spilled."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+
+from ssdgen import gpus
+from ssdgen.mamba2_ops import norm_defaults
+from ssdgen.mamba2_ops.launchers import norm as launcher
+from ssdgen.tune.compile import compile_launch
+
+pytestmark = [
+    pytest.mark.slow,
+    # an interpreted kernel has no code to compile
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"),
+]
+GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
+ROWS = 16384
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache of this run's own, so that everything is compiled, and once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@cache
+def launch(backward: bool, rms: bool, before: bool, dim: int, group: int) -> Any:
+    row, channel = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((ROWS, dim), (dim,)))
+    config = norm_defaults.norm_config(backward, ROWS, group, dim // group, 132)
+    tensors = {"x": row, "z": row, "weight": channel, "bias": None if rms else channel}
+    tensors |= {"d_y": row} if backward else {}
+    assert config is not None
+    return launcher.launches(config, tensors, backward, 1e-5, group, before, rms).launches[0]
+
+
+@pytest.mark.parametrize("backward", (False, True))
+@pytest.mark.parametrize("rms", (False, True))
+@pytest.mark.parametrize("before", (False, True))
+@pytest.mark.parametrize("group", (640, 512))
+def test_every_kernel_compiles(group: int, before: bool, rms: bool, backward: bool) -> None:
+    """In two tiles and in one."""
+    assert compile_launch(launch(backward, rms, before, 2 * group, group), gpus.find("h200")).resources.spilled == 0
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_gradients_of_a_real_layer(gpu: str) -> None:
+    resources = compile_launch(launch(True, True, False, 5120, 5120), gpus.find(gpu)).resources
+    # bytes of a thread; shared memory is for sums across warps, and for the parts at the end
+    assert resources.spilled <= 64
+    assert resources.shared <= 16384
