@@ -53,3 +53,11 @@ class SettingError(SsdError):
 
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""
+
+
+class StrideError(SsdError):
+    """A tensor that is written in place does not lie in memory as it must."""
+
+
+class SlotError(SsdError):
+    """The contents of state_batch_indices: a slot that the state does not have, or one that is named twice."""
