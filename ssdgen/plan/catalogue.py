@@ -14,10 +14,13 @@ from itertools import product
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
+from ..spec.step import step_graph
 from .ir import Kernel
-from .schedules import adjoint, gradients, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules import adjoint, decode, gradients, groups, passing, prepare, replay, reverse, scan, states, steps, walk
+from .schedules.decode import Step
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
+from .schedules.replay import Replay
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
@@ -45,6 +48,15 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
+}
+
+# those of a decode step
+DECODE: dict[str, Callable[[Layer], Kernel]] = {
+    **{
+        (shape := Step(n, tied)).name: partial(decode.kernel, shape=shape) for tied, n in product((True, False), (1, 2))
+    },
+    **{(shape := Replay(n)).name: partial(replay.kernel, shape=shape) for n in (1, 2)},
+    "replay_advance": replay.advance,
 }
 
 
@@ -83,8 +95,15 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
     return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
 
 
+def decoding(layer: Layer) -> tuple[Kernel, ...]:
+    """The kernels of a decode step."""
+    return tuple(make(layer) for make in DECODE.values())
+
+
 def graph(kernel: Kernel, layer: Layer) -> Graph:
-    """The graph that a kernel's equations are of: that of a chunk, or its adjoint."""
+    """The graph that a kernel's equations are of: that of a chunk, its adjoint, or that of one token."""
+    if kernel.name in DECODE:
+        return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
     forward = chunk_graph(layer)
     return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 

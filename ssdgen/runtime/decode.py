@@ -6,12 +6,13 @@ In eager mode the code is called directly; torch.compile gets one operator that 
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import decode_fallback
+from . import decode_fallback, paths
 from .autograd import NAMESPACE
 from .decode_checks import DecodeCall, check_decode, check_slots, is_tied
 from .replay import Replay
@@ -100,7 +101,8 @@ def selective_state_update(
     y = _result(state, x, out)
     if call.batch:
         seed = _seed(rng_seed, state)
-        _run(
+        run = _kernels if paths.runs_kernels(x) and _runs_kernels(state) else _fallback
+        run(
             call, y, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, dt_limit, pad_slot_id,
             state_scale, step_states, step_scales, update_state, seed, replay,
         )  # fmt: skip
@@ -121,7 +123,19 @@ def _seed(seed: int | Tensor | None, state: Tensor) -> Tensor | None:
     return torch.full((1,), seed, dtype=torch.int64, device=state.device)
 
 
-def _run(
+def _runs_kernels(state: Tensor) -> bool:
+    """Whether the kernels can run on this state: the interpreter has no bf16, and on a CPU no other reason counts."""
+    return state.is_cuda or state.dtype is not torch.bfloat16
+
+
+def _kernels(*args: Any) -> None:
+    # imports the launchers, and with them Triton
+    from .decode_paths import run
+
+    run(*args)
+
+
+def _fallback(
     call: DecodeCall, y, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots, dt_limit, pad_slot_id, scale,
     step_states, step_scales, update_state, seed, replay,
 ) -> None:  # fmt: skip

@@ -68,6 +68,8 @@ def check_decode(
         _state(call, step_states, step_scales, "step_states", "step_scales")
     elif step_scales is not None:
         raise OptionError("step_scales was given and step_states was not; give both, or neither")
+    if out is not None and (out.stride(-1) != 1 or 0 in out.stride()) and out.numel() > 1:
+        raise StrideError(f"out has strides {out.stride()}; its last one must be 1, and none 0")
     _limits(dt_limit)
     _seed(seed, state)
     if replay is not None:
