@@ -79,8 +79,10 @@ def _tiles(dstate: int) -> tuple[int, ...]:
 def _narrow(value: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Tensor:
     """Numbers in another format, rounded to nearest, or up or down at random by how near each is."""
     if dtype is torch.int8:
-        up = 0.5 if bits is None else (bits.to(value.dtype) + 0.5) * (1.0 / 256)
-        return (value + up).floor().clamp(-127, 127).to(torch.int8)
+        if bits is not None:
+            value = value + (bits.to(value.dtype) * (1.0 / 256) - 0.498046875)
+        # a row with a NaN has it in its scale
+        return value.nan_to_num(0.0).round().to(torch.int8)
     if dtype is FLOAT8:
         return _float8(value.float(), bits)
     if bits is None or dtype not in (torch.bfloat16, torch.float16):
@@ -97,9 +99,9 @@ def _narrow(value: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Tensor:
 
 def _float8(value: Tensor, bits: Tensor | None) -> Tensor:
     # the exponent of e4m3 in the bits of fp32: a step is 2**20 everywhere, among subnormal numbers too
-    magnitude = (value.abs().clamp(max=448.0) * 2.0**-120).view(torch.int32).long()
-    up = 0x7FFFF + ((magnitude >> 20) & 1) if bits is None else (bits << 12) + 0x800
-    return _signed(value, (magnitude + up) >> 20, 8).view(FLOAT8)
+    magnitude = (value.abs() * 2.0**-120).view(torch.int32).long()
+    up = 0x80000 if bits is None else (bits << 12) + 0x800
+    return _signed(value, ((magnitude + up) >> 20) & 0x7F, 8).view(FLOAT8)
 
 
 def _signed(value: Tensor, magnitude: Tensor, width: int) -> Tensor:

@@ -101,7 +101,7 @@ class Judge:
         assert self._problem is not None
         try:
             with gate.poisoned_memory():
-                found = self._pass.run(config, given, more)
+                found = self._pass.run(config, self._pass.fresh(given), more)
             return self._pass.check(found, expected, self._problem)
         except (torch.cuda.OutOfMemoryError, OutOfResources) as error:
             raise RejectedError(f"it needs more than the GPU has: {str(error).splitlines()[0]}") from error

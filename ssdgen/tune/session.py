@@ -17,13 +17,14 @@ from rich.console import Console
 from ..emit import fingerprint
 from ..gpus import Gpu
 from ..mamba2_ops.backward_defaults import default_backward
+from ..mamba2_ops.decode_defaults import default_decode
 from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import templates
-from ..pack.records import BACKWARD, FORWARD, MEASURED, PREDICTED, Direction
-from ..plan import backward_space, space
+from ..pack.records import BACKWARD, DECODE, FORWARD, MEASURED, PREDICTED, Direction
+from ..plan import backward_space, decode_space, space
 from ..plan.problem import Problem
-from . import campaign, device, measure, predict
+from . import campaign, decoding, device, measure, predict, shapes
 from .budget import Budget
 from .campaign import Listener, Row, Setting
 from .choices import Space
@@ -116,6 +117,8 @@ def _search(
 
 def _named(problems: dict[str, Problem], direction: Direction) -> dict[str, Problem]:
     """The problems by names that say which pass is searched for."""
+    if direction == DECODE:
+        return decoding.problems(problems, shapes.NAMED)
     return problems if direction == FORWARD else {f"{name} {direction}": each for name, each in problems.items()}
 
 
@@ -139,7 +142,17 @@ class _BackwardSpace:
         return default_backward(CallProblem(**problem.to_json()), gpu.sms, gpu.arch)
 
 
-SPACES: dict[Direction, Space] = {FORWARD: _ForwardSpace(), BACKWARD: _BackwardSpace()}
+class _DecodeSpace:
+    """The same for a decode step."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(decode_space, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> Config:
+        return default_decode(CallProblem(**problem.to_json()), gpu.sms)
+
+
+SPACES: dict[Direction, Space] = {FORWARD: _ForwardSpace(), BACKWARD: _BackwardSpace(), DECODE: _DecodeSpace()}
 
 
 def used_kernels(config: Config, problem: Problem, direction: Direction = FORWARD) -> list[str]:
