@@ -176,6 +176,7 @@ def _write(layer: Layer, lowering: Lowering, tiles: list[Pieces]) -> tuple[Stmt,
         lowering.need("state_out", at)
     new, lowering.scopes = lowering.scopes[0] + lowering.scopes[1], outer
     return (
+        *recurrence.scopes[0],
         For("s", "KEPT", common.loads_first(recurrence.scopes[1])),
         *new,
         *decode.leave_state(lowering, tiles, "state", "state_scale", ("slot", "head"), "0"),
