@@ -12,7 +12,7 @@ from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
 BY_NAME: dict[str, Callable[[Layer], Kernel]] = {"dt_cumsum": prepare.kernel, "state_passing": passing.kernel}
-BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED
+BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED | catalogue.DECODE
 BY_NAME |= {
     shape.name: partial(walk.kernel if isinstance(shape, walk.Walk) else scan.kernel, shape=shape)
     for shape in catalogue.every_shape()

@@ -67,6 +67,14 @@ def _line(stmt: ir.Stmt) -> str:
             return f"scan     {_value(stmt.out)} = running sum of {_value(stmt.of)} along {stmt.along}{way}"
         case ir.Sum():
             return f"sum      {_value(stmt.out)} = sum of {_value(stmt.of)} along {stmt.along}"
+        case ir.Largest():
+            return f"largest  {_value(stmt.out)} = largest |{_value(stmt.of)}| along {stmt.along}"
+        case ir.Widen():
+            return f"widen    {_value(stmt.out)} = {_value(stmt.of)} as fp32"
+        case ir.Narrow():
+            return f"narrow   {_value(stmt.out)} = {_value(stmt.of)} in the state's format"
+        case ir.Leave():
+            return "leave"
     raise TypeError(f"no text for a {type(stmt).__name__}")
 
 

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from .. import gpus
 from ..gpus import Gpu
 from ..pack import templates
-from ..pack.records import DIRECTIONS
+from ..pack.records import BACKWARD, DIRECTIONS, FORWARD
 from ..tune import budget as budgets
 from ..tune import shapes as problems
 from ..tune.errors import TuneError
@@ -42,10 +42,10 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
 @click.option(
     "--pass",
     "which",
-    type=click.Choice(["forward", "backward", "both"]),
+    type=click.Choice([*DIRECTIONS, "both", "all"]),
     default="both",
     show_default=True,
-    help="Of the layer: its result, its gradients.",
+    help="Of the layer: its result, its gradients (both), its decode step (all).",
 )
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
 @click.option(
@@ -87,16 +87,17 @@ def tune(
     resume: bool,
     worker: bool,
 ) -> None:
-    """Find the fastest configuration for each shape, of the forward and of the backward pass.
+    """Find the fastest configuration for each shape: of the forward and the backward pass, or of the decode step.
 
     With a GPU every candidate is compared with float64 first, gradient by gradient in the backward pass, then timed,
     and the best few are timed once more side by side.  Without one, or with --predict, candidates are compiled for the
     GPU and ranked by registers, spills, shared memory and a roofline model; such records are marked as predicted, and a
     measured one always wins.
 
-    Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_forward.json and ssd_backward.json
-    and are used from then on by `import mamba2_ops`.  Every trial is written down before it begins and when it ends:
-    after a crash --resume goes on where it stopped.  Other processes, on this GPU's kind, help with --worker.
+    Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_PASS.json and are used from then on by
+    `import mamba2_ops`.  Decode records are for one token, several batches and states of 32, 16 and 8 bits.  Every
+    trial is written down before it begins and when it ends: after a crash --resume goes on where it stopped.  Other
+    processes, on this GPU's kind, help with --worker.
 
     \b
     Examples:
@@ -104,6 +105,7 @@ def tune(
       ssdgen tune --shapes 2.7b,nemotron-h --budget 2m
       ssdgen tune --shapes 1,8192,32,64,128,1      a shape of your own
       ssdgen tune --pass backward --shapes 2.7b    the gradients alone
+      ssdgen tune --pass decode --shapes 2.7b --budget 1m   one token, batches of 1 to 256
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
       ssdgen tune --resume                         after a crash, or with more time
       ssdgen tune --storage postgresql://host/db   and on other machines: the same with --worker
@@ -139,7 +141,8 @@ def tune(
         storage=storage,
         join=join,
         ranks=own,
-        directions=DIRECTIONS if which == "both" else tuple(each for each in DIRECTIONS if each == which),
+        directions={"both": (FORWARD, BACKWARD), "all": DIRECTIONS}.get(which)
+        or tuple(each for each in DIRECTIONS if each == which),
     )
     with _terminate_as_interrupt():
         rows = session.run(wanted, gpu, options)

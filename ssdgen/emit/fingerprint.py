@@ -11,6 +11,7 @@ from . import kernel as kernels
 from .environment import render
 
 LENGTH = 16
+FUNCTIONS = ("functions", "warpgroup_functions", "storage_functions")  # modules that kernels import
 
 
 def of_source(source: str) -> str:
@@ -25,19 +26,23 @@ def of_source(source: str) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
 
 
-def of_kernels(modules: dict[str, str], functions: str, warpgroup_functions: str) -> dict[str, str]:
+def of_kernels(
+    modules: dict[str, str], functions: str, warpgroup_functions: str, storage_functions: str
+) -> dict[str, str]:
     """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each."""
-    shared, specialised = of_source(functions), of_source(warpgroup_functions)
-    return {
-        name: of_source(f"{source}\n{(specialised if '.warpgroup_functions' in source else shared)!r}\n")
-        for name, source in modules.items()
-    }
+    shared, specialised, stored = (of_source(each) for each in (functions, warpgroup_functions, storage_functions))
+    found = {}
+    for name, source in modules.items():
+        imported = [specialised if ".warpgroup_functions" in source else shared]
+        imported += [stored] if ".storage_functions" in source else []
+        found[name] = of_source("\n".join((source, *map(repr, imported), "")))
+    return found
 
 
 def of_package(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: fingerprint} of the kernels that a package for `layer` (default: Mamba-2's) holds."""
     layer = layer or Layer()
-    every = (*catalogue.kernels(layer), *catalogue.backward(layer))
+    every = (*catalogue.kernels(layer), *catalogue.backward(layer), *catalogue.decoding(layer))
     modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
-    return of_kernels(modules, render("kernels/functions.py.jinja"), render("kernels/warpgroup_functions.py.jinja"))
+    return of_kernels(modules, *(render(f"kernels/{name}.py.jinja") for name in FUNCTIONS))

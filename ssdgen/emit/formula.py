@@ -127,10 +127,10 @@ class FormulaPrinter:
         if base == 2 and isinstance(exponent, sympy.Min) and 0 in exponent.args:
             rest = exponent.func(*[arg for arg in exponent.args if arg != 0])
             return f"decay({self.print(rest)})"
+        if exponent == -1:
+            return f"1.0 / {self._factor(base, sympy.Pow)}"
         if base == 2:
             return f"{self.language}.exp2({self.print(exponent)})"
-        if exponent == -1:
-            return f"1.0 / {self._factor(base, sympy.Mul)}"
         if exponent in (2, 3):
             return " * ".join([self._factor(base, sympy.Mul)] * int(exponent))
         raise UnprintableFormula(f"no rule prints the power {expr}; allowed: 2 ** x, x ** 2, x ** 3 and a / x")

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from ..plan import ir
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Shift, Sum
+from ..spec.graph import Contract, Cumsum, Graph, Largest, Last, Map, Shift, Sum
 from .environment import render
 from .layout import WIDTH, fit
 from .loader import loader as loader_lines
@@ -19,6 +19,7 @@ from .tiles import layout
 from .warps import ConsumerPrinter
 
 FUNCTIONS = ("decay", "maximum", "minimum", "sigmoid", "softplus")
+STORAGE_FUNCTIONS = ("narrow", "widen")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS = {1: 240, 2: 240, 3: 160}, 24
@@ -72,6 +73,8 @@ def equation(graph: Graph, name: str) -> str:
         return f"{left} = running sum of {node.of} over {node.along}" + (" from its end" if node.reverse else "")
     if isinstance(node, Sum):
         return f"{left} = sum over {', '.join(node.over)} of {node.of}"
+    if isinstance(node, Largest):
+        return f"{left} = largest over {', '.join(node.over)} of |{node.of}|"
     if isinstance(node, Last):
         return f"{left} = last {node.of}"
     if isinstance(node, Shift):
@@ -107,7 +110,8 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
     return {
         "about": "\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
         "equations": "\n".join(_wrapped(equation(graph, node.name)) for node in nodes),
-        "functions": [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
+        "functions": [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\b(?! =)", source)],
+        "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),
         "blocks": blocks(kernel),

@@ -15,22 +15,23 @@ import sympy
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, prepare
+from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import ROLES, Groups
+from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
-from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two, power_tiles
 from ..spec import chain
 from ..spec.derivative import decay_exponent
 from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
 from .environment import render
+from .fingerprint import FUNCTIONS
 from .parts import conv_launcher, norm_launcher
-
-FUNCTIONS = ("functions", "warpgroup_functions")  # modules that kernels import
 
 
 def package(
@@ -49,23 +50,25 @@ def package(
     layer = layer or Layer()
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
     backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
-    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in (*chosen, *backward)}
+    decoding = [kernel for kernel in catalogue.decoding(layer) if _decodes(kernel, dstate)]
+    every = (*chosen, *backward, *decoding)
+    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
-    functions, warpgroup_functions = (render(f"kernels/{name}.py.jinja") for name in FUNCTIONS)
+    functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {
         "settings.py": _settings(layer, chunk),
         "__init__.py": render("pack/__init__.py.jinja", layer=layer),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
-        "kernels/functions.py": functions,
-        "kernels/warpgroup_functions.py": warpgroup_functions,
+        **{f"kernels/{name}.py": text for name, text in functions.items()},
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
         "launchers/backward.py": _backward_launcher(layer, chosen, backward),
         "launchers/conv.py": conv_launcher(),
+        "launchers/decode.py": _decode_launcher(decoding),
         "launchers/forward.py": _launchers(layer, chosen),
         "launchers/norm.py": norm_launcher(),
-        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions, warpgroup_functions)),
+        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, *functions.values())),
     }
     return dict(sorted(texts.items()))
 
@@ -97,6 +100,12 @@ def _equal_tiles(kernel: Kernel, dstate: int) -> set[int]:
         return {1}
     # what goes through one tile is cut once more
     return {consumer_tiles(dstate)[1] * (2 if kernel.spare else 1)}
+
+
+def _decodes(kernel: Kernel, dstate: int | None) -> bool:
+    """Whether a dstate that is fixed leaves a kernel of a decode step in use."""
+    tiles = sum(name.startswith("BLOCK_N") for name in kernel.constants)
+    return dstate is None or tiles in (0, len(power_tiles(dstate)))
 
 
 def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
@@ -181,6 +190,22 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         parts=[name for name in ("x", "B", "C") if _in_parts(layer, name)],
         uses_a=layer.family.uses_a,
         most=2 * LARGEST,
+    )
+
+
+def _decode_launcher(decoding: list[Kernel]) -> str:
+    """The launcher of a decode step, with the shapes of it that are there."""
+    names = {kernel.name for kernel in decoding}
+    steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
+    replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
+    tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
+    strided = {t.name: t.dims for t in tensors}
+    return render(
+        "launchers/decode.py.jinja",
+        modules=sorted(names),
+        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        steps=[row for row in steps if row[1] in names],
+        replays=[row for row in replays if row[1] in names],
     )
 
 

@@ -206,6 +206,14 @@ class StatementPrinter:
                 return f"{out.name} = tl.cumsum({of.name}, axis={of.axes.index(along)}{way})"
             case ir.Sum(out, of, along):
                 return f"{out.name} = tl.sum({of.name}, axis={of.axes.index(along)})"
+            case ir.Largest(out, of, along):
+                return f"{out.name} = tl.reduce(tl.abs({of.name}), {of.axes.index(along)}, maximum)"
+            case ir.Widen(out, of):
+                return f"{out.name} = widen({of.name}, FORMAT)"
+            case ir.Narrow(out, of, row, column, token):
+                return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
+            case ir.Leave():
+                return "return"
             case ir.Load(out, tensor, index, descriptor):
                 return self._load(out, self.kernel.tensor(tensor), index, descriptor)
             case ir.Store(tensor, index, value, descriptor):
@@ -218,7 +226,7 @@ class StatementPrinter:
             return self.idiom.load_descriptor(out.name, tensor.name, self._corner(index), shape)
         casts = {"any": "float32", "state": "float32", "index": "int64"}
         cast = f"{self.language}.{casts[tensor.dtype]}" if tensor.dtype in casts and out.dtype != "stored" else ""
-        zero = "0" if tensor.dtype == "int" else "0.0"
+        zero = "0" if tensor.dtype in ("int", "stored") else "0.0"
         return self.idiom.load(
             out.name, self._pointer(tensor, index, out.axes), self._mask(index, out.axes), zero, cast, shape
         )

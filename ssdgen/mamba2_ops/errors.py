@@ -73,3 +73,7 @@ class SettingError(SsdError):
 
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""
+
+
+class StrideError(SsdError):
+    """A tensor that is written in place does not lie in memory as it must."""

@@ -43,7 +43,7 @@ def nearest(
 ) -> tuple[GpuRecords, Record] | None:
     """The record to use for a pass of the problem and whose it is, or None.
 
-    measured: only measured ones, or only predicted.  direction: FORWARD or BACKWARD.
+    measured: only measured ones, or only predicted.  direction: FORWARD, BACKWARD or DECODE.
     """
     fitting = [(gpu, r) for gpu in gpus for r in gpu.records if r.measured is measured and fits(problem, r, direction)]
     return min(fitting, key=lambda pair: (distance(problem, pair[1].problem), pair[1].time_us), default=None)

@@ -1,8 +1,8 @@
 """Tuned records as they lie on disk, read and checked.  a folder per GPU -> GpuRecords -> select
 
 A root (`tuned/`) holds one folder per GPU, `<arch>_<gpu>/`, with `gpu.json` (which GPU, which versions) and
-`ssd_forward.json` and `ssd_backward.json` (the records of each pass).  `tuned/schema.json` describes them; here only
-what the look-up uses is checked.
+`ssd_forward.json`, `ssd_backward.json` and `ssd_decode.json` (the records of each pass).  `tuned/schema.json` describes
+them; here only what the look-up uses is checked.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .problem import Problem
 
 SCHEMA = 1
 IDENTITY = "gpu.json"
-FORWARD, BACKWARD = "forward", "backward"
-FILES = {direction: f"ssd_{direction}.json" for direction in (FORWARD, BACKWARD)}
+FORWARD, BACKWARD, DECODE = "forward", "backward", "decode"
+FILES = {direction: f"ssd_{direction}.json" for direction in (FORWARD, BACKWARD, DECODE)}
 
 SIZES = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
 
@@ -28,7 +28,8 @@ class Record:
     """The best known config for one pass of one problem on one GPU.
 
     time_us: GPU time of one call in microseconds.  measured: timed on that GPU, not predicted from compiled code.
-    fingerprint: of the kernels that were timed, as the file has it, or None.  direction: the pass, FORWARD or BACKWARD.
+    fingerprint: of the kernels that were timed, as the file has it, or None.  direction: the pass, FORWARD, BACKWARD or
+    DECODE.
     """
 
     problem: Problem

@@ -11,9 +11,10 @@ from . import schema
 
 FORWARD: Literal["forward"] = "forward"
 BACKWARD: Literal["backward"] = "backward"
+DECODE: Literal["decode"] = "decode"
 
-Direction = Literal["forward", "backward"]
-DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD)
+Direction = Literal["forward", "backward", "decode"]
+DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD, DECODE)
 
 MEASURED: Literal["measured"] = "measured"
 PREDICTED: Literal["predicted"] = "predicted"
@@ -27,7 +28,7 @@ class RecordError(ValueError):
 class Record:
     """The best config known for one pass of one problem on one GPU.
 
-    config: as plan.space or, for the backward pass, plan.backward_space makes it.
+    config: as plan.space, plan.backward_space or plan.decode_space makes it.
     provenance: timed on that GPU, or predicted from code compiled for it.
     time_us, spread_us, default_us: GPU time of a call, its interquartile range and the default config's time,
     microseconds; None where it was not found out.  error, error_limit: relative to float64, of y or of the gradient

@@ -34,9 +34,8 @@ _POSITIVE: Json = {"type": "integer", "minimum": 1}
 # an axis is a number, a switch or a word: nothing nested
 _AXIS: Json = {"type": ["integer", "boolean", "string"]}
 
-_PROBLEM = _object(
-    {**dict.fromkeys(_SIZES, _POSITIVE), "dtype": {"type": "string", "enum": ["bfloat16", "float16", "float32"]}}
-)
+_DTYPE: Json = {"type": "string", "enum": ["bfloat16", "float16", "float32", "int8"]}
+_PROBLEM = _object({**dict.fromkeys(_SIZES, _POSITIVE), "dtype": _DTYPE})
 _CONFIG: Json = {
     "type": "object",
     "properties": {
@@ -65,7 +64,7 @@ _RECORD = _object(
         "space": _WORD,
     },
     # which pass the record is for; without it, the forward pass
-    {"direction": {"type": "string", "enum": ["forward", "backward"]}},
+    {"direction": {"type": "string", "enum": ["forward", "backward", "decode"]}},
 )
 
 IDENTITY = _object(

@@ -14,10 +14,27 @@ from itertools import product
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
+from ..spec.step import step_graph
 from .ir import Kernel
-from .schedules import adjoint, gradients, groups, passing, prepare, reverse, reverse_tiles, scan, states, steps, walk
+from .schedules import (
+    adjoint,
+    decode,
+    gradients,
+    groups,
+    passing,
+    prepare,
+    replay,
+    reverse,
+    reverse_tiles,
+    scan,
+    states,
+    steps,
+    walk,
+)
+from .schedules.decode import Step
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
+from .schedules.replay import Replay
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
@@ -53,6 +70,15 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
         for p in (1, 2)
     },
+}
+
+# those of a decode step
+DECODE: dict[str, Callable[[Layer], Kernel]] = {
+    **{
+        (shape := Step(n, tied)).name: partial(decode.kernel, shape=shape) for tied, n in product((True, False), (1, 2))
+    },
+    **{(shape := Replay(n)).name: partial(replay.kernel, shape=shape) for n in (1, 2)},
+    "replay_advance": replay.advance,
 }
 
 
@@ -91,8 +117,15 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
     return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
 
 
+def decoding(layer: Layer) -> tuple[Kernel, ...]:
+    """The kernels of a decode step."""
+    return tuple(make(layer) for make in DECODE.values())
+
+
 def graph(kernel: Kernel, layer: Layer) -> Graph:
-    """The graph that a kernel's equations are of: that of a chunk, or its adjoint."""
+    """The graph that a kernel's equations are of: that of a chunk, its adjoint, or that of one token."""
+    if kernel.name in DECODE:
+        return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
     if kernel.spare:
         return reverse_tiles.graph(layer)
     forward = chunk_graph(layer)

@@ -14,6 +14,7 @@ not matter either.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
@@ -57,7 +58,8 @@ def run(
     with np.errstate(all="ignore"):
         for number, (*place, consumer) in enumerate(np.ndindex(*grid, max(1, kernel.consumers))):
             scope = {**names, "program_id": place.__getitem__, "consumer": consumer}
-            _Program(kernel, memory, number, scope).run(kernel.body)
+            with suppress(_Left):
+                _Program(kernel, memory, number, scope).run(kernel.body)
 
 
 def forward(
@@ -198,6 +200,10 @@ class _Place:
 # ---- programs
 
 
+class _Left(Exception):
+    """A program has ended before its last statement."""
+
+
 @dataclass
 class _Program:
     kernel: ir.Kernel
@@ -237,6 +243,13 @@ class _Program:
                 scope[out.name] = np.flip(np.cumsum(np.flip(tile, axis), axis), axis) if reverse else tile.cumsum(axis)
             case ir.Sum(out, of, along):
                 scope[out.name] = np.sum(self.tile(of), axis=of.axes.index(along))
+            case ir.Largest(out, of, along):
+                scope[out.name] = np.max(np.abs(self.tile(of)), axis=of.axes.index(along))
+            case ir.Widen(out, of) | ir.Narrow(out, of):
+                # a stored state is float64 here: nothing is rounded
+                scope[out.name] = self.tile(of)
+            case ir.Leave():
+                raise _Left
             case ir.Load():
                 self.load(stmt)
             case ir.Store():

@@ -17,9 +17,10 @@ class Tensor:
     """A kernel parameter in memory.
 
     dims: extent of each dimension, as scalars.
-    strided: "no" (contiguous), "unit" (strides are parameters, the last one is 1), "all".
-    dtype: "operand" (that of x), "float32", "any" and "state" (read as fp32 whatever they are), "int", "index" (read as
-    int64).
+    strided: "no" (contiguous), "unit" (strides are parameters, the last one is 1), "rows" (the last two dimensions are
+    contiguous, the other strides are parameters), "all".
+    dtype: "operand" (that of x), "float32", "any" and "state" (read as fp32 whatever they are), "stored" (a state in a
+    format of few bits), "int", "index" (read as int64).
     flag: option without which it may be None.
     """
 
@@ -35,7 +36,7 @@ class Tensor:
         last = len(self.dims) - 1
         if axis == last and self.strided != "all":
             return "1"
-        if self.strided == "no":
+        if self.strided == "no" or self.strided == "rows" and axis == last - 1:
             return " * ".join(self.dims[axis + 1 :])
         return f"stride_{self.name}_{self.dims[axis].lower()}"
 
@@ -43,7 +44,8 @@ class Tensor:
         """Names of the stride parameters, in order of the dimensions."""
         if self.strided == "no":
             return ()
-        return tuple(self.stride(axis) for axis in range(len(self.dims)) if self.stride(axis) != "1")
+        strides = (self.stride(axis) for axis in range(len(self.dims)))
+        return tuple(stride for stride in strides if stride.startswith("stride_"))
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,43 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Largest:
+    """out = largest magnitude of `of` along one axis, which `out` lacks."""
+
+    out: Value
+    of: Value
+    along: str
+
+
+@dataclass(frozen=True)
+class Widen:
+    """out = `of` as fp32, out of the format that states are stored in."""
+
+    out: Value
+    of: Value
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """out = `of`, over (p, n), in the format that states are stored in, rounded to nearest or at random.
+
+    row: number of its first row of dstate; column: where in dstate it starts; token: position in the call.  Random bits
+    depend on these and on `seed`.
+    """
+
+    out: Value
+    of: Value
+    row: str
+    column: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The program ends here."""
+
+
+@dataclass(frozen=True)
 class Store:
     """tensor[index] = value."""
 
@@ -207,7 +246,26 @@ class For:
     body: tuple[Stmt, ...]
 
 
-Stmt = Note | Scalar | Arange | Mask | Load | Full | Let | Dot | Rest | Cumsum | Sum | Store | When | For
+Stmt = (
+    Note
+    | Scalar
+    | Arange
+    | Mask
+    | Load
+    | Full
+    | Let
+    | Dot
+    | Rest
+    | Cumsum
+    | Sum
+    | Largest
+    | Widen
+    | Narrow
+    | Leave
+    | Store
+    | When
+    | For
+)
 
 
 @dataclass(frozen=True)

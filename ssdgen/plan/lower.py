@@ -15,9 +15,10 @@ from typing import Any
 import sympy
 
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
-from ..spec.graph import Contract, Cumsum, Graph, Last, Map, Node, Shift, Sum
+from ..spec.graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Node, Shift, Sum
 from .ir import Cumsum as CumsumStmt
 from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
+from .ir import Largest as LargestStmt
 from .ir import Sum as SumStmt
 from .pieces import Piece, Pieces, Source
 
@@ -139,7 +140,7 @@ class Lowering:
         out = Value(self.variable(node.name, pieces), self._tile_axes(self.node_axes(node.name), pieces))
         if isinstance(node, Contract):
             return self.contract(node, pieces, out, acc=False)
-        if isinstance(node, Sum):
+        if isinstance(node, (Sum, Largest)):
             return self._sum(node, pieces, out)
         if isinstance(node, Cumsum):
             of, level = self._exactly(node.of, pieces)
@@ -175,8 +176,12 @@ class Lowering:
         self.emit(level, SumStmt(out, of, node.along))
         return out, level
 
-    def _sum(self, node: Sum, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
-        """A sum within each piece of the summed axes, one axis after the other; pieces are added up."""
+    def _sum(self, node: Sum | Largest, pieces: Pieces, out: Value) -> tuple[Value, int] | None:
+        """A sum within each piece of the summed axes, one axis after the other; pieces are added up.
+
+        The largest magnitude is found the same way.
+        """
+        reduced, joined = (LargestStmt, sympy.Max) if isinstance(node, Largest) else (SumStmt, sympy.Add)
         if any(piece.span is None for axis in node.over for piece in self.pieces[axis]):
             raise ValueError(f"{node.name} is a sum over {', '.join(node.over)}; a loop must add it up")
         found: int | None = None
@@ -188,11 +193,11 @@ class Lowering:
             target = out if found is None else replace(out, name=f"{out.name}_more")
             for axis in reversed(node.over):
                 summed = replace(target, axes=tuple(kept for kept in of.axes if kept != axis))
-                self.emit(level, SumStmt(summed, of, axis))
+                self.emit(level, reduced(summed, of, axis))
                 of = summed
             if found is not None:
                 terms = [entry(v.name, *v.axes) if v.axes else sympy.Symbol(v.name, real=True) for v in (out, target)]
-                self.emit(max(level, found), Let(out, sympy.Add(*terms), (out, target)))
+                self.emit(max(level, found), Let(out, joined(*terms), (out, target)))
             found = level if found is None else max(level, found)
         return None if found is None else (out, found)
 
@@ -322,7 +327,8 @@ class Lowering:
             reads[f"{value.name}{value.axes}"] = value
         scalars = formula.xreplace(dict.fromkeys(formula.atoms(sympy.Indexed), sympy.Integer(1))).free_symbols
         for symbol in sorted(scalars, key=str):
-            if str(symbol) in self.sources:
+            computed = str(symbol) in self.graph and not isinstance(self.graph[str(symbol)], Input)
+            if str(symbol) in self.sources or computed:
                 value, at = self.need(str(symbol), {}) or (None, 0)
                 assert value is not None
                 level = max(level, at)

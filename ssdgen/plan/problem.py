@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Sizes of one call.  dtype: that of x, B, C and z, as torch names it ("bfloat16")."""
+    """Sizes of one call.  dtype: as torch names it ("bfloat16"), of x, B, C and z; in a decode step of the state."""
 
     batch: int
     seqlen: int
@@ -26,7 +26,7 @@ class Problem:
 
     @property
     def element_bytes(self) -> int:
-        return {"bfloat16": 2, "float16": 2, "float32": 4}[self.dtype]
+        return {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}[self.dtype]
 
     def to_json(self) -> dict[str, int | str]:
         return asdict(self)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from . import precompiled
+from .decode_defaults import default_decode
 from .defaults import default_config
 from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
 from .match import Gpu, is_same, is_stale, nearest
 from .problem import Problem
-from .records import BACKWARD, FORWARD, GpuRecords, Record
+from .records import BACKWARD, DECODE, FORWARD, GpuRecords, Record
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -43,6 +44,7 @@ class Choice:
 _configs: dict[tuple, dict[str, Any]] = {}
 # None: no kernel takes that bucket
 _backward_configs: dict[tuple, dict[str, Any] | None] = {}
+_decode_configs: dict[tuple, dict[str, Any]] = {}
 _warned: set[tuple] = set()
 
 
@@ -78,10 +80,23 @@ def replace_backward(problem: Problem, device: torch.device, config: dict[str, A
     _backward_configs[problem.bucket(), device] = config
 
 
+def decode_config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
+    """The same for a decode step.  problem: seqlen is 1, and dtype is the state's, by its bytes (`decode_paths`)."""
+    key = (problem, device)
+    config = _decode_configs.get(key)
+    if config is None:
+        bucket = (problem.bucket(), device)
+        if bucket not in _decode_configs:
+            _decode_configs[bucket] = choose(problem.bucketed(), gpu_of(device), DECODE).config
+        config = _decode_configs[key] = _decode_configs[bucket]
+    return config
+
+
 def forget() -> None:
     """Resolve everything again at the next call, records and environment included."""
     _configs.clear()
     _backward_configs.clear()
+    _decode_configs.clear()
     _warned.clear()
     _read.cache_clear()
     gpu_of.cache_clear()
@@ -140,6 +155,8 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     """What a pass that nobody tuned runs with."""
     if direction == FORWARD:
         return default_config(problem, gpu.sms)
+    if direction == DECODE:
+        return default_decode(problem, gpu.sms)
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
@@ -148,7 +165,7 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
 
 def _of(direction: str) -> str:
     """How a message names a pass before its problem."""
-    return "" if direction == FORWARD else f"the {direction} pass of "
+    return {FORWARD: "", DECODE: "a decode step of "}.get(direction, f"the {direction} pass of ")
 
 
 def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choice | None:

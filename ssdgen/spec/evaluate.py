@@ -13,7 +13,7 @@ import numpy as np
 import sympy
 
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Graph, Input, Last, Map, Shift, Sum
+from .graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Shift, Sum
 from .numeric import function
 
 Array = np.ndarray[Any, Any]
@@ -77,6 +77,8 @@ class _Run:
         source = self.value(name_of(node.of))
         if isinstance(node, Sum):
             return np.sum(source, axis=tuple(axes_of(node.of).index(axis) for axis in node.over))
+        if isinstance(node, Largest):
+            return np.max(np.abs(source), axis=tuple(axes_of(node.of).index(axis) for axis in node.over))
         place = axes_of(node.of).index(node.along)
         if isinstance(node, Cumsum):
             summed = np.cumsum(np.flip(source, place) if node.reverse else source, axis=place)

@@ -87,7 +87,17 @@ class Shift:
     by: int
 
 
-Node = Input | Map | Contract | Cumsum | Last | Sum | Shift
+@dataclass(frozen=True)
+class Largest:
+    """Largest magnitude of `of` along some of its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+    of: sympy.Indexed
+    over: tuple[str, ...]
+
+
+Node = Input | Map | Contract | Cumsum | Last | Sum | Shift | Largest
 
 
 def reads(node: Node) -> tuple[str, ...]:
@@ -96,7 +106,7 @@ def reads(node: Node) -> tuple[str, ...]:
         return ()
     if isinstance(node, Contract):
         return tuple(sorted({name_of(node.left), name_of(node.right)}))
-    if isinstance(node, (Cumsum, Last, Sum, Shift)):
+    if isinstance(node, (Cumsum, Last, Sum, Shift, Largest)):
         return (name_of(node.of),)
     exprs = [node.formula] + ([node.otherwise] if node.otherwise is not None else [])
     return tuple(sorted({leaf for expr in exprs for leaf in leaves(expr)}))
@@ -145,4 +155,4 @@ class Graph:
         return tuple(node for node in self.nodes if node.name in wanted)
 
 
-__all__ = ["Contract", "Cumsum", "Graph", "Input", "Last", "Map", "Node", "Shift", "Sum", "leaves", "reads"]
+__all__ = ["Contract", "Cumsum", "Graph", "Input", "Largest", "Last", "Map", "Node", "Shift", "Sum", "leaves", "reads"]

@@ -11,7 +11,7 @@ from sympy.printing.str import StrPrinter
 
 from .derivative import decay_exponent
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Input, Map, Node, Sum
+from .graph import Contract, Cumsum, Input, Largest, Map, Node, Sum
 
 # letters of docs/maths.md; a value without one is set upright by its name
 LETTERS = {
@@ -81,6 +81,8 @@ def _text_value(node: Node) -> str:
         return f"sum over {node.over} of {formula_text(node.left)} {formula_text(node.right)}"
     if isinstance(node, Sum):
         return f"sum over {', '.join(node.over)} of {formula_text(node.of)}"
+    if isinstance(node, Largest):
+        return f"largest over {', '.join(node.over)} of |{formula_text(node.of)}|"
     inside = [
         axis if axis != node.along else ("k" if isinstance(node, Cumsum) else "last") for axis in axes_of(node.of)
     ]
@@ -99,6 +101,8 @@ def _latex_value(node: Node) -> str:
         return rf"\sum_{{{node.over}}} {formula_latex(node.left)} {formula_latex(node.right)}"
     if isinstance(node, Sum):
         return rf"\sum_{{{','.join(node.over)}}} {formula_latex(node.of)}"
+    if isinstance(node, Largest):
+        return rf"\max_{{{','.join(node.over)}}} \lvert {formula_latex(node.of)} \rvert"
     if isinstance(node, Cumsum):
         inside = tuple("k" if axis == node.along else axis for axis in axes_of(node.of))
         bound = r"\ge" if node.reverse else r"\le"

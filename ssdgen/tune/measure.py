@@ -127,7 +127,7 @@ class Judge:
     @torch.no_grad()
     def _launched(self, config: Config, given: Any, expected: Any, more: bool) -> Checked:
         with gate.poisoned_memory():
-            found = self._pass.run(config, given, more)
+            found = self._pass.run(config, self._pass.fresh(given), more)
         return self._pass.check(found, expected, self._problem)
 
     def _again(self, result: Result, given: Any, expected: Any) -> Checked:

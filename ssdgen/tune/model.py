@@ -27,7 +27,7 @@ L2_OVER_MEMORY = 2.0
 # of the rate of large tiles, when a tile has fewer rows than the tensor cores of a Hopper work on together
 SMALL_TILE_SHARE, LARGE_TILE_ROWS = 0.5, 64
 # fp32 operands go through the tensor cores as tf32, at half the rate
-RATE_SHARE = {"bfloat16": 1.0, "float16": 1.0, "float32": 0.5}
+RATE_SHARE = {"bfloat16": 1.0, "float16": 1.0, "float32": 0.5, "int8": 1.0}
 
 
 @dataclass(frozen=True)

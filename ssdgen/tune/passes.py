@@ -19,13 +19,14 @@ from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.launchers import backward as backward_launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import BACKWARD, FORWARD, Direction
+from ..pack.records import BACKWARD, DECODE, FORWARD, Direction
 from ..plan import backward_space, space
 from ..plan.problem import Problem
 from . import gate, gradient_reference, inputs, kernels, reference, work
 from .choices import Space
 from .compile import Launch
 from .counted import Work
+from .decoding import Decode
 from .gate import Checked
 from .inputs import Inputs
 from .results import Config
@@ -42,6 +43,10 @@ class Pass(Protocol):
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Any:
         """Random arguments of a call; on "meta" they have sizes and no contents."""
+        ...
+
+    def fresh(self, given: Any) -> Any:
+        """The arguments for a run that is checked: others where a run before has written to them."""
         ...
 
     def expect(self, given: Any, problem: Problem) -> Any:
@@ -107,6 +112,9 @@ class Forward:
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Inputs:
         return inputs.random(problem, device, seed)
 
+    def fresh(self, given: Inputs) -> Inputs:
+        return given
+
     def expect(self, given: Inputs, problem: Problem) -> tuple[Tensor, Tensor]:
         return reference.forward(given, _heads(problem))
 
@@ -157,6 +165,9 @@ class Backward:
         d_final = torch.randn(shape, device=device, generator=generator) if more else None
         return Adjoint(given, d_y, d_final)
 
+    def fresh(self, given: Adjoint) -> Adjoint:
+        return given
+
     def expect(self, given: Adjoint, problem: Problem) -> dict[str, Tensor]:
         return gradient_reference.backward(given.inputs, given.d_y, given.d_final, _heads(problem))
 
@@ -185,7 +196,7 @@ class Backward:
         return gate.check_gradients(found, expected, _heads(problem), problem.dtype)
 
 
-PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward()}
+PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward(), DECODE: Decode()}
 
 
 def _public(operands: Any, options: dict[str, Any], more: bool) -> Any:

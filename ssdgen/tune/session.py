@@ -16,9 +16,9 @@ from ..gpus import Gpu
 from ..mamba2_ops import ladder
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import templates
-from ..pack.records import FORWARD, MEASURED, PREDICTED, Direction, Identity
+from ..pack.records import DECODE, FORWARD, MEASURED, PREDICTED, Direction, Identity
 from ..plan.problem import Problem
-from . import campaign, device, jobs, measure, predict
+from . import campaign, decoding, device, jobs, measure, predict, shapes
 from .budget import Budget
 from .campaign import Listener, Row, Setting
 from .jobs import Job, JobError, Stored, Task
@@ -124,16 +124,16 @@ def tasks_of(problems: dict[str, Problem], directions: Iterable[Direction]) -> t
 
     A call looks its config up by bucket, so that they would get the same record anyway.
     """
-    buckets: dict[tuple, str] = {}
-    for name, problem in problems.items():
-        buckets.setdefault(CallProblem(**problem.to_json()).bucket(), name)
-    kept = set(buckets.values())
-    return tuple(
-        Task(name if direction == FORWARD else f"{name} {direction}", direction, problem)
-        for direction in directions
-        for name, problem in problems.items()
-        if name in kept
-    )
+    found: list[Task] = []
+    for direction in directions:
+        named = decoding.problems(problems, shapes.NAMED) if direction == DECODE else problems
+        buckets: dict[tuple, str] = {}
+        for name, problem in named.items():
+            buckets.setdefault(CallProblem(**problem.to_json()).bucket(), name)
+        for name in buckets.values():
+            full = name if direction in (FORWARD, DECODE) else f"{name} {direction}"
+            found.append(Task(full, direction, named[name]))
+    return tuple(found)
 
 
 def _job(problems: dict[str, Problem], identity: Identity, kernels: dict[str, str], options: Options) -> Job:

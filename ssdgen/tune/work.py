@@ -12,7 +12,7 @@ from . import backward_work
 from .compile import Launch
 from .counted import Work, memory_of
 
-KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan")
+KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan", "state_step")
 
 
 def kernel_of(function_name: str) -> str:
@@ -32,6 +32,10 @@ def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     numbers = config["kernels"].get(kernel, {})
     ctas = prod(launch.grid)
     memory = memory_of(launch)
+    if kernel == "state_step":
+        # the state is written as well
+        state = problem.batch * problem.nheads * problem.headdim * problem.dstate * problem.element_bytes
+        return Work(ctas, 1, 0, memory + state, memory + state, 0.0, 0.0, SMALLEST)
     chunk = config["chunk"]
     # tokens from one state that is kept to the next
     length = {"single_pass": problem.seqlen, "split": chunk}.get(config["schedule"])

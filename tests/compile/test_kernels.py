@@ -38,7 +38,14 @@ GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
 SMALLEST_SHARED = 48 * 1024
 SHIPPED = sorted(
     {path.stem for path in Path(kernels.__file__).parent.glob("*.py")}
-    - {"__init__", *FUNCTIONS, *catalogue.BACKWARD, *catalogue.SPECIALISED, *parts.kernels()}
+    - {
+        "__init__",
+        *FUNCTIONS,
+        *catalogue.BACKWARD,
+        *catalogue.SPECIALISED,
+        *catalogue.DECODE,
+        *parts.kernels(),
+    }
 )
 
 # every option that a kernel may have; with them all the code is at its longest

@@ -31,7 +31,7 @@ EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 
 @EACH
 def test_every_kernel_of_the_catalogue_is_emitted(layer: Layer) -> None:
-    every = (*catalogue.kernels(layer), *catalogue.backward(layer))
+    every = (*catalogue.kernels(layer), *catalogue.backward(layer), *catalogue.decoding(layer))
     assert sorted(sources.kernels(layer)) == sorted(kernel.name for kernel in every)
 
 
@@ -149,9 +149,10 @@ def test_same_bytes_in_any_process() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
-def shared_functions() -> tuple[str, str]:
-    """What kernels import: those of Triton, and those that are specialised by warps."""
-    return sources.package()["kernels/functions.py"], sources.package()["kernels/warpgroup_functions.py"]
+def shared_functions() -> tuple[str, str, str]:
+    """What kernels import: those of Triton, those that are specialised by warps, and formats of states."""
+    functions, specialised, stored = (sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS)
+    return functions, specialised, stored
 
 
 def test_fingerprints_are_of_the_meaning() -> None:
@@ -162,10 +163,10 @@ def test_fingerprints_are_of_the_meaning() -> None:
         "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
     )
     assert same != text
-    functions, warpgroup_functions = shared_functions()
+    functions, warpgroup_functions, storage_functions = shared_functions()
 
     def of(source: str, shared: str = functions, of_warpgroups: str = warpgroup_functions) -> str:
-        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups)["name"]
+        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, storage_functions)["name"]
 
     assert of(same) == of(text)
     assert of(specialised.replace("One consumer:", "A consumer:").replace("    # ", "    # note: ")) == of(specialised)

@@ -58,6 +58,10 @@ KINDS = {
     ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),
     **{("constant", name): (Layer(family=CONSTANT), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
     **{("none", name): (Layer(family=NONE), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
+    **{("ssd", name): (Layer(), make) for name, make in catalogue.DECODE.items() if not name.endswith("_untied_2n")},
+    **{("constant", name): (Layer(family=CONSTANT), catalogue.DECODE[name]) for name in ("state_step", "replay_step")},
+    ("none", "state_step"): (Layer(family=NONE), catalogue.DECODE["state_step"]),
+    ("multi_contract", "replay_step"): (Layer(layout=MULTI_CONTRACT), catalogue.DECODE["replay_step"]),
     ("multi_contract", "group_gradients"): (Layer(layout=MULTI_CONTRACT), BACKWARD["group_gradients"]),
 }
 # of the layer's other parts

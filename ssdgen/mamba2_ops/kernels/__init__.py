@@ -61,6 +61,9 @@ _NAMES = frozenset(
         "layer_norm_gate_first_2d",
         "layer_norm_gate_first_backward",
         "layer_norm_gate_first_backward_2d",
+        "replay_advance",
+        "replay_step",
+        "replay_step_2n",
         "reverse_walk",
         "reverse_walk_2n",
         "reverse_walk_2n_2p",
@@ -113,6 +116,10 @@ _NAMES = frozenset(
         "single_pass_pmajor_tma",
         "single_pass_tma",
         "state_passing",
+        "state_step",
+        "state_step_2n",
+        "state_step_untied",
+        "state_step_untied_2n",
     )
 )
 

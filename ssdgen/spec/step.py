@@ -1,0 +1,144 @@
+"""One token of the recurrence, as a graph: what decoding computes.  layer -> graph
+
+The formulas are those of the layer and of the block decomposition.  With a replay the state is that of some tokens
+before, whose inputs were kept: the block decomposition once more, with these tokens as columns and the new one as the
+only row.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from . import layer as formulas
+from . import storage
+from .decompose import decay
+from .dims import entry
+from .graph import Cumsum, Graph, Input, Largest, Last, Map, Node, Sum
+from .layer import Layer
+
+
+def step_graph(layer: Layer, tied: bool = True, replay: bool = False) -> Graph:
+    """y[h, p] and state_out[h, p, n] of one token from its operands and the state before it.
+
+    tied: step size and decay rate are one number for a head, as in Mamba-2; else dt[h, p] and A[h, p, n].
+    replay: the state is that before the kept tokens, j; state_out is still that after one token.
+    """
+    hx, hb, hc = (("h",) if layer.layout.per_head(operand) else () for operand in ("x", "B", "C"))
+    step = ("h",) if tied else ("h", "p")
+    rate = ("h",) if tied else ("h", "p", "n")
+    low, high, stored_step = sympy.symbols("dt_min dt_max stored_step", real=True)
+    dt_raw, dt = entry("dt_raw", *step), entry("dt", *step)
+    state = entry("state", "h", "p", "n")
+    nodes: list[Node] = [
+        Input("dt_raw", step, "step size before its transform"),
+        Input("dt_bias", step, "added to the step size"),
+        Input("dt_min", (), "lower limit of the step size"),
+        Input("dt_max", (), "upper limit of the step size"),
+        Input("A", rate, "decay rate"),
+        Input("x", (*hx, "p"), "input"),
+        Input("B", (*hb, "n"), "expansion into the state"),
+        Input("C", (*hc, "n"), "contraction out of the state"),
+        Input("D", ("h", "p"), "skip weight"),
+        Input("z", ("h", "p"), "gate"),
+        Input("stored", ("h", "p", "n"), "state before the token, as it is stored"),
+        Input("scale", ("h", "p"), "scale of a row of the stored state"),
+        Input("stored_step", (), "one over the largest stored number"),
+        Map("dt_biased", step, formulas.add_bias(dt_raw, entry("dt_bias", *step)), "HAS_DT_BIAS", dt_raw),
+        Map(
+            "dt_positive",
+            step,
+            formulas.rectify(entry("dt_biased", *step)),
+            "DT_SOFTPLUS",
+            entry("dt_biased", *step),
+        ),
+        Map("dt", step, formulas.clamp(entry("dt_positive", *step), low, high)),
+    ]
+    log_decay: sympy.Expr = sympy.Integer(0)
+    centre_decay: sympy.Expr = sympy.Integer(1)
+    if layer.family.decays:
+        kept = rate if layer.family.uses_a else step
+        log_decay, centre_decay = entry("log_decay", *kept), entry("centre_decay", *kept)
+        nodes += [
+            Map("log_decay", kept, layer.log_decay(dt, entry("A", *rate)) / sympy.log(2)),
+            Map("centre_decay", kept, decay(log_decay)),
+        ]
+    x, b, c = entry("x", *hx, "p"), entry("B", *hb, "n"), entry("C", *hc, "n")
+    after = entry("state_out", "h", "p", "n")
+    nodes += [
+        Map(
+            "state",
+            ("h", "p", "n"),
+            storage.restore(entry("stored", "h", "p", "n"), entry("scale", "h", "p")),
+            "HAS_SCALE",
+            entry("stored", "h", "p", "n"),
+        ),
+        Map("x_weighted", ("h", "p"), x * formulas.input_weight(dt)),
+        Map(
+            "state_out",
+            ("h", "p", "n"),
+            centre_decay * state + entry("x_weighted", "h", "p") * b,
+        ),
+    ]
+    if replay:
+        nodes += _replayed(layer, log_decay, hx, hb, hc)
+    else:
+        nodes += [Map("y_terms", ("h", "p", "n"), after * c), _over_n("y_ssm", ("h", "p"), "y_terms", ("h", "p", "n"))]
+    y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
+    nodes += [
+        Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm),
+        Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
+        Largest("largest", ("h", "p"), after, ("n",)),
+        Map("scale_out", ("h", "p"), storage.scale_of(entry("largest", "h", "p"), stored_step)),
+        Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
+        Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
+    ]
+    kind = ("replay" if replay else "step") + ("" if tied else ", untied")
+    return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
+
+
+def _replayed(
+    layer: Layer, log_decay: sympy.Expr, hx: tuple[str, ...], hb: tuple[str, ...], hc: tuple[str, ...]
+) -> list[Node]:
+    """y_ssm of the new token from the state before the kept ones: its left factor, and a row of the diagonal block."""
+    dt = entry("kept_dt", "h", "j")
+    hcb = ("h",) if hb or hc else ()
+    x, b, c = entry("x_weighted", "h", "p"), entry("B", *hb, "n"), entry("C", *hc, "n")
+    nodes: list[Node] = [
+        Input("kept_dt", ("h", "j"), "step size of a kept token, after its transform"),
+        Input("kept_x", (*hx, "j", "p"), "input of a kept token"),
+        Input("kept_B", (*hb, "j", "n"), "expansion of a kept token"),
+    ]
+    since, passed = log_decay, log_decay
+    if layer.family.decays:
+        nodes += [
+            Map("kept_log_decay", ("h", "j"), layer.log_decay(dt, entry("A", "h")) / sympy.log(2)),
+            Cumsum("dA_cs", ("h", "j"), entry("kept_log_decay", "h", "j"), "j"),
+            Last("dA_last", ("h",), entry("dA_cs", "h", "j"), "j"),
+        ]
+        since = entry("dA_last", "h") + log_decay
+        passed = since - entry("dA_cs", "h", "j")
+    scores, row = entry("kept_CB", *hcb, "j"), entry("kept_scores", "h", "j")
+    nodes += [
+        Map("left_decay", ("h",), decay(since)),
+        Map("y_terms", ("h", "p", "n"), entry("state", "h", "p", "n") * c),
+        _over_n("y_state", ("h", "p"), "y_terms", ("h", "p", "n")),
+        Map("CB_terms", (*hcb, "n"), c * b),
+        _over_n("CB", hcb, "CB_terms", (*hcb, "n")),
+        Map("kept_CB_terms", (*hcb, "j", "n"), c * entry("kept_B", *hb, "j", "n")),
+        _over_n("kept_CB", (*hcb, "j"), "kept_CB_terms", (*hcb, "j", "n")),
+        Map("kept_scores", ("h", "j"), scores * decay(passed) * formulas.input_weight(dt)),
+        Map("y_kept_terms", ("h", "j", "p"), row * entry("kept_x", *hx, "j", "p")),
+        Sum("y_kept", ("h", "p"), entry("y_kept_terms", "h", "j", "p"), ("j",)),
+        Map(
+            "y_ssm",
+            ("h", "p"),
+            entry("left_decay", "h") * entry("y_state", "h", "p")
+            + entry("y_kept", "h", "p")
+            + (entry("CB", *hcb) if hcb else sympy.Symbol("CB", real=True)) * x,
+        ),
+    ]
+    return nodes
+
+
+def _over_n(name: str, axes: tuple[str, ...], of: str, whole: tuple[str, ...]) -> Sum:
+    return Sum(name, axes, entry(of, *whole), ("n",))

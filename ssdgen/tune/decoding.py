@@ -1,0 +1,173 @@
+"""What a search does with a candidate of a decode step.  config, problem -> inputs, launches, results, error -> passes
+
+A problem's dtype is that of the state here; x, B and C are bf16, as in nearly every model that decodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gpus import Gpu
+from ..mamba2_ops import select, selective_state_update
+from ..mamba2_ops.decode_defaults import default_decode
+from ..mamba2_ops.launchers import decode as launcher
+from ..mamba2_ops.problem import Problem as CallProblem
+from ..plan import decode_space
+from ..plan.problem import Problem
+from . import gate, inputs, work
+from .choices import Space
+from .compile import Launch
+from .counted import Work
+from .gate import Checked
+
+# |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
+STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
+# batches of the problems that a named shape stands for: between two of them the nearest is used
+BATCHES = (1, 4, 16, 64, 256)
+LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Token:
+    """Arguments of one step, by name, and the state that it starts from: the call itself overwrites its own."""
+
+    tensors: dict[str, Tensor | None]
+    state: Tensor
+    scale: Tensor | None
+
+
+class _DecodeSpace:
+    """The space of plans, with the default of the package."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(decode_space, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> dict[str, Any]:
+        return default_decode(CallProblem(**problem.to_json()), gpu.sms)
+
+
+class Decode:
+    """y and the state; with more, rows of the batch have slots."""
+
+    space: Space = _DecodeSpace()
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
+        # a sequence of one token for each row
+        drawn = inputs.random(replace(problem, seqlen=1, dtype="bfloat16"), device, seed)
+        generator = None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**20)
+        shape = (problem.batch, problem.nheads, problem.headdim, problem.dstate)
+        state, scale = torch.randn(shape, device=device, generator=generator), None
+        if problem.dtype == "int8":
+            scale = state.abs().amax(-1) / LARGEST
+            state = (state / scale[..., None]).round()
+        state = state.to(getattr(torch, problem.dtype))
+        tensors: dict[str, Tensor | None] = {
+            "state": state.clone(),
+            "state_scale": None if scale is None else scale.clone(),
+            "state_batch_indices": None,
+            **{name: getattr(drawn, name)[:, 0] for name in ("x", "dt", "B", "C")},
+            **{name: getattr(drawn, name) for name in ("A", "D", "dt_bias")},
+        }
+        if more:
+            # the last row first: every slot once
+            tensors["state_batch_indices"] = torch.arange(problem.batch, device=device).flip(0)
+        return Token(tensors, state, scale)
+
+    def fresh(self, given: Token) -> Token:
+        scale = None if given.scale is None else given.scale.clone()
+        return replace(given, tensors={**given.tensors, "state": given.state.clone(), "state_scale": scale})
+
+    def expect(self, given: Token, problem: Problem) -> tuple[Tensor, Tensor]:
+        """y and the states of the slots, in float64, rounded to fp32."""
+        x, dt, A, B, C, D, bias = (
+            given.tensors[name].double()  # type: ignore[union-attr]
+            for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")
+        )
+        slots = given.tensors["state_batch_indices"]
+        state = _restored(given.state, given.scale).double()
+        state = state if slots is None else state[slots]
+        step = torch.nn.functional.softplus(dt + bias)
+        group = torch.arange(problem.nheads, device=x.device) // (problem.nheads // problem.ngroups)
+        state *= (step * A).exp()[..., None, None]
+        state += (step[..., None] * x)[..., None] * B[:, group, None]
+        y = torch.einsum("bhpn,bhn->bhp", state, C[:, group]) + D[:, None] * x
+        states = torch.empty_like(state, dtype=torch.float32)
+        states[torch.arange(problem.batch, device=x.device) if slots is None else slots] = state.float()
+        return y.float(), states
+
+    def plan(self, config: dict[str, Any], given: Token, more: bool) -> Any:
+        return launcher.launches(config, _arguments(given), **_options())
+
+    def run(self, config: dict[str, Any], given: Token, more: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        tensors = _arguments(given)
+        launcher.step(config, tensors, **_options())
+        y, state = tensors["y"], tensors["state"]
+        assert y is not None and state is not None
+        return y, state, tensors["state_scale"]
+
+    def work(self, launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
+        return work.of_launch(launch, config, problem)
+
+    def call(self, given: Token, more: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        tensors = dict(self.fresh(given).tensors)
+        y = selective_state_update(**tensors, dt_softplus=True)  # type: ignore[arg-type]
+        state = tensors["state"]
+        assert state is not None
+        return y, state, tensors["state_scale"]
+
+    def found_by(self, problem: Problem, device: torch.device) -> dict[str, Any]:
+        return select.decode_config_for(CallProblem(**problem.to_json()), device)
+
+    def check(
+        self, found: tuple[Tensor, Tensor, Tensor | None], expected: tuple[Tensor, Tensor], problem: Problem
+    ) -> Checked:
+        y, state, scale = found
+        heads = list(range(problem.nheads))
+        limits = gate.LIMITS["bfloat16"], STATE_LIMITS[problem.dtype]
+        errors = (
+            gate.check(y, expected[0], heads, 1, limits[0]),
+            gate.check(_restored(state, scale), expected[1], heads, 1, limits[1], "the state"),
+        )
+        return max((Checked(*pair) for pair in zip(errors, limits, strict=True)), key=lambda each: each.share)
+
+
+def problems(shapes: dict[str, Problem], named: dict[str, tuple[int, ...]]) -> dict[str, Problem]:
+    """The problems that shapes stand for, by name: one token, each batch of BATCHES, each way to store a state.
+
+    A shape of numbers has its own batch alone; shapes that differ only in batch and length are one.
+    """
+    found: dict[str, Problem] = {}
+    for name, shape in shapes.items():
+        for batch in BATCHES if name in named else (shape.batch,):
+            for dtype in STATE_LIMITS:
+                problem = replace(shape, batch=batch, seqlen=1, dtype=dtype)
+                if problem not in found.values():
+                    found[f"{name} decode {batch} {dtype}"] = problem
+    return found
+
+
+def _restored(state: Tensor, scale: Tensor | None) -> Tensor:
+    return state.float() if scale is None else state.float() * scale[..., None]
+
+
+def _arguments(given: Token) -> dict[str, Tensor | None]:
+    """The launcher's tensors, with new memory for y."""
+    x = given.tensors["x"]
+    assert x is not None
+    return {**given.tensors, "y": torch.empty(x.shape, dtype=x.dtype, device=x.device)}
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "tied": True,
+        "tokens": None,
+        "dt_softplus": True,
+        "dt_limit": (0.0, inf),
+        "pad_slot_id": -1,
+        "update_state": True,
+    }

@@ -1,0 +1,133 @@
+"""Decode kernels against float64 and the PyTorch path: interpreted, and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import ssdgen.mamba2_ops as ops
+from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths
+from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
+
+DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
+ON_GPU = [
+    *(Case(batch, 0, 80, 64, 128, 1, "bfloat16", state, MODEL) for batch, state in ((1, "float32"), (5, "bfloat16"))),
+    Case(5, 0, 80, 64, 128, 1, "bfloat16", "int8", (*MODEL, "seed")),
+    Case(5, 3, 8, 64, 256, 8, "bfloat16", "bfloat16", EVERYTHING),
+    Case(3, 0, 8, 80, 96, 2, "bfloat16", "bfloat16", (*EVERYTHING, "seed")),
+    Case(2, 0, 0, 5120, 16, 0, "bfloat16", "float32", ("D", "z", "dt_bias", "dt_softplus")),
+]
+
+
+@pytest.fixture(autouse=True)
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interpreted on a CPU, with the default config; the PyTorch path must not stand in."""
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    monkeypatch.setenv("SSDGEN_NO_TUNE", "1")
+    ops.select.forget()
+    monkeypatch.setattr(decode_fallback, "step", lambda *_, **__: pytest.fail("the PyTorch path ran"))
+    yield
+    ops.select.forget()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_is_the_recurrence(case: Case, device: str) -> None:
+    check(case, ops.selective_state_update, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ON_GPU, ids=str)
+def test_models(case: Case) -> None:
+    check(case, ops.selective_state_update, "cuda")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("state", ["float32", "int8"])
+def test_replay(state: str, device: str) -> None:
+    """y is that of steps that write the state each time; an 8-bit state is rounded less often, so y is nearer."""
+    case = Case(dstate=20, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
+    ys, expected, args, replay = replayed(ops, case, 4, 6, device)
+    slots = args["state_batch_indices"].long()
+    assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
+    limit = 1e-5 if state == "float32" else 2e-2
+    assert float((ys - expected).norm() / expected.norm()) < limit
+    if state == "float32":
+        replay.flush(args["state"], args["A"])
+        torch.testing.assert_close(args["state"], args["plain"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("state", ["float16", "int8", "float8"])
+def test_random_bits_are_those_of_the_pytorch_path(state: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same seed rounds the same way everywhere, but where fp32 itself rounds another way."""
+    case = Case(batch=2, headdim=4, dstate=40, state=state, options=("seed", "slots"))
+    kernel, plain = draw(case, device), draw(case)
+    ops.selective_state_update(**kernel)
+    monkeypatch.undo()
+    monkeypatch.setattr(paths, "HAVE_TRITON", False)
+    ops.selective_state_update(**plain)
+    found, expected = (each["state"].cpu().view(torch.uint8) for each in (kernel, plain))
+    assert (found != expected).float().mean() < (0 if device == "cpu" else 1e-2) + 1e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_seed_repeats_itself_whatever_the_tile(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rows, warps in ((4, 1), (16, 4)):
+        config = {"schedule": "step", "kernels": {"state_step": {"block_p": rows, "num_warps": warps}}}
+        monkeypatch.setattr(decode_paths, "decode_config_for", lambda *_, config=config: config)
+        args = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)
+        ops.selective_state_update(**args)
+        found.append(args["state"])
+    # the sum over dstate does not enter the state
+    assert torch.equal(*found)
+    other = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)
+    ops.selective_state_update(**other | {"rng_seed": 5})
+    assert not torch.equal(found[0], other["state"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("replayed", [False, True])
+def test_in_a_graph(replayed: bool) -> None:
+    """A captured step, replayed with other inputs and another seed in the same memory."""
+    case = Case(4, 0, 8, 64, 128, 1, "bfloat16", "int8", (*MODEL, "slots"))
+    args = draw(case, "cuda")
+    seed = torch.tensor([1], device="cuda")
+    twin = {name: t.clone() if isinstance(t, torch.Tensor) else t for name, t in args.items()}
+    caches = [ops.Replay.allocate(a["state"], 3, 1) if replayed else None for a in (args, twin)]
+    step = lambda a, cache: ops.selective_state_update(**a, rng_seed=seed, replay=cache)  # noqa: E731
+    step(args, caches[0]), step(twin, caches[1])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step(args, caches[0])
+    for number in range(5):
+        seed.fill_(number)
+        x = torch.randn_like(args["x"])
+        args["x"].copy_(x), twin["x"].copy_(x)
+        graph.replay()
+        assert torch.equal(y, step(twin, caches[1]))
+        assert torch.equal(args["state"], twin["state"])
+
+
+@pytest.mark.gpu
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    args = draw(Case(4, 0, 8, 64, 128, 1, "bfloat16", "bfloat16", ("expanded", *MODEL)), "cuda")
+    twin = {name: t.clone() if name == "state" else t for name, t in args.items()}
+    compiled = torch.compile(lambda **a: ops.selective_state_update(**a), fullgraph=True)
+    torch.testing.assert_close(compiled(**args), ops.selective_state_update(**twin))
+    torch.testing.assert_close(args["state"], twin["state"])
+
+
+@pytest.mark.gpu
+def test_slots_are_checked_on_a_gpu_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = draw(Case(options=("slots",)), "cuda")
+    args["state_batch_indices"][:] = 1
+    with pytest.raises(ops.SlotError):
+        ops.selective_state_update(**args, validate_slots=True)
+    monkeypatch.setenv("SSDGEN_CHECK_SLOTS", "1")
+    with pytest.raises(ops.SlotError):
+        ops.selective_state_update(**args)
