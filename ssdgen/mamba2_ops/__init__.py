@@ -23,6 +23,7 @@ from .errors import (
 )
 from .interface import mamba_chunk_scan_combined
 from .norm import LayerNorm, RMSNorm, layernorm_fn, rmsnorm_fn
+from .split import mamba_split_conv1d_scan_combined
 
 __all__ = [
     "DeviceError",
@@ -46,5 +47,6 @@ __all__ = [
     "causal_conv1d_varlen_states",
     "layernorm_fn",
     "mamba_chunk_scan_combined",
+    "mamba_split_conv1d_scan_combined",
     "rmsnorm_fn",
 ]
