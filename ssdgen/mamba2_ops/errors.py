@@ -31,12 +31,24 @@ class SequenceError(SsdError):
     """The contents of cu_seqlens do not cut the packed row into sequences."""
 
 
+class SlotError(SsdError):
+    """The contents of slot indices: a slot that the state does not have, or one that is named twice."""
+
+
 class GradientError(SsdError):
     """A gradient that was handed to the backward pass does not fit the output that it is of."""
 
 
 class DoubleBackwardError(SsdError, RuntimeError):
     """A gradient of a gradient was asked for; the kernels have first derivatives only."""
+
+
+class CacheError(SsdError):
+    """The states that a layer is to go on from do not fit the layer or the call."""
+
+
+class CheckpointError(SsdError):
+    """A checkpoint cannot be loaded; the message names its parameters or files."""
 
 
 class GroupError(SsdError):
@@ -65,3 +77,7 @@ class SettingError(SsdError):
 
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""
+
+
+class StrideError(SsdError):
+    """A tensor that is written in place does not lie in memory as it must."""

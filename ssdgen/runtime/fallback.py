@@ -92,7 +92,7 @@ def backward(
     """
     given = {"x": x, "dt": dt, "A": A, "B": B, "C": C}
     given |= {"D": D, "z": z, "dt_bias": dt_bias, "initial_states": initial_states}
-    with _differentiable(), torch.autocast(x.device.type, enabled=False):
+    with differentiable(), torch.autocast(x.device.type, enabled=False):
         leaves = {
             name: None if tensor is None else tensor.detach().requires_grad_(name in needs)
             for name, tensor in given.items()
@@ -123,7 +123,7 @@ def backward(
 
 
 @contextmanager
-def _differentiable() -> Iterator[None]:
+def differentiable() -> Iterator[None]:
     """Record gradients, also inside of an operator, where torch's dispatcher passes autograd by."""
     off = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
