@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from math import inf
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from .inference import InferenceParams, check_states, states_of
 from .norm import RMSNorm
 from .split import mamba_split_conv1d_scan_combined
 from .split_forward import swiglu
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh, ProcessGroup
 
 
 class Mamba2(nn.Module):
@@ -74,7 +78,10 @@ class Mamba2(nn.Module):
     ) -> None:
         super().__init__()
         if process_group is not None:
-            raise OptionError("process_group was given; this module is not tensor-parallel: leave it out")
+            raise OptionError(
+                "process_group was given, which splits heads over ranks in mamba_ssm: use tensor_parallel.SplitHeads; "
+                "to cut the sequence, give process_group to forward"
+            )
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.expand = expand
         self.d_inner = int(expand * d_model)
@@ -132,6 +139,7 @@ class Mamba2(nn.Module):
         inference_params: InferenceParams | None = None,
         *,
         attention_mask: Tensor | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> Tensor:
         """The layer on whole sequences; with inference_params also on what follows them.
 
@@ -140,6 +148,7 @@ class Mamba2(nn.Module):
         inference_params: where the states of this layer (layer_idx) are kept; made there when they are missing.  With
             a seqlen_offset above 0 the call goes on from them, with one token or many.  They are written last.
         attention_mask: [batch, seqlen], 0 for padding to the left of the tokens.
+        process_group: the ranks that share the sequence, of which u is this rank's shard (`parallel`).
 
         Returns: the shape of u.
         Errors: ShapeError, OptionError, CacheError (the states do not fit; they are then untouched).
@@ -155,6 +164,8 @@ class Mamba2(nn.Module):
             raise ShapeError(
                 f"u has shape {list(u.shape)}; it must be [batch, seqlen, d_model] with d_model {self.d_model}"
             )
+        if process_group is not None and inference_params is not None:
+            raise OptionError("inference_params with a process_group: states are kept by one process; leave one out")
         conv_state = ssm_state = None
         going_on = False
         if inference_params is not None:
@@ -191,6 +202,7 @@ class Mamba2(nn.Module):
             cu_seqlens=cu_seqlens,
             attention_mask=attention_mask,
             recompute=self.use_mem_eff_path,
+            process_group=process_group,
         )
         if conv_state is None or ssm_state is None:
             return found.flatten(0, 1) if flat else found

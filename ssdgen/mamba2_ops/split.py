@@ -6,7 +6,7 @@ What the input projection made is cut into its parts, which are read where they 
 from __future__ import annotations
 
 from math import inf
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from .checks import NAMES
 from .errors import DtypeError, OperandError, OptionError, ShapeError
 from .sequences import check_sequences, seq_idx_of
 from .split_forward import Operands, Split, compose
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh, ProcessGroup
 
 _ACTIVATIONS = (None, "silu", "swish")
 
@@ -48,6 +51,7 @@ def mamba_split_conv1d_scan_combined(
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
     recompute: bool = True,
+    process_group: ProcessGroup | DeviceMesh | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """A Mamba-2 layer after its input projection, same signature as mamba_ssm's function of this name.
 
@@ -75,6 +79,8 @@ def mamba_split_conv1d_scan_combined(
     attention_mask: [batch, seqlen], 0 for padding to the left of the tokens: it reaches neither convolution nor state.
     recompute: the backward pass computes the outputs of the convolution and of the norm again, so that zxbcdt and y
         are all that is kept; False: they are kept too.  torch.compile decides by itself.
+    process_group: the ranks that share the sequence, as in `mamba_chunk_scan_combined`: zxbcdt is this rank's shard,
+        and the convolution too goes on from the shard before.  Packed sequences as seq_idx; nothing is computed again.
 
     Returns: out [batch, seqlen, d_out or d_nonssm + d_ssm], and after it, in a tuple, what was asked for: the final
     states in state_dtype (default fp32), the final inputs of the convolution.
@@ -95,7 +101,7 @@ def mamba_split_conv1d_scan_combined(
                 return_final_states, activation, rmsnorm_weight, rmsnorm_eps, outproj_weight, outproj_bias, headdim,
                 ngroups, norm_before_gate, state_dtype, initial_conv_states=initial_conv_states,
                 return_final_conv_states=return_final_conv_states, cu_seqlens=cu_seqlens,
-                attention_mask=attention_mask, recompute=recompute,
+                attention_mask=attention_mask, recompute=recompute, process_group=process_group,
             )  # fmt: skip
     operands = Operands(
         zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, initial_states, rmsnorm_weight, outproj_weight,
@@ -114,7 +120,11 @@ def mamba_split_conv1d_scan_combined(
         state_dtype=state_dtype,
         final_states=return_final_states,
         final_conv_states=return_final_conv_states,
+        process_group=process_group,
     )
+    if process_group is not None:
+        operands = _after_shards(call, operands)
+        recompute = False
     if recompute and not is_compiling() and _needs_gradient(operands):
         out, states, conv_states = split_gradient.Recompute.apply(call, *operands)
     else:
@@ -122,6 +132,23 @@ def mamba_split_conv1d_scan_combined(
         out, states, conv_states = found.out, found.states, found.conv_states
     wanted = [t for t, flag in ((states, return_final_states), (conv_states, return_final_conv_states)) if flag]
     return (out, *wanted) if wanted else out
+
+
+def _after_shards(call: Split, given: Operands) -> Operands:
+    """The call with the convolution's inputs before the shard, from the ranks that have them."""
+    from .halo import halo
+
+    if given.cu_seqlens is not None or given.attention_mask is not None:
+        raise OptionError("with a process_group give seq_idx: cu_seqlens and attention_mask are those of one process")
+    initial = given.initial_conv_states
+    before = halo(
+        call.parts(given.zxbcdt)[2],
+        given.conv1d_weight.shape[1],
+        call.process_group,
+        initial=None if initial is None else initial.mT,
+        seq_idx=given.seq_idx,
+    )
+    return given._replace(initial_conv_states=before.mT)
 
 
 def check(given: Operands, headdim: int | None, ngroups: int, activation: str | None) -> tuple[int, int, int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Sizes and options of one call.  activation: whether there is one.  final_states, final_conv_states: wanted."""
+    """Sizes and options of one call.  activation: whether there is one.  final_states, final_conv_states: wanted.
+
+    process_group: the ranks that share the sequence, or None.
+    """
 
     nheads: int
     headdim: int
@@ -62,6 +65,7 @@ class Split:
     state_dtype: torch.dtype | None
     final_states: bool
     final_conv_states: bool
+    process_group: Any = None
 
     @property
     def d_ssm(self) -> int:
@@ -150,6 +154,7 @@ def scan(call: Split, convolved: Tensor, z: Tensor | None, dt: Tensor, given: Op
         return_final_states=call.final_states and not packed,
         return_varlen_states=call.final_states and packed,
         state_dtype=call.state_dtype,
+        process_group=call.process_group,
     )
     y, states = found if call.final_states else (found, None)
     return y.flatten(-2), states
