@@ -26,7 +26,7 @@ from .autograd import DIFFERENTIABLE
 from .checks import check_forward
 from .errors import DtypeError, OptionError, ShapeError
 from .problem import Problem
-from .ranks import CALLS, DTYPES, Agreement, Ranks, as_int, talking
+from .ranks import CALLS, DTYPES, Agreement, Ranks, as_int, ranks_of, talking
 from .sequences import check_sequences, seq_idx_of
 from .settings import PER_HEAD
 
@@ -37,6 +37,28 @@ _SHARED = frozenset(name for name, per_head in PER_HEAD.items() if not per_head)
 Operands = dict[str, Tensor | None]
 # dt_softplus, dt_min, dt_max
 Steps = tuple[bool, float, float]
+
+
+@torch.compiler.disable
+def on_ranks(
+    process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+    return_final_states, return_varlen_states, state_dtype,
+):  # fmt: skip
+    """`mamba_chunk_scan_combined` on a shard.  torch.compile leaves it out of its graphs: it cannot trace what is sent."""
+    ranks = ranks_of(process_group, x)
+    if ranks.size == 1:
+        from .interface import mamba_chunk_scan_combined
+
+        return mamba_chunk_scan_combined(
+            x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+            return_final_states, return_varlen_states, state_dtype,
+        )  # fmt: skip
+    operands = dict(zip(DIFFERENTIABLE, (x, dt, A, B, C, D, z, dt_bias, initial_states), strict=True))
+    y, leaving_state = scan(
+        ranks, operands, chunk_size=chunk_size, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus,
+        dt_limit=dt_limit, final_states=return_final_states, varlen_states=return_varlen_states, state_dtype=state_dtype,
+    )  # fmt: skip
+    return (y, leaving_state) if return_final_states else y
 
 
 def scan(
