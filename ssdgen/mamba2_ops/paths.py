@@ -67,9 +67,7 @@ def _forward_on(launcher, name: str, problem: Problem, operands: tuple[Tensor, .
     x, dt, *others = operands
     device = x.device
     operands = (_unit_stride(x), dt, *(_unit_stride(operand) for operand in others))
-    for name in _OPTIONAL:
-        if name in options:
-            options[name] = _unit_stride(options[name])
+    options = {key: _unit_stride(value) if key in _OPTIONAL else value for key, value in options.items()}
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever the tensors are on
         with torch.cuda.device(device):

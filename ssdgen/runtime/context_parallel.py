@@ -41,10 +41,10 @@ Steps = tuple[bool, float, float]
 
 @torch.compiler.disable
 def on_ranks(
-    process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
-    return_final_states, return_varlen_states, state_dtype,
+    process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+    dt_limit, return_final_states, return_varlen_states, state_dtype,
 ):  # fmt: skip
-    """`mamba_chunk_scan_combined` on a shard.  torch.compile leaves it out of its graphs: it cannot trace what is sent."""
+    """`mamba_chunk_scan_combined` on a shard.  torch.compile leaves it out of its graphs: it cannot be traced."""
     ranks = ranks_of(process_group, x)
     if ranks.size == 1:
         from .interface import mamba_chunk_scan_combined
@@ -56,7 +56,8 @@ def on_ranks(
     operands = dict(zip(DIFFERENTIABLE, (x, dt, A, B, C, D, z, dt_bias, initial_states), strict=True))
     y, leaving_state = scan(
         ranks, operands, chunk_size=chunk_size, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus,
-        dt_limit=dt_limit, final_states=return_final_states, varlen_states=return_varlen_states, state_dtype=state_dtype,
+        dt_limit=dt_limit, final_states=return_final_states, varlen_states=return_varlen_states,
+        state_dtype=state_dtype,
     )  # fmt: skip
     return (y, leaving_state) if return_final_states else y
 
