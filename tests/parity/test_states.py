@@ -24,8 +24,8 @@ DEVICES = [
 ]
 STEPS = ("dt_bias", "dt_softplus", "dt_limit")
 CASES = [
-    Case(seqlen=50, nheads=2, options=()),
-    Case(seqlen=50, nheads=2, dstate=80, headdim=24, options=("initial_states", "seq_idx", "strided", *STEPS)),
+    Case(batch=1, seqlen=50, nheads=2, options=()),
+    Case(batch=1, seqlen=40, nheads=2, dstate=80, headdim=24, options=("initial_states", "seq_idx", "strided", *STEPS)),
 ]
 NAMES = ("dt_bias", "initial_states", "seq_idx", "dt_softplus", "dt_limit")
 
