@@ -9,6 +9,7 @@ import ast
 import json
 from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import sympy
 
@@ -257,10 +258,11 @@ def _combined() -> dict[str, str]:
         for run in ("first", "second")
     )
     both = chain.combine(first, second)
-    (decay,) = both.state[0].atoms(sympy.Pow)
+    state: Any = both.state[0, 0]
+    (decay,) = state.atoms(sympy.Pow)
     # over all of a state; the exponent is limited as everywhere
     kept = f"torch.exp2(({decay_exponent(decay)}).clamp(max=0))[..., None, None]"
-    state = both.state[0].xreplace({decay: sympy.Symbol("kept")})
+    state = state.xreplace({decay: sympy.Symbol("kept")})
     return {"total": _torch(both.total), "kept": _torch_text(kept), "state": _torch(state)}
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from math import log
-from struct import pack, unpack
 
 import torch
 import torch.distributed as dist
@@ -25,9 +24,9 @@ from torch.autograd.function import once_differentiable
 from . import autograd, exchange, fallback, paths
 from .autograd import DIFFERENTIABLE
 from .checks import check_forward
-from .errors import OptionError, ShapeError, SsdError
+from .errors import DtypeError, OptionError, ShapeError
 from .problem import Problem
-from .ranks import CALLS, DTYPES, Agreement, Ranks, talking
+from .ranks import CALLS, DTYPES, Agreement, Ranks, as_int, ranks_of, talking
 from .sequences import check_sequences, seq_idx_of
 from .settings import PER_HEAD
 
@@ -38,6 +37,29 @@ _SHARED = frozenset(name for name, per_head in PER_HEAD.items() if not per_head)
 Operands = dict[str, Tensor | None]
 # dt_softplus, dt_min, dt_max
 Steps = tuple[bool, float, float]
+
+
+@torch.compiler.disable
+def on_ranks(
+    process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+    dt_limit, return_final_states, return_varlen_states, state_dtype,
+):  # fmt: skip
+    """`mamba_chunk_scan_combined` on a shard.  torch.compile leaves it out of its graphs: it cannot be traced."""
+    ranks = ranks_of(process_group, x)
+    if ranks.size == 1:
+        from .interface import mamba_chunk_scan_combined
+
+        return mamba_chunk_scan_combined(
+            x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+            return_final_states, return_varlen_states, state_dtype,
+        )  # fmt: skip
+    operands = dict(zip(DIFFERENTIABLE, (x, dt, A, B, C, D, z, dt_bias, initial_states), strict=True))
+    y, leaving_state = scan(
+        ranks, operands, chunk_size=chunk_size, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus,
+        dt_limit=dt_limit, final_states=return_final_states, varlen_states=return_varlen_states,
+        state_dtype=state_dtype,
+    )  # fmt: skip
+    return (y, leaving_state) if return_final_states else y
 
 
 def scan(
@@ -60,16 +82,17 @@ def scan(
     CommunicationError.
     """
     problem, failed = None, None
+    call = {"call": CALLS.index("mamba_chunk_scan_combined")}
+    x = operands["x"]
     try:
         problem = _checked(operands, chunk_size, seq_idx, cu_seqlens, dt_limit, varlen_states, state_dtype)
-    except SsdError as error:
-        failed = error
-    x = operands["x"]
-    needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands.values())
-    call = {} if problem is None else _call(problem, operands, seq_idx, cu_seqlens, dt_softplus, dt_limit)
-    if problem is not None:
+        needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands.values())
+        call |= _call(problem, operands, seq_idx, cu_seqlens, dt_softplus, dt_limit)
         call |= {"return_final_states": int(final_states), "gradients": int(needs)}
-    agreed = Agreement(ranks, {"call": CALLS.index("mamba_chunk_scan_combined"), **call}, failed)
+    except Exception as error:
+        # whatever it is: the others are told before it is raised here
+        failed = error
+    agreed = Agreement(ranks, call, failed)
     assert problem is not None and x is not None
     if not problem.batch:
         agreed.wait()
@@ -98,9 +121,8 @@ def _checked(operands, chunk_size, seq_idx, cu_seqlens, dt_limit, varlen_states,
                 "cu_seqlens must be a tensor [number of sequences + 1], of the whole row and not of a shard"
             )
         if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.device != x.device:
-            raise OptionError(
-                f"cu_seqlens is {cu_seqlens.dtype} on {cu_seqlens.device}; it must be int32 or int64 beside x"
-            )
+            where = f"{cu_seqlens.dtype} on {cu_seqlens.device}"
+            raise DtypeError(f"cu_seqlens is {where}; it must be int32 or int64, on x's device")
         if isinstance(x, Tensor) and x.dim() and x.shape[0] != 1:
             raise ShapeError(f"cu_seqlens was given with batch {x.shape[0]}; packed sequences are one row: batch 1")
     return check_forward(
@@ -128,7 +150,7 @@ def _call(problem: Problem, operands: Operands, seq_idx, cu_seqlens, dt_softplus
         "seq_idx": int(seq_idx is not None and cu_seqlens is None),
         "cu_seqlens": packed,
         "dt_softplus": int(dt_softplus),
-        **{name: unpack("q", pack("d", float(limit)))[0] for name, limit in limits},
+        **{name: as_int(limit) for name, limit in limits},
         "seqlen": problem.seqlen,
         "initial": int(operands["initial_states"] is not None),
     }

@@ -19,9 +19,8 @@ from torch import Tensor
 from .ranks import Ranks, talking
 from .settings import combine
 
-# up to so many ranks get every pair: they sit in one machine, where a pair takes less time than another round
-# (docs/scaling.md)
-GATHER_UP_TO = 8
+# up to so many ranks get every pair; among more, rounds take less time (docs/scaling.md)
+GATHER_UP_TO = 4
 
 Pair = tuple[Tensor, Tensor]
 

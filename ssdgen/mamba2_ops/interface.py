@@ -106,14 +106,13 @@ def mamba_chunk_scan_combined(
                 return_final_states, return_varlen_states, state_dtype, process_group=process_group,
             )  # fmt: skip
     if process_group is not None:
-        from .ranks import ranks_of
+        # what ranks need is imported where there are some
+        from .context_parallel import on_ranks
 
-        ranks = ranks_of(process_group, x)
-        if ranks.size > 1:
-            return _on_ranks(
-                ranks, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
-                dt_limit, return_final_states, return_varlen_states, state_dtype,
-            )  # fmt: skip
+        return on_ranks(
+            process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+            dt_limit, return_final_states, return_varlen_states, state_dtype,
+        )  # fmt: skip
     states = return_final_states or return_varlen_states
     if is_compiling():
         # one operator, which checks its arguments itself: nothing below can be traced
@@ -143,32 +142,6 @@ def mamba_chunk_scan_combined(
     if not return_varlen_states:
         return y, final
     return (y, final, ends) if return_final_states else (y, ends)
-
-
-@torch.compiler.disable
-def _on_ranks(
-    ranks, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
-    final_states, varlen_states, state_dtype,
-):  # fmt: skip
-    """The call on a shard.  torch.compile leaves it out of its graphs: what ranks say to each other is not traced."""
-    from . import context_parallel
-
-    operands = {
-        "x": x,
-        "dt": dt,
-        "A": A,
-        "B": B,
-        "C": C,
-        "D": D,
-        "z": z,
-        "dt_bias": dt_bias,
-        "initial_states": initial_states,
-    }
-    y, leaving = context_parallel.scan(
-        ranks, operands, chunk_size=chunk_size, seq_idx=seq_idx, cu_seqlens=cu_seqlens, dt_softplus=dt_softplus,
-        dt_limit=dt_limit, final_states=final_states, varlen_states=varlen_states, state_dtype=state_dtype,
-    )  # fmt: skip
-    return (y, leaving) if final_states else y
 
 
 def _autocast(tensor: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from struct import pack, unpack
 from typing import Any
 
 import torch
@@ -163,5 +164,16 @@ CALLS = ("mamba_chunk_scan_combined", "halo")
 
 def _shown(name: str, value: int) -> str:
     if name == "dtype":
-        return str(DTYPES[value]) if value < len(DTYPES) else "another dtype"
+        return str(DTYPES[value])
+    if name.endswith("dt_limit"):
+        return str(as_float(value))
     return CALLS[value] if name == "call" else str(value)
+
+
+def as_int(value: float) -> int:
+    """The bits of a number as what a row holds."""
+    return unpack("q", pack("d", float(value)))[0]
+
+
+def as_float(bits: int) -> float:
+    return unpack("d", pack("q", bits))[0]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import DtypeError, OptionError, ShapeError, SsdError
+from .errors import DtypeError, OptionError, ShapeError
 from .ranks import CALLS, DTYPES, Agreement, Ranks, ranks_of, talking
 
 
@@ -42,17 +42,17 @@ def halo(
     """
     ranks = ranks_of(process_group, x)
     failed = None
+    call = {"call": CALLS.index("halo")}
     try:
         _check(x, width, dim, initial, seq_idx)
-    except SsdError as error:
-        failed = error
-    call = {"call": CALLS.index("halo")}
-    if failed is None:
         sizes = [size for axis, size in enumerate(x.shape) if axis != dim]
         needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, initial))
         call |= {"width": width, "dim": dim, "dtype": DTYPES.index(x.dtype), "gradients": int(needs)}
         call |= {"dimensions": x.dim(), **{f"size {axis}": size for axis, size in enumerate(sizes)}}
         call |= {"seq_idx": int(seq_idx is not None), "seqlen": x.shape[dim], "initial": int(initial is not None)}
+    except Exception as error:
+        # whatever it is: the others are told before it is raised here
+        failed = error
     agreed = Agreement(ranks, call, failed)
     before, tokens = width - 1, x.movedim(dim, 0)
     if not before or not x.numel():

@@ -1,7 +1,7 @@
 """One sequence over several ranks: the two halves of a call, and the convolution's halo.  public; -> context_parallel
 
 With `mamba_chunk_scan_combined(..., process_group=group)` all of it happens in one call.  For a communication of your
-own call the two halves: what a shard does to the state (`summary`), and its output from the state that enters (`apply`).
+own call the two halves: what a shard does to the state (`summary`), and its output from what enters it (`apply`).
 
     mine = summary(x, dt, A, B)                         # on every rank
     before = first.joined(second).joined(third)         # those of the ranks before, brought here

@@ -52,43 +52,41 @@ def forward(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Te
     from .launchers import forward as launcher
 
     options["state_dtype"] = options["state_dtype"] or torch.float32
-    return _forward_on(launcher.forward, launcher.MINIMAL, problem, (x, dt, A, B, C), options)
+    return _forward_on(launcher, "forward", problem, (x, dt, A, B, C), options)
 
 
 def states(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, **options) -> tuple[Tensor, Tensor]:
     """Run the emitted kernels that make states alone.  Arguments and results as in `launchers.forward.states`."""
     from .launchers import forward as launcher
 
-    return _forward_on(launcher.states, launcher.MINIMAL, problem, (x, dt, A, B), options)
+    return _forward_on(launcher, "states", problem, (x, dt, A, B), options)
 
 
-def _forward_on(run, minimal: dict, problem: Problem, operands: tuple[Tensor, ...], options: dict):
-    """Run on the device of x, whichever is current."""
+def _forward_on(launcher, name: str, problem: Problem, operands: tuple[Tensor, ...], options: dict):
+    """Run a function of the launchers on the device of x, whichever is current."""
     x, dt, *others = operands
     device = x.device
     operands = (_unit_stride(x), dt, *(_unit_stride(operand) for operand in others))
-    for name in _OPTIONAL:
-        if name in options:
-            options[name] = _unit_stride(options[name])
+    options = {key: _unit_stride(value) if key in _OPTIONAL else value for key, value in options.items()}
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever the tensors are on
         with torch.cuda.device(device):
-            return _forward_here(run, minimal, problem, operands, options)
-    return _forward_here(run, minimal, problem, operands, options)
+            return _forward_here(launcher, name, problem, operands, options)
+    return _forward_here(launcher, name, problem, operands, options)
 
 
-def _forward_here(run, minimal: dict, problem: Problem, operands: tuple[Tensor, ...], options: dict):
+def _forward_here(launcher, name: str, problem: Problem, operands: tuple[Tensor, ...], options: dict):
     """Run on the current device; where the config does not fit, a small one from then on."""
-    device = operands[0].device
+    device, run = operands[0].device, getattr(launcher, name)
     config = config_for(problem, device)
     try:
         return run(config, *operands, **options)
     except Exception as error:
-        if not _is_too_large(error) or config is minimal:
+        if not _is_too_large(error) or config is launcher.MINIMAL:
             raise
         _warn_too_large(problem, error)
-    replace(problem, device, minimal)
-    return run(minimal, *operands, **options)
+    replace(problem, device, launcher.MINIMAL)
+    return run(launcher.MINIMAL, *operands, **options)
 
 
 @cache

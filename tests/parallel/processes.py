@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,20 +26,24 @@ def start(size: int, cases: dict[str, tuple[int, Case]], patience: float = 60.0)
     patience: seconds until a rank that waits for another gives up.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
+        # torch is imported once, in a process that the ranks are forked from before it has run anything
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
         arguments = (size, cases, folder, patience)
         started = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(size)]
         for process in started:
             process.start()
+        deadline = time.monotonic() + 150
         for process in started:
-            process.join(240)
-        alive = [process for process in started if process.is_alive()]
-        for process in alive:
-            process.kill()
-        assert not alive, f"{len(alive)} ranks hang"
+            process.join(max(0.0, deadline - time.monotonic()))
+        hanging = [rank for rank, process in enumerate(started) if process.is_alive()]
+        for rank in hanging:
+            started[rank].kill()
         found: dict[str, list[Any]] = {}
         for name, (ranks, _) in cases.items():
             paths = [Path(folder, f"{name}-{rank}.pt") for rank in range(ranks)]
+            if missing := [rank for rank in hanging if rank < ranks and not paths[rank].exists()]:
+                raise AssertionError(f"ranks {missing} hang in {name!r}")
             found[name] = [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
         return found
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather as gather
 
-from ssdgen.mamba2_ops import exchange, mamba_chunk_scan_combined
+from ssdgen.mamba2_ops import exchange, mamba_chunk_scan_combined, parallel
+from tests.parallel.processes import Case
 
 # axis of the tokens; the others are the same on every rank
 TOKENS = {"x": 1, "dt": 1, "B": 1, "C": 1, "z": 1, "seq_idx": 1}
@@ -142,3 +145,92 @@ def together(shards: list[Found]) -> Found:
         else:
             joined[name] = sum(parts)
     return joined
+
+
+PROBLEMS = {
+    "plain": Problem(full=False),
+    "full": Problem(),
+    "uneven": Problem(lengths=UNEVEN),
+    "scan": Problem(lengths=UNEVEN, gather_up_to=1),
+    "seq_idx": Problem(sequences="seq_idx"),
+    "seq_idx_scan": Problem(lengths=UNEVEN, sequences="seq_idx", gather_up_to=1, full=False),
+    "cu_seqlens": Problem(lengths=UNEVEN, sequences="cu_seqlens", batch=1),
+    "one_group": Problem(nheads=3, ngroups=1, wide_skip=True),
+    "one_head": Problem(nheads=1, ngroups=1),
+    "three_groups": Problem(nheads=6, ngroups=3, full=False),
+    "frozen": Problem(frozen=("A", "B", "dt", "D", "dt_bias", "initial_states")),
+    "float32": Problem(dtype=torch.float32, lengths=UNEVEN),
+    "bfloat16": Problem(dtype=torch.bfloat16),
+}
+SIZES = (2, 3, 4)
+CASES: dict[str, tuple[int, Case]] = {
+    f"{name}-{size}": (size, partial(shard, PROBLEMS[name])) for name in PROBLEMS for size in SIZES
+}
+
+
+def spied(problem: Problem, group: dist.ProcessGroup) -> tuple[int, int]:
+    """Bytes that a rank sends and receives in both passes."""
+    others, counts = dist.get_world_size(group) - 1, [0, 0]
+    all_gather, swap = dist.all_gather, dist.batch_isend_irecv
+
+    def counted_gather(parts: list[Tensor], tensor: Tensor, **options: Any) -> Any:
+        counts[0] += others * tensor.nbytes
+        counts[1] += sum(part.nbytes for part in parts) - tensor.nbytes
+        return all_gather(parts, tensor, **options)
+
+    def counted_swap(operations: list[dist.P2POp]) -> Any:
+        for operation in operations:
+            counts[operation.op is dist.irecv] += operation.tensor.nbytes
+        return swap(operations)
+
+    dist.all_gather, dist.batch_isend_irecv = counted_gather, counted_swap
+    try:
+        shard(problem, group)
+    finally:
+        dist.all_gather, dist.batch_isend_irecv = all_gather, swap
+    return counts[0], counts[1]
+
+
+SEQLENS = (8, 200)
+SPIED = {"gather": Problem(batch=1), "scan": Problem(batch=1, gather_up_to=1)}
+CASES |= {
+    f"bytes-{name}-{seqlen}": (4, partial(spied, replace(problem, lengths={4: (seqlen,) * 4})))
+    for name, problem in SPIED.items()
+    for seqlen in SEQLENS
+}
+
+HALVES = Problem(lengths=UNEVEN, sequences="seq_idx")
+
+
+def halves(group: dist.ProcessGroup) -> Found:
+    """The call in two halves, around an all-gather that torch differentiates."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    operands, options = cut(HALVES, size, rank), HALVES.options()
+    shared = {name: options[name] for name in ("dt_softplus", "dt_limit")}
+    # known beforehand here, as where a loader hands out shards
+    ids = HALVES.operands(size)["seq_idx"]
+    start = sum(HALVES.lengths[size][:rank])
+    before = ids[:, start - 1] if rank else None
+    names = ("x", "dt", "A", "B", "dt_bias", "initial_states", "seq_idx")
+    mine = parallel.summary(**{n: operands.get(n) for n in names}, seq_before=before, **shared)
+    # one collective: those of a backward pass must come in one order on all ranks
+    messages = torch.stack(gather(torch.cat((mine.total.unsqueeze(-1), mine.state.flatten(2)), dim=-1), group=group))
+    shape = mine.state.shape
+    earlier = [parallel.Summary(part[..., 0], part[..., 1:].reshape(shape)) for part in messages[:rank]]
+    initial = operands.pop("initial_states", None)
+    entering = reduce(parallel.Summary.joined, earlier).state if rank else initial
+    y, final = parallel.apply(**operands, entering=entering, seq_before=before, **options)
+    weights_y, weights_final = HALVES.weights(size)
+    loss = (y * weights_y.narrow(1, start, y.shape[1])).sum()
+    # all ranks must differentiate the collective, also the first, which needs nothing of it
+    loss = loss + 0 * messages.nan_to_num(neginf=0.0).sum()
+    if rank == size - 1:
+        loss = loss + (final * weights_final).sum()
+    loss.backward()
+    operands["initial_states"] = initial
+    return {"y": y.detach(), "final": final.detach()} | {
+        f"d_{n}": t.grad for n, t in operands.items() if t is not None and t.requires_grad
+    }
+
+
+CASES["halves"] = (4, halves)

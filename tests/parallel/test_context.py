@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
-from tests.parallel import processes, shards
-from tests.parallel.shards import UNEVEN, Problem
+from tests.parallel import shards
+from tests.parallel.shards import PROBLEMS, SIZES
 
-PROBLEMS = {
-    "plain": Problem(full=False),
-    "full": Problem(),
-    "uneven": Problem(lengths=UNEVEN),
-    "scan": Problem(lengths=UNEVEN, gather_up_to=1),
-    "seq_idx": Problem(sequences="seq_idx"),
-    "seq_idx_scan": Problem(lengths=UNEVEN, sequences="seq_idx", gather_up_to=1, full=False),
-    "cu_seqlens": Problem(lengths=UNEVEN, sequences="cu_seqlens", batch=1),
-    "one_group": Problem(nheads=3, ngroups=1, wide_skip=True),
-    "one_head": Problem(nheads=1, ngroups=1),
-    "three_groups": Problem(nheads=6, ngroups=3, full=False),
-    "frozen": Problem(frozen=("A", "B", "dt", "D", "dt_bias", "initial_states")),
-    "float32": Problem(dtype=torch.float32, lengths=UNEVEN),
-    "bfloat16": Problem(dtype=torch.bfloat16),
-}
 # sums of a hundred terms in another order; 16-bit operands are the same, and results are rounded once
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.bfloat16: 2e-2}
-SIZES = (2, 3, 4)
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, list]:
-    cases = {f"{name}-{size}": (size, partial(shards.shard, PROBLEMS[name])) for name in PROBLEMS for size in SIZES}
-    return processes.start(4, cases)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("parallel")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_ranks_equal_one_process(found: dict[str, list], name: str, size: int) -> None:
+def test_ranks_equal_one_process(found: dict[str, list[Any]], name: str, size: int) -> None:
     problem = PROBLEMS[name]
     for rank in found[f"{name}-{size}"]:
         assert isinstance(rank, dict), rank
@@ -50,3 +27,29 @@ def test_ranks_equal_one_process(found: dict[str, list], name: str, size: int) -
         assert joined[key].dtype == value.dtype, key
         error = (joined[key].double() - value.double()).norm() / value.double().norm()
         assert error < TOLERANCE[problem.dtype], f"{key} is off by {float(error):.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shards.SPIED)
+def test_bytes_sent_do_not_depend_on_seqlen(found: dict[str, list[Any]], name: str) -> None:
+    """Forward and backward: a row of integers, and a pair (total, state) each way in as many rounds as there are."""
+    short, long = (found[f"bytes-{name}-{seqlen}"] for seqlen in shards.SEQLENS)
+    assert short == long
+    problem = shards.SPIED[name]
+    pair = 8 * problem.batch * problem.nheads * (1 + 6 * 5)
+    gathers = problem.gather_up_to >= 4
+    for rank, (sent, received) in enumerate(short):
+        # what a rank gives to a gather goes to three others
+        rounds = {True: [3, 3, 3, 3], False: [2 + 0, 2 + 1, 1 + 2, 0 + 2]}[gathers][rank]
+        both = 2 * 3 if gathers else rounds
+        assert sent == 3 * 8 * 20 + both * pair, rank
+        assert received == sent or not gathers
+
+
+@pytest.mark.slow
+def test_halves_with_a_communication_of_ones_own(found: dict[str, list[Any]]) -> None:
+    """summary, joined and apply, with another collective, differentiated by torch alone."""
+    joined = shards.together(found["halves"])
+    exact = shards.whole(shards.HALVES, 4)
+    for key, value in exact.items():
+        torch.testing.assert_close(joined[key], value, rtol=1e-9, atol=1e-10, msg=key)

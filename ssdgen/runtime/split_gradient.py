@@ -1,0 +1,166 @@
+"""The split layer's gradient, which keeps as little as possible.  split -> operators of the scan, convolution, norm
+
+Kept are the operands and, where something follows that reads it, the scan's y.  The convolution and the norm are
+computed again: each is one pass over what it reads, and cheaper than what it would keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import autograd
+from .split_forward import Operands, Split, compose, convolve, gate, join, step_sizes, without_padding
+
+
+class Recompute(torch.autograd.Function):
+    """`compose`, differentiable.  Arguments: the call, then its operands.  Returns: out, states, conv_states."""
+
+    @staticmethod
+    def forward(ctx, call: Split, *tensors):  # type: ignore[override]
+        given = Operands(*tensors)
+        found = compose(call, given)
+        ctx.call = call
+        follows = given.rmsnorm_weight is not None or given.outproj_weight is not None
+        ctx.save_for_backward(*tensors, found.y if follows else None)
+        # a result that nobody used has no gradient, instead of one full of zeros
+        ctx.set_materialize_grads(False)
+        return found.out, found.states, found.conv_states
+
+    @staticmethod
+    def backward(ctx, *gradients):  # type: ignore[override]
+        *tensors, y = ctx.saved_tensors
+        given = Operands(*tensors)
+        needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
+        if torch.is_grad_enabled():
+            # with create_graph the gradient may be differentiated in its turn: by what records every step
+            return (None, *_by_steps(ctx.call, given, gradients, needs))
+        with torch.autocast(given.zxbcdt.device.type, enabled=False):
+            found = _backward(ctx.call, given, y, *gradients, needs)
+        return (None, *(found.get(name) if needed else None for name, needed in needs.items()))
+
+
+def _by_steps(call: Split, given: Operands, gradients: Sequence, needs: dict[str, bool]) -> list[Tensor | None]:
+    found = compose(call, given)
+    pairs = [
+        (out, d_out)
+        for out, d_out in zip((found.out, found.states, found.conv_states), gradients, strict=True)
+        if d_out is not None and out.requires_grad
+    ]
+    wanted = [tensor for tensor, needed in zip(given, needs.values(), strict=True) if needed]
+    outputs, d_outputs = zip(*pairs, strict=True)
+    each = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=True, allow_unused=True))
+    return [next(each) if needed else None for needed in needs.values()]
+
+
+def _backward(
+    call: Split,
+    given: Operands,
+    y: Tensor | None,
+    d_out: Tensor | None,
+    d_states: Tensor | None,
+    d_conv_states: Tensor | None,
+    needs: dict[str, bool],
+) -> dict[str, Tensor | None]:
+    """{operand: gradient}; those of zxbcdt's parts are joined at the end."""
+    zx0, z, xBC, dt = call.parts(given.zxbcdt)
+    found: dict[str, Tensor | None] = {}
+    d_y = d_z = d_zx0 = None
+    if d_out is not None:
+        d_y, d_z, d_zx0 = _after_scan(call, given, y, z, zx0, d_out, needs, found)
+
+    leaves = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
+    leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
+    with torch.enable_grad():
+        own = given._replace(**{name: leaves[name] for name in _CONVOLUTION})
+        convolved, conv_states = convolve(call, leaves["xBC"], own)
+
+    d_convolved = d_dt = None
+    if d_y is not None or d_states is not None:
+        d_convolved, d_dt, scan_d_z = _scan(call, given, convolved.detach(), z, dt, d_y, d_states, needs, found)
+        d_z = d_z if scan_d_z is None else scan_d_z
+    pairs = [(out, d) for out, d in ((convolved, d_convolved), (conv_states, d_conv_states)) if d is not None]
+    d_xBC = None
+    if pairs:
+        wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
+        outputs, d_outputs = zip(*pairs, strict=True)
+        each = torch.autograd.grad(outputs, list(wanted.values()), d_outputs, allow_unused=True)
+        found.update(zip(wanted, each, strict=True))
+        d_xBC = found.pop("xBC")
+    if needs["zxbcdt"]:
+        d_parts = zip((d_zx0, d_z, d_xBC, d_dt), (zx0, z, xBC, dt), strict=True)
+        found["zxbcdt"] = torch.cat([torch.zeros_like(part) if d is None else d for d, part in d_parts], dim=-1)
+    return found
+
+
+_CONVOLUTION = ("conv1d_weight", "conv1d_bias", "initial_conv_states")
+
+
+def _after_scan(call, given, y, z, zx0, d_out, needs, found):
+    """Gradients of y, z and zx0; those of the norm and the output projection go into `found`."""
+    names = ("y", "z", "zx0", "rmsnorm_weight")
+    leaves = dict(zip(names, (y, z, zx0, given.rmsnorm_weight), strict=True))
+    leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
+    plain = given.rmsnorm_weight is None and not call.d_nonssm
+    with torch.enable_grad():
+        h = leaves["y"] if plain else join(call, leaves["y"], leaves["z"], leaves["zx0"], leaves["rmsnorm_weight"])
+    if given.outproj_weight is not None:
+        rows = d_out.flatten(0, 1)
+        if needs["outproj_weight"]:
+            found["outproj_weight"] = rows.mT @ h.detach().flatten(0, 1)
+        if needs["outproj_bias"]:
+            found["outproj_bias"] = rows.sum(0)
+        d_out = d_out @ given.outproj_weight
+    if plain:
+        return d_out, None, None
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
+    each = torch.autograd.grad(h, list(wanted.values()), d_out, allow_unused=True)
+    gradients = dict(zip(wanted, each, strict=True))
+    found["rmsnorm_weight"] = gradients.get("rmsnorm_weight")
+    return gradients["y"], gradients["z"], gradients["zx0"]
+
+
+def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
+    """Gradients of what the convolution made, of dt and of the scan's gate; the others' go into `found`."""
+    x, B, C = call.heads(convolved)
+    wanted = {
+        "x": True,
+        "dt": True,
+        "A": needs["A"],
+        "B": True,
+        "C": True,
+        "D": needs["D"],
+        "z": given.rmsnorm_weight is None,
+        "dt_bias": needs["dt_bias"],
+        "initial_states": needs["initial_states"],
+    }
+    low, high = call.dt_limit
+    each = iter(
+        autograd.chunk_scan_backward(
+            None if d_y is None else d_y.unflatten(-1, (call.nheads, call.headdim)),
+            d_states,
+            x,
+            step_sizes(dt, given),
+            given.A,
+            B,
+            C,
+            given.D,
+            gate(call, given, z),
+            given.dt_bias,
+            given.initial_states,
+            given.seq_idx,
+            given.cu_seqlens,
+            True,
+            float(low),
+            float(high),
+            list(wanted.values()),
+        )
+    )
+    gradients = {name: next(each) for name, needed in wanted.items() if needed}
+    found.update((name, gradients.get(name)) for name in ("A", "D", "dt_bias", "initial_states"))
+    d_convolved = torch.cat([gradients[name].flatten(-2) for name in ("x", "B", "C")], dim=-1)
+    d_dt = without_padding(gradients["dt"], given)
+    d_z = gradients["z"].flatten(-2) if "z" in gradients else None
+    return d_convolved, d_dt, d_z
