@@ -43,6 +43,14 @@ class DoubleBackwardError(SsdError, RuntimeError):
     """A gradient of a gradient was asked for; the kernels have first derivatives only."""
 
 
+class CacheError(SsdError):
+    """The states that a layer is to go on from do not fit the layer or the call."""
+
+
+class CheckpointError(SsdError):
+    """A checkpoint cannot be loaded; the message names its parameters or files."""
+
+
 class RecordError(SsdError):
     """A file or folder of tuned records cannot be used; the message names it."""
 
