@@ -13,7 +13,9 @@ from ..pack import templates, tree
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A new or empty folder.")
 @click.option(
-    "--records", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Folder of records.  [ssdgen's own]"
+    "--records",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of records.  [ssdgen's own]",
 )
 def hub(out: Path, records: Path | None) -> None:
     """Write a repository that Hugging Face's `kernels` loads, from a folder or after an upload.

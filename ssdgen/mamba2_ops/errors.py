@@ -32,7 +32,7 @@ class SequenceError(SsdError):
 
 
 class SlotError(SsdError):
-    """The contents of slot indices name no slot, or one slot twice."""
+    """The contents of slot indices: a slot that the state does not have, or one that is named twice."""
 
 
 class GradientError(SsdError):
@@ -41,6 +41,14 @@ class GradientError(SsdError):
 
 class DoubleBackwardError(SsdError, RuntimeError):
     """A gradient of a gradient was asked for; the kernels have first derivatives only."""
+
+
+class CacheError(SsdError):
+    """The states that a layer is to go on from do not fit the layer or the call."""
+
+
+class CheckpointError(SsdError):
+    """A checkpoint cannot be loaded; the message names its parameters or files."""
 
 
 class RecordError(SsdError):
@@ -57,3 +65,7 @@ class SettingError(SsdError):
 
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""
+
+
+class StrideError(SsdError):
+    """A tensor that is written in place does not lie in memory as it must."""

@@ -31,3 +31,12 @@ def consumer_tiles(dstate: int) -> tuple[int, int]:
     """(extent, number) of the equal tiles of dstate that a consumer keeps in registers: two above 128."""
     count = 1 if dstate <= LARGEST // 2 else 2
     return max(SMALLEST, next_power_of_two(-(-dstate // count))), count
+
+
+def power_tiles(extent: int) -> tuple[int, ...]:
+    """Tiles that cover `extent` where no matrix unit asks for a width: one power of two, or two.
+
+    Only the second of two may overhang: 96 = 64 + 32, 100 = 64 + 64, 5 = 4 + 1.
+    """
+    whole = next_power_of_two(extent)
+    return (whole,) if whole == extent else (whole // 2, next_power_of_two(extent - whole // 2))

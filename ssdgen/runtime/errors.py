@@ -32,7 +32,7 @@ class SequenceError(SsdError):
 
 
 class SlotError(SsdError):
-    """The contents of slot indices name no slot, or one slot twice."""
+    """The contents of slot indices: a slot that the state does not have, or one that is named twice."""
 
 
 class GradientError(SsdError):
@@ -65,3 +65,7 @@ class SettingError(SsdError):
 
 class SsdWarning(UserWarning):
     """The result is right, but a slower way than necessary may have been taken."""
+
+
+class StrideError(SsdError):
+    """A tensor that is written in place does not lie in memory as it must."""

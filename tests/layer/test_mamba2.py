@@ -165,7 +165,10 @@ def test_packed_sequences_with_states_of_their_own() -> None:
     last = made(torch.cat([row[:, -1:] for row in rows]), inference_params=params)
     for index, row in enumerate(rows):
         wanted, states, _ = exact(made, row)
-        pieces = [first[:, sum(lengths[:index]) :][:, : lengths[index]], second[:, sum(more[:index]) :][:, : more[index]]]
+        pieces = [
+            first[:, sum(lengths[:index]) :][:, : lengths[index]],
+            second[:, sum(more[:index]) :][:, : more[index]],
+        ]
         torch.testing.assert_close(torch.cat([*pieces, last[index : index + 1]], 1), wanted, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(params.key_value_memory_dict[0][1][index : index + 1], states, rtol=1e-6, atol=1e-6)
 
