@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .language_model import Mamba2LMHeadModel
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Mamba2LMHeadModel,
     input_ids: Tensor,
