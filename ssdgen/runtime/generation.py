@@ -59,7 +59,7 @@ def generate(
 
     # recorded before the prompt is read, which then writes all states anew
     wants_graph = input_ids.is_cuda if cuda_graph is None else cuda_graph
-    step = _Graph(model, params, input_ids[:, :1]) if wants_graph and max_new_tokens > 1 else None
+    step = Graph(model, params, input_ids[:, :1]) if wants_graph and max_new_tokens > 1 else None
     logits = model(input_ids, inference_params=params, num_last_tokens=1, attention_mask=attention_mask).logits
     tokens = [input_ids, next_of(logits)[:, None]]
     params.seqlen_offset = seqlen
@@ -101,7 +101,7 @@ def sample(
     return torch.multinomial(shares, 1, generator=generator)[:, 0]
 
 
-class _Graph:
+class Graph:
     """One step of decoding, recorded.  Its states are those of `params`, which it changes while it is recorded."""
 
     def __init__(self, model: Mamba2LMHeadModel, params: InferenceParams, tokens: Tensor) -> None:
