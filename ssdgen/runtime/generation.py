@@ -47,6 +47,8 @@ def generate(
         raise ShapeError(f"input_ids has shape {list(input_ids.shape)}; it must be [batch, seqlen], at least one token")
     if max_new_tokens < 1:
         raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if attention_mask is not None and (attention_mask.ne(0).int().diff(dim=1) < 0).any():
+        raise OptionError("attention_mask has padding behind tokens; padding must be to the left of the prompts")
     _check_sampling(temperature, top_k, top_p)
     batch, seqlen = input_ids.shape
     end = model.config.eos_token_id if eos_token_id is None else eos_token_id

@@ -51,9 +51,19 @@ def test_the_peers_functions_give_the_same_tokens(monkeypatch: pytest.MonkeyPatc
 
 def test_the_table() -> None:
     side = {"eager": {"prompt_ms": 50.0, "token_us": 1000.0}, "graph": {"prompt_ms": 60.0, "token_us": 500.0}}
-    document = {"batch": 2, "bf16": {"ssdgen": side}, "fp32": {"same": False, "agree": 7, "gap": 1e-5, "tie": True}}
+    document = {
+        "peer": "of the test",
+        "batch": 2,
+        "bf16": {"ssdgen": side},
+        "fp32": {"same": False, "agree": 7, "gap": 1e-5, "tie": True},
+    }
     text = generate.table(document)
-    assert "2000.0" in text and "4000.0" in text and "the same 7 tokens, then apart" in text
+    assert (
+        text.startswith("peer: of the test")
+        and "2000.0" in text
+        and "4000.0" in text
+        and "the same 7 tokens, then apart" in text
+    )
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,7 @@ def test_sampling() -> None:
         ({"top_k": 0}, OptionError, "top_k is 0"),
         ({"top_p": 1.5}, OptionError, "top_p is 1.5"),
         ({"input_ids": torch.tensor([1, 2])}, ShapeError, "input_ids has shape"),
+        ({"attention_mask": torch.tensor([[1] * 11, [1] * 8 + [0] * 3])}, OptionError, "padding behind tokens"),
     ],
 )
 def test_options_that_are_not_allowed(options: dict, error: type[Exception], words: str) -> None:

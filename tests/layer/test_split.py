@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssdgen.runtime import split_forward, split_gradient
+from ssdgen.runtime import split_forward
 from ssdgen.runtime.errors import DtypeError, OperandError, OptionError, ShapeError
 from ssdgen.runtime.split import mamba_split_conv1d_scan_combined as split
 from tests.layer import plain
@@ -211,6 +211,11 @@ def test_the_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["causal_conv1d_fn", "mamba_chunk_scan_combined", "rmsnorm_fn"]
     out.sum().backward()
     assert calls[3:] == ["rmsnorm_fn", "causal_conv1d_fn"]
+    # what is frozen is not computed again for
+    frozen = {name: t if t is None or name == "outproj_weight" else t.detach() for name, t in operands.items()}
+    del calls[:]
+    split(**frozen, chunk_size=16, headdim=6, ngroups=2).sum().backward()
+    assert calls[3:] == ["rmsnorm_fn"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -312,8 +317,3 @@ def test_mistakes_are_named(change: dict, error: type[Exception], words: str) ->
     assert split(**arguments).shape == (2, 19, 7)
     with pytest.raises(error, match=words):
         split(**{**arguments, **change})
-
-
-def test_the_gradient_names_every_operand() -> None:
-    """What a new operand of the call would need."""
-    assert set(split_gradient._CONVOLUTION) < set(split_forward.Operands._fields)
