@@ -17,6 +17,7 @@ from ..pack import install as installing
 from ..pack import wheel
 from ..tune import shapes as problems
 from .failures import Failure
+from .pack_hub import hub
 
 
 @click.group()
@@ -30,6 +31,9 @@ def pack() -> None:
       ssdgen pack install dist/ssdgen_pack_h200-0.1.0-py3-none-linux_x86_64.whl
       ssdgen pack list                           what is installed, and what of it is of use here
     """
+
+
+pack.add_command(hub)
 
 
 @pack.command()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .errors import OptionError, ShapeError
 from .inference import InferenceParams
+from .mamba2 import fixed_parameters
 
 if TYPE_CHECKING:
     from .language_model import Mamba2LMHeadModel
@@ -47,6 +48,8 @@ def generate(
         raise ShapeError(f"input_ids has shape {list(input_ids.shape)}; it must be [batch, seqlen], at least one token")
     if max_new_tokens < 1:
         raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if attention_mask is not None and (attention_mask.ne(0).int().diff(dim=1) < 0).any():
+        raise OptionError("attention_mask has padding behind tokens; padding must be to the left of the prompts")
     _check_sampling(temperature, top_k, top_p)
     batch, seqlen = input_ids.shape
     end = model.config.eos_token_id if eos_token_id is None else eos_token_id
@@ -57,27 +60,28 @@ def generate(
         logits = logits[:, -1, : model.config.vocab_size]
         return sample(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
 
-    # recorded before the prompt is read, which then writes all states anew
-    wants_graph = input_ids.is_cuda if cuda_graph is None else cuda_graph
-    step = _Graph(model, params, input_ids[:, :1]) if wants_graph and max_new_tokens > 1 else None
-    logits = model(input_ids, inference_params=params, num_last_tokens=1, attention_mask=attention_mask).logits
-    tokens = [input_ids, next_of(logits)[:, None]]
-    params.seqlen_offset = seqlen
-    ended = None if end is None else tokens[-1] == end
-    for _ in range(max_new_tokens - 1):
-        # one wait for the device a token, and only where a token may end a row
-        if ended is not None and ended.all():
-            break
-        if step is not None:
-            logits = step(tokens[-1])
-        else:
-            logits = model(tokens[-1], inference_params=params, num_last_tokens=1).logits
-        params.seqlen_offset += 1
-        token = next_of(logits)[:, None]
-        if ended is not None:
-            token = token.masked_fill(ended, end)
-            ended = ended | (token == end)
-        tokens.append(token)
+    with fixed_parameters(model):
+        # recorded before the prompt is read, which then writes all states anew
+        wants_graph = input_ids.is_cuda if cuda_graph is None else cuda_graph
+        step = Graph(model, params, input_ids[:, :1]) if wants_graph and max_new_tokens > 1 else None
+        logits = model(input_ids, inference_params=params, num_last_tokens=1, attention_mask=attention_mask).logits
+        tokens = [input_ids, next_of(logits)[:, None]]
+        params.seqlen_offset = seqlen
+        ended = None if end is None else tokens[-1] == end
+        for _ in range(max_new_tokens - 1):
+            # one wait for the device a token, and only where a token may end a row
+            if ended is not None and ended.all():
+                break
+            if step is not None:
+                logits = step(tokens[-1])
+            else:
+                logits = model(tokens[-1], inference_params=params, num_last_tokens=1).logits
+            params.seqlen_offset += 1
+            token = next_of(logits)[:, None]
+            if ended is not None:
+                token = token.masked_fill(ended, end)
+                ended = ended | (token == end)
+            tokens.append(token)
     return torch.cat(tokens, dim=1)
 
 
@@ -101,7 +105,7 @@ def sample(
     return torch.multinomial(shares, 1, generator=generator)[:, 0]
 
 
-class _Graph:
+class Graph:
     """One step of decoding, recorded.  Its states are those of `params`, which it changes while it is recorded."""
 
     def __init__(self, model: Mamba2LMHeadModel, params: InferenceParams, tokens: Tensor) -> None:

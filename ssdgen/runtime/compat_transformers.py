@@ -7,7 +7,9 @@ How a model decides has changed twice:
     from 5.0                      the same, but the names are loaded when a layer is made (`lazy_load_kernel`)
     since 5.16 or so              functions of the module that hand on to the packages, if they were there at import
 
-So names are set in the modules themselves; where `forward` asks for CUDA it is replaced by what it would then call.
+So names are set in the modules themselves; where `forward` asks for CUDA it is replaced by what it would then call, on
+a CPU too unless that needs CUDA for more than the functions.  Of the older modules some disagree with themselves: with
+several groups their slow path has a norm without groups, and zamba2's and nemotron_h's raises small step sizes.
 """
 
 from __future__ import annotations
@@ -123,9 +125,12 @@ def _lazy_load(load: Callable[..., Any], functions: dict[str, Callable[..., Any]
 def _fast(forward: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
     """The fast path, called as `forward` is."""
     signature, known = inspect.signature(forward), inspect.signature(fast).parameters
+    only_cuda = "cuda" in fast.__code__.co_names
 
     @functools.wraps(forward)
     def call(self, *args, **kwargs):
+        if only_cuda and not self.in_proj.weight.is_cuda:
+            return forward(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
         return fast(**{name: value for name, value in given.items() if name in known})
 

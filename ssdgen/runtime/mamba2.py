@@ -8,6 +8,8 @@ Its parameters are those of mamba_ssm's module of this name: checkpoints load st
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -120,6 +122,7 @@ class Mamba2(nn.Module):
                 self.d_ssm, eps=norm_eps, norm_before_gate=norm_before_gate, group_size=self.d_ssm // ngroups, **made
             )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
+        self._fixed_A: Tensor | None = None
 
     @property
     def conv_dim(self) -> int:
@@ -299,6 +302,8 @@ class Mamba2(nn.Module):
         return conv_state, ssm_state
 
     def _A(self) -> Tensor:
+        if self._fixed_A is not None:
+            return self._fixed_A
         # in fp32: exp of a 16-bit A_log may be infinite
         return -torch.exp(self.A_log.float())
 
@@ -309,6 +314,19 @@ class Mamba2(nn.Module):
         """z0, x0, z, xBC and dt."""
         d_mlp = self.d_inner - self.d_ssm
         return zxbcdt.split((d_mlp, d_mlp, self.d_ssm, self.conv_dim, self.nheads), dim=-1)
+
+
+@contextmanager
+def fixed_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter changes: what the layers make of them alone is made once, which is three launches a step."""
+    layers = [module for module in model.modules() if isinstance(module, Mamba2)]
+    try:
+        for layer in layers:
+            layer._fixed_A = layer._A()
+        yield
+    finally:
+        for layer in layers:
+            layer._fixed_A = None
 
 
 def _inverse_softplus(dt: Tensor) -> Tensor:

@@ -14,6 +14,10 @@ from torch import Tensor
 from . import autograd
 from .split_forward import Operands, Split, compose, convolve, gate, join, step_sizes, without_padding
 
+# operands of the convolution, and all those that the scan's y depends on
+_CONVOLUTION = ("conv1d_weight", "conv1d_bias", "initial_conv_states")
+_BEFORE_NORM = ("zxbcdt", *_CONVOLUTION, "dt_bias", "A", "D", "initial_states")
+
 
 class Recompute(torch.autograd.Function):
     """`compose`, differentiable.  Arguments: the call, then its operands.  Returns: out, states, conv_states."""
@@ -70,6 +74,8 @@ def _backward(
     d_y = d_z = d_zx0 = None
     if d_out is not None:
         d_y, d_z, d_zx0 = _after_scan(call, given, y, z, zx0, d_out, needs, found)
+    if not any(needs[name] for name in _BEFORE_NORM):
+        return found
 
     leaves = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
@@ -93,9 +99,6 @@ def _backward(
         d_parts = zip((d_zx0, d_z, d_xBC, d_dt), (zx0, z, xBC, dt), strict=True)
         found["zxbcdt"] = torch.cat([torch.zeros_like(part) if d is None else d for d, part in d_parts], dim=-1)
     return found
-
-
-_CONVOLUTION = ("conv1d_weight", "conv1d_bias", "initial_conv_states")
 
 
 def _after_scan(call, given, y, z, zx0, d_out, needs, found):

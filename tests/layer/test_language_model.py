@@ -80,6 +80,23 @@ def test_generation_is_what_the_whole_sequence_says(residual_in_fp32: bool) -> N
     assert made(prompts(), num_last_tokens=2).logits.shape == (2, 2, 40)
 
 
+def test_parameters_may_change_between_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made of them once for a generation is not kept, also where that ends in an error."""
+    made = model(Mamba2LMConfig(**{**vars(CONFIG), "tie_embeddings": False}))
+    before = made.generate(prompts(), 6)
+    with torch.no_grad():
+        for layer in made.backbone.layers:
+            layer.mixer.A_log += 3
+            layer.mixer.D.neg_()
+    after = made.generate(prompts(), 6)
+    assert not torch.equal(after, before)
+    assert torch.equal(made(after[:, :-1]).logits[:, -1, :37].argmax(-1), after[:, -1])
+    monkeypatch.setattr(generation, "sample", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made.generate(prompts(), 6, do_sample=True)
+    assert all(layer.mixer._fixed_A is None for layer in made.backbone.layers)
+
+
 def test_the_padded_vocabulary_is_never_generated() -> None:
     made = model(Mamba2LMConfig(**{**vars(CONFIG), "tie_embeddings": False}))
     with torch.no_grad():
@@ -131,6 +148,7 @@ def test_sampling() -> None:
         ({"top_k": 0}, OptionError, "top_k is 0"),
         ({"top_p": 1.5}, OptionError, "top_p is 1.5"),
         ({"input_ids": torch.tensor([1, 2])}, ShapeError, "input_ids has shape"),
+        ({"attention_mask": torch.tensor([[1] * 11, [1] * 8 + [0] * 3])}, OptionError, "padding behind tokens"),
     ],
 )
 def test_options_that_are_not_allowed(options: dict, error: type[Exception], words: str) -> None:

@@ -72,9 +72,7 @@ def to_float16(value, noise):
 
 
 @triton.jit
-def random_bits(
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, row, column: tl.constexpr, token, seed, WIDTH: tl.constexpr
-):
+def random_bits(ROWS: tl.constexpr, COLUMNS: tl.constexpr, row, column: tl.constexpr, token, seed, WIDTH: tl.constexpr):
     """WIDTH random bits for each element of a tile [ROWS, COLUMNS], by seven rounds of Philox.
 
     They depend on the seed and on the place of an element, not on the tile: one call makes those of 128 / WIDTH
