@@ -93,15 +93,15 @@ def run(
 ) -> list[Row]:
     """Do every search and store what is found.  Ctrl-C ends the campaign after the record of that problem.
 
-    Errors: RecordError for a file that cannot be read, before anything is searched; StoreError; TuneError (a StorageError
-    is one), after the best so far was stored.
+    Errors: RecordError for a file that cannot be read, before anything is searched; StoreError; TuneError, of which
+    StorageError is one, after the best so far was stored.
     """
     folder = setting.root / setting.identity.folder
     # what is stored is merged into all of them, and none must turn out to be broken by then
     known = {folder: [record for direction in DIRECTIONS for record in store.read(folder, direction)]}
     store.read_identity(folder)
     store.check_writable(setting.root, setting.identity.folder)
-    known |= _elsewhere((setting.root, *setting.also), folder)
+    known |= _read_also((setting.root, *setting.also), folder)
     campaign = _Campaign(setting, bench_of, budget, listener, known)
     try:
         return campaign.run()
@@ -300,7 +300,7 @@ def warm_start(task: Task, known: dict[Path, list[Record]], own: Path) -> list[C
     return [config for _, config in near[:WARM]]
 
 
-def _elsewhere(roots: tuple[Path, ...], own: Path) -> dict[Path, list[Record]]:
+def _read_also(roots: tuple[Path, ...], own: Path) -> dict[Path, list[Record]]:
     """Records of other GPUs and from other folders.  Errors: RecordError for a file that cannot be read."""
     files = [path for root in roots for path in root.glob(f"*/{store.identity_path(own).name}")]
     folders = sorted({path.parent for path in files} - {own})
