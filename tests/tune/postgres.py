@@ -24,7 +24,7 @@ def server(folder: Path) -> Iterator[str]:
             connection.execute("CREATE ROLE tuner LOGIN SUPERUSER PASSWORD 'open sesame'")
             connection.execute("CREATE DATABASE trials OWNER tuner")
         # it may have put its socket elsewhere, if the folder's name is too long for one
-        own = make_url(running.get_uri()).set(username="tuner", password="open sesame", database="trials")
-        yield own.render_as_string(hide_password=False)
+        socket = make_url(running.get_uri()).query["host"]
+        yield f"postgresql://tuner:open%20sesame@/trials?host={socket}"
     finally:
         running.cleanup()
