@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,14 +20,14 @@ from ..pack.records import DIRECTIONS, MEASURED, Identity, Record, records_from_
 from ..plan.problem import Problem
 from . import prior
 from .budget import Budget
-from .errors import ProblemError
+from .errors import ProblemError, TuneError
 from .jobs import Stored, Task
 from .ledger import Claim, Ledger
 from .passes import PASSES
 from .presence import Presence
 from .recording import record_of
 from .results import Bench, Config, Event, Outcome, Result, key_of
-from .storage import Storage, StorageError
+from .storage import Storage
 from .study import POLL_S, Limits, Search
 
 # configs of other problems that a search begins with
@@ -93,15 +93,15 @@ def run(
 ) -> list[Row]:
     """Do every search and store what is found.  Ctrl-C ends the campaign after the record of that problem.
 
-    Errors: RecordError for a file that cannot be read, before anything is searched; StoreError; StorageError, after the
-    best so far was stored; TuneError.
+    Errors: RecordError for a file that cannot be read, before anything is searched; StoreError; TuneError, of which
+    StorageError is one, after the best so far was stored.
     """
     folder = setting.root / setting.identity.folder
     # what is stored is merged into all of them, and none must turn out to be broken by then
     known = {folder: [record for direction in DIRECTIONS for record in store.read(folder, direction)]}
     store.read_identity(folder)
     store.check_writable(setting.root, setting.identity.folder)
-    known |= _elsewhere((setting.root, *setting.also), folder)
+    known |= _read_also((setting.root, *setting.also), folder)
     campaign = _Campaign(setting, bench_of, budget, listener, known)
     try:
         return campaign.run()
@@ -175,16 +175,17 @@ class _Campaign:
             search.finish()
             return self._end(task, search.outcome(), claim)
         except ProblemError as error:
-            # the others may fit
-            outcome = Outcome(None, None, 0, 0, reason=str(error))
-            return self._end(task, outcome, self._ends.claim(_end_of(task)))
+            # other problems may fit; and what was found before it did no more, is
+            outcome = search.outcome() if search else Outcome(None, None, 0, 0)
+            outcome = outcome if outcome.best else replace(outcome, reason=str(error))
+            return self._end(task, outcome, claim or self._ends.claim(_end_of(task)))
         except KeyboardInterrupt:
             if claim:
                 self._ends.drop(claim)
             outcome = search.outcome(stopped=True) if search else Outcome(None, None, 0, 0, stopped=True)
             return self._end(task, outcome, None)
-        except StorageError:
-            # what was found is not lost with the storage
+        except TuneError:
+            # what was found is not lost with the storage, or with the GPU
             if search and (best := search.outcome()).best:
                 self._store(self._record(task, best))
             raise
@@ -299,7 +300,7 @@ def warm_start(task: Task, known: dict[Path, list[Record]], own: Path) -> list[C
     return [config for _, config in near[:WARM]]
 
 
-def _elsewhere(roots: tuple[Path, ...], own: Path) -> dict[Path, list[Record]]:
+def _read_also(roots: tuple[Path, ...], own: Path) -> dict[Path, list[Record]]:
     """Records of other GPUs and from other folders.  Errors: RecordError for a file that cannot be read."""
     files = [path for root in roots for path in root.glob(f"*/{store.identity_path(own).name}")]
     folders = sorted({path.parent for path in files} - {own})

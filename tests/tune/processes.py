@@ -18,7 +18,7 @@ from ssdgen.tune.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
 # a process imports torch first, and there may be several on two cores
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 def start(folder: Path, storage: str, *options: str, **environment: str) -> subprocess.Popen[str]:

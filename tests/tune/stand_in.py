@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> None:
     options = session.Options(
         root=given.folder / f"records-{launched.rank}" if launched.count > 1 else given.folder / "records",
         predicted=True,
-        seconds=120.0,
+        # trials end a search here, not time: a machine with other work is slow
+        seconds=3600.0,
         trials=given.trials,
         seed=0,
         timing="graph",
@@ -96,6 +97,7 @@ def main(arguments: list[str]) -> None:
         jobs=1,
         storage=given.storage,
         join=given.join,
+        wait_s=300.0,
         ranks=ranks.Ranks() if given.training_job else launched,
         pace=Pace(beat_s=0.5, grace_s=5.0),
     )

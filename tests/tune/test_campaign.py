@@ -16,7 +16,7 @@ from ssdgen.pack.store import StoreError
 from ssdgen.tune import campaign, jobs, passes, storage
 from ssdgen.tune.budget import Budget
 from ssdgen.tune.campaign import Row, Setting
-from ssdgen.tune.errors import ProblemError
+from ssdgen.tune.errors import ProblemError, TuneError
 from ssdgen.tune.jobs import Job, Task
 from ssdgen.tune.presence import Presence
 from ssdgen.tune.progress import BarProgress, PlainProgress, eta, table
@@ -236,6 +236,22 @@ def test_a_shape_that_does_not_fit_leaves_the_others_alone(tmp_path: Path) -> No
 
     rows = run(tmp_path, bench_of=lambda task: Small() if task.problem.batch == 64 else FakeBench())
     assert [row.stored for row in rows] == [True, False, True] and rows[1].outcome.reason == "the inputs do not fit"
+
+
+def test_what_was_found_is_stored_when_the_search_cannot_go_on(tmp_path: Path) -> None:
+    """The database is gone, say, or the driver."""
+
+    class Breaking(FakeBench):
+        def run(self, config, prepared, best_us):
+            if len(self.runs) == 3:
+                raise TuneError("no driver")
+            return super().run(config, prepared, best_us)
+
+    bench = Breaking()
+    with pytest.raises(TuneError, match="no driver"):
+        run(tmp_path, bench)
+    (record,) = store.read(tmp_path / "sm90_h200")
+    assert record.config == min(bench.runs, key=time_of)
 
 
 def test_the_records_of_a_pass_know_only_their_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ssdgen.tune import jobs, storage
 from tests.tune import processes
 from tests.tune.stand_in import time_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
 
 
 def test_kill_and_resume(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ssdgen.tune.jobs import JobError
 from tests.tune import postgres, processes
 
 # two cores, and several processes each: one test after the other
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
