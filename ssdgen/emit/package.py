@@ -21,7 +21,7 @@ from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
-from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+from ..plan.tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from ..spec.layer import Layer
 from . import fingerprint
 from . import kernel as kernels
@@ -75,14 +75,26 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
         count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
         # one tile of headdim is always of use: programs share larger ones out
         wanted = {len(cut(extent))} | ({1} if axis == "p" or kernel.shares("DSTATE") else set()) if extent else {1, 2}
-        if axis == "n" and kernel.consumers:
-            # equal tiles of one extent, however many: each has its load of B or C
+        if kernel.consumers:
+            # equal tiles of one extent, however many: each has its load
             loads = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load)]
-            count = max(len({load.out.name for load in loads if load.tensor == name}) for name in ("B", "C"))
-            wanted = {consumer_tiles(extent)[1]} if extent else {1, 2}
+            operands = {"n": ("B", "C"), "p": ("x", "d_y")}[axis]
+            count = max(len({load.out.name for load in loads if load.tensor == name}) for name in operands)
+        if axis == "p" and kernel.consumers and kernel.shares("DSTATE"):
+            wanted = {-(-extent // CONSUMER_ROWS)} if extent else {count}
+        if axis == "n" and kernel.consumers:
+            wanted = _equal_tiles(kernel, extent) if extent else {count}
         if count and count not in wanted:
             return False
     return True
+
+
+def _equal_tiles(kernel: Kernel, dstate: int) -> set[int]:
+    """How many equal tiles of dstate a kernel that is specialised by warps has where it is of use."""
+    if kernel.shares("DSTATE"):
+        return {1}
+    # what goes through one tile is cut once more
+    return {consumer_tiles(dstate)[1] * (2 if kernel.spare else 1)}
 
 
 def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
@@ -176,6 +188,7 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
     Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
     """
     found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
+    found["reverse_walk"] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2).name) for n in (2, 4)]
     found["group_gradients"] = [
         (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
     ]

@@ -13,6 +13,9 @@ from .stages import depends, fixed_loads, moved_loads
 from .statements import StatementPrinter, block_sizes
 from .tiles import Tiles, entries, layout
 
+# the tile through which all copies of a consumer go, where registers and memory are short
+OUTGOING = "outgoing_tile"
+
 
 class SharedPrinter(StatementPrinter):
     """What a consumer's statements do in shared memory.
@@ -20,7 +23,7 @@ class SharedPrinter(StatementPrinter):
     moved: loads that the loading warp makes stages ahead, fixed: those that it makes once, in order; tile_axes: of what
     is in shared memory, by name; scratch: extents, by variable, of the tiles there that a consumer has for itself;
     parked: the same in float32, for values from before the loop that would otherwise take up registers all through it;
-    in_registers: what has been read from there.
+    in_registers: what has been read from there; copied: values that are in the tile through which they go to memory.
     """
 
     language = "gl"
@@ -35,6 +38,9 @@ class SharedPrinter(StatementPrinter):
         self.scratch: dict[str, tuple[str, ...]] = {}
         self.parked: dict[str, tuple[str, ...]] = {}
         self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
+        self.copied: set[str] = set()
+        # registers are dearer than another read of shared memory
+        self.spare = bool(kernel.roles) or kernel.spare
         self.unfenced = False
         self.used: dict[str, None] = {}
 
@@ -52,11 +58,21 @@ class SharedPrinter(StatementPrinter):
         found: dict[int, list[ir.Value]] = {}
         for at, stmt in enumerate(body):
             value = sides(stmt)[1] if isinstance(stmt, ir.Dot) else None
-            if value is not None and value.name not in self.tile_axes:
+            if value is not None and value.name not in self.tile_axes and not self._goes_out(value.name, body[:at]):
                 made = max(k for k in range(at) if value.name in made_by(body[k]))
                 if value not in found.setdefault(made, []):
                     found[made].append(value)
         return found
+
+    def _goes_out(self, name: str, before: tuple[ir.Stmt, ...]) -> bool:
+        """Whether a value is on its way to memory through a tile that products may read."""
+        return self.kernel.spare and any(
+            isinstance(s, ir.Store) and s.descriptor and s.value.name == name for s in before
+        )
+
+    def _tile_of(self, name: str) -> str:
+        """Variable of the tile where a value is."""
+        return OUTGOING if name in self.copied else f"{name}_tile"
 
     def _is_tile_but_for_an_option(self, stmt: ir.Stmt) -> bool:
         """Whether a statement makes a value that is a moved tile, or another one under the only option that it has."""
@@ -121,9 +137,7 @@ class SharedPrinter(StatementPrinter):
     def _fence(self, stmt: ir.Dot, indent: int) -> list[str]:
         """Before a product reads what was put into shared memory."""
         moved = {load.out.name for load in (*self.fixed, *self.moved)}
-        if not self.unfenced or all(
-            side.name in moved for side in (sides(stmt) if self.kernel.roles else sides(stmt)[1:])
-        ):
+        if not self.unfenced or all(side.name in moved for side in (sides(stmt) if self.spare else sides(stmt)[1:])):
             return []
         self.unfenced = False
         return [f"{' ' * indent}fence_async_shared()"]
@@ -153,7 +167,7 @@ class SharedPrinter(StatementPrinter):
                 for layout_of in along if len(let.out.axes) == 2 else self.tiles.variants(let.out.name):
                     variant = self.tiles.variant(read.name, layout_of)
                     if (variant, ()) not in self.in_registers:
-                        self.in_registers.add((variant, ()))
+                        self.in_registers |= set() if self.kernel.spare else {(variant, ())}
                         source = self._use(layout_of.columns, layout_of.text)
                         lines += fit(self.idiom.from_tile(variant, f"{read.name}_tile", source), indent)
         return lines
@@ -168,7 +182,7 @@ class SharedPrinter(StatementPrinter):
             turned = axes != stmt.out.axes
             key = (name, ("turned",) if turned else ())
             if key not in self.in_registers:
-                if f"{name}_tile" not in self.parked:
+                if f"{name}_tile" not in self.parked and not self.kernel.spare:
                     self.in_registers.add(key)
                 lines += self._from_tile(name, turned, indent)
         return lines
@@ -184,6 +198,8 @@ class SharedPrinter(StatementPrinter):
     def _copy_out(self, stmt: ir.Store, indent: int) -> list[str]:
         """To memory through a tile in shared memory, once what was copied from it before has left."""
         pad = " " * indent
+        if self.kernel.spare:
+            return self._through_the_one_tile(stmt, indent)
         stores = [s for s in ir.walk(self.kernel.body) if isinstance(s, ir.Store) and s.descriptor]
         alone = sum(other.tensor == stmt.tensor for other in stores) == 1
         tile = f"{stmt.tensor if alone else stmt.value.name}_tile"
@@ -202,6 +218,23 @@ class SharedPrinter(StatementPrinter):
             *fit(self.idiom.to_tile(view, f"{stmt.value.name}.to(DOT)"), indent),
             f"{pad}fence_async_shared()",
             *fit(self.idiom.copy_out(stmt.tensor, corner, tile, ", ".join(block_sizes(stmt.index))), indent),
+        ]
+
+    def _through_the_one_tile(self, stmt: ir.Store, indent: int) -> list[str]:
+        """To memory through the tile that a consumer has for all copies, which are of one extent."""
+        pad, extents = " " * indent, self.tiles.extents[stmt.value.name]
+        self.scratch.setdefault(OUTGOING, extents)
+        self.copied = {stmt.value.name}
+        return [
+            f"{pad}tma.store_wait(0)",
+            *fit(self.idiom.to_tile(OUTGOING, f"{stmt.value.name}.to(DOT)"), indent),
+            f"{pad}fence_async_shared()",
+            *fit(
+                self.idiom.copy_out(
+                    stmt.tensor, self._corner(stmt.index), OUTGOING, ", ".join(block_sizes(stmt.index))
+                ),
+                indent,
+            ),
         ]
 
     # ---- layouts

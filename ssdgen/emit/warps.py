@@ -15,17 +15,21 @@ from ..spec.dims import axes_of, name_of
 from .formula import FormulaPrinter, broadcast
 from .layout import fit
 from .reads import is_plain_load, made_by, moved_value, sides, touched
-from .shared import SharedPrinter, turned_name
+from .shared import OUTGOING, SharedPrinter, turned_name
 from .stages import depends, first_product, stage_loop
 from .tiles import Along
 
 
 @dataclass
 class Product:
-    """A product under way.  result: its variable; kept: variables with operands that it reads from registers."""
+    """A product under way.
+
+    result: its variable; kept: variables with operands that it reads from registers; tile: what has its columns.
+    """
 
     result: str
     kept: list[str] = field(default_factory=list)
+    tile: str = ""
 
 
 class ConsumerPrinter(SharedPrinter):
@@ -45,7 +49,7 @@ class ConsumerPrinter(SharedPrinter):
         found: list[str] = []
         puts = self._puts(body)
         for at, stmt in enumerate(body):
-            if self.kernel.roles and self._is_tile_but_for_an_option(stmt):
+            if self.spare and self._is_tile_but_for_an_option(stmt):
                 found += self._option_of_tile(stmt, indent)
             elif isinstance(stmt, ir.Dot):
                 found += [*self._waits(stmt, indent), *self._fence(stmt, indent), *self._turn(stmt, indent)]
@@ -56,7 +60,7 @@ class ConsumerPrinter(SharedPrinter):
                 found += self._block(stmt, indent)
             for value in puts.get(at, ()):
                 found += self._put(value, indent) if value.name not in self.tile_axes else []
-            if self.kernel.roles and isinstance(stmt, (ir.Let, ir.When)):
+            if self.spare and isinstance(stmt, (ir.Let, ir.When)):
                 found += self._left_at_once(body, at, indent)
         return found
 
@@ -98,8 +102,12 @@ class ConsumerPrinter(SharedPrinter):
     def _block(self, stmt: ir.Stmt, indent: int) -> list[str]:
         if isinstance(stmt, ir.For) and any(load in self.moved for load in ir.walk(stmt.body)):
             return self._stages(stmt, indent)
-        lines = [*self._waits(stmt, indent), *self._arriving(stmt, indent)]
+        lines = self._waits(stmt, indent)
         self._forget(stmt)
+        if isinstance(stmt, ir.When) and self.kernel.spare:
+            # each statement in it loads what it reads
+            return [*lines, *super()._block(stmt, indent)]
+        lines += self._arriving(stmt, indent)
         matrix = moved_value(stmt)
         if matrix is not None and len(matrix.axes) == 2 and stmt not in self.moved:
             self.columns = self._use(self.tiles.columns(matrix), self.tiles.columns(matrix))
@@ -116,7 +124,8 @@ class ConsumerPrinter(SharedPrinter):
         if isinstance(stmt, ir.Load) and stmt.descriptor:
             return [*lines, *(self._fixed_tile(stmt, indent) if stmt in self.fixed else [])]
         if isinstance(stmt, ir.Store) and stmt.descriptor:
-            return [*lines, *self._copy_out(stmt, indent)]
+            read = [at for at, product in enumerate(self.pending) if product.tile == OUTGOING]
+            return [*lines, *self._wait(read[-1] + 1 if read else 0, indent), *self._copy_out(stmt, indent)]
         if isinstance(stmt, ir.Let):
             lines += self._registers(stmt, indent)
         if isinstance(stmt, ir.When):
@@ -225,17 +234,18 @@ class ConsumerPrinter(SharedPrinter):
         rows, cols = sides(stmt)
         lines, left, kept = self._left(rows, stmt, indent)
         turned = cols.axes[0] != stmt.over
-        right = f"{cols.name}_tile.permute((1, 0))" if turned else f"{cols.name}_tile"
+        tile = self._tile_of(cols.name)
+        right = f"{tile}.permute((1, 0))" if turned else tile
         zeros = f"gl.zeros([{', '.join(self.tiles.extents[out.name])}], gl.float32, {self._layout(out)})"
         lines += fit(self.idiom.dot(out.name, left, right, "" if stmt.acc else zeros), indent)
-        self.pending.append(Product(out.name, kept))
+        self.pending.append(Product(out.name, kept, tile))
         self._forget(stmt)
         return lines
 
     def _left(self, value: ir.Value, stmt: ir.Dot, indent: int) -> tuple[list[str], str, list[str]]:
         """The left operand: a tile in shared memory, or registers if it is there anyhow."""
         turned = value.axes[-1] != stmt.over
-        if value.name in self.tile_axes and (self.kernel.roles or not self._read_later(value, turned)):
+        if value.name in self.tile_axes and (self.spare or not self._read_later(value, turned)):
             return [], f"{value.name}_tile.permute((1, 0))" if turned else f"{value.name}_tile", []
         # two operands for one result need not be in registers at once
         others = [at for at, product in enumerate(self.pending) if product.result == stmt.out.name and product.kept]

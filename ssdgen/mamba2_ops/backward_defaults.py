@@ -24,6 +24,9 @@ def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, An
     """
     if arch == "sm90" and problem.dtype == "bfloat16" and problem.headdim == CONSUMER_ROWS and problem.dstate <= 128:
         return _specialised(problem, sms)
+    wide = CONSUMER_ROWS <= problem.headdim <= 256 and problem.dstate <= 256
+    if arch == "sm90" and problem.dtype == "bfloat16" and wide:
+        return _walked_by_consumers(problem, sms)
     half = problem.dtype in ("bfloat16", "float16")
     small = problem.headdim <= 64 and problem.dstate <= 128
     # with 228 KB of shared memory, and matrix units that take 64 rows at a time: a chunk of 32 is 15 times slower there
@@ -58,6 +61,31 @@ def _specialised(problem: Problem, sms: int) -> dict[str, Any]:
         "state_dtype": "bfloat16",
         "kernels": {**dict.fromkeys(_LIGHT, walks), "chunk_gradients": {"consumers": 2, "num_stages": 3}},
     }
+
+
+def _walked_by_consumers(problem: Problem, sms: int) -> dict[str, Any]:
+    """A walk back of two consumers, with most of a multiprocessor's memory, and heads added up by tile of dstate.
+
+    Where there is no even number of walks, and for the heads where headdim has more than two tiles, in plain kernels.
+    """
+    one = {"consumers": 1, "num_stages": 2, "maxnreg": 128}
+    walks = one if problem.dstate <= 128 else {"consumers": 2, "num_stages": 2}
+    tiles = -(-problem.headdim // CONSUMER_ROWS)
+    pairs, rest = divmod(problem.nheads // problem.ngroups * tiles, 2)
+    back = {"share": 32, "num_warps": 4, "num_stages": 1} if rest else {"consumers": 2, "num_stages": 2}
+    heads = {"consumers": 2, "num_stages": 2} if tiles <= 2 else {"share": 64, "num_warps": 8, "num_stages": 1}
+    config: dict[str, Any] = {
+        "schedule": "walk",
+        "chunk": CONSUMER_ROWS,
+        "state_dtype": "bfloat16",
+        "kernels": {**dict.fromkeys(_LIGHT, walks), "reverse_walk": back, "group_gradients": heads},
+    }
+    segments = sms // max(1, problem.batch * problem.ngroups * pairs)
+    # whole chunks, and two at least: where one is a segment no walk is left
+    length = -(-problem.seqlen // (max(1, segments) * CONSUMER_ROWS)) * CONSUMER_ROWS
+    if segments > 1 and max(length, 2 * CONSUMER_ROWS) < problem.seqlen:
+        config["segment"] = max(length, 2 * CONSUMER_ROWS)
+    return config
 
 
 def parts_for(problem: Problem, sms: int) -> int:

@@ -18,6 +18,8 @@ ADJOINTS = ("segment_adjoint", "chunk_adjoints")
 # kernels whose programs have all of headdim and dstate, and of which of the two they may have a tile each
 WHOLE = ("reverse_walk", "group_gradients", "chunk_gradients")
 SHARE = {"reverse_walk": "headdim", "group_gradients": "dstate"}
+# of dstate, what a program that adds up heads has where its warps are specialised
+SHARED_DSTATE = 128
 
 
 def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
@@ -64,6 +66,25 @@ def gradients_have_consumers(problem: Problem, gpu: Gpu) -> bool:
     return walks_have_consumers(problem, gpu) and one_tile
 
 
+def walk_back_has_consumers(problem: Problem, gpu: Gpu) -> bool:
+    """Whether the walk back of the schedule "walk" can be: two walks, of heads or of tiles of headdim, in a program."""
+    walks = problem.nheads // problem.ngroups * -(-problem.headdim // CONSUMER_ROWS)
+    return walks_have_consumers(problem, gpu) and walks % 2 == 0
+
+
+def groups_have_consumers(problem: Problem, gpu: Gpu) -> bool:
+    """Whether the kernel that adds up the heads of a group can be: at most two tiles of headdim."""
+    return walks_have_consumers(problem, gpu) and problem.headdim <= 2 * CONSUMER_ROWS
+
+
+HAVE_CONSUMERS = {
+    **dict.fromkeys((*STATES, *ADJOINTS), walks_have_consumers),
+    "chunk_gradients": gradients_have_consumers,
+    "reverse_walk": walk_back_has_consumers,
+    "group_gradients": groups_have_consumers,
+}
+
+
 def _reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
     if numbers.get("consumers"):
         return _consumers_reason(kernel, config, numbers, problem, gpu)
@@ -73,8 +94,7 @@ def _reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Probl
 
 
 def _consumers_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
-    possible = gradients_have_consumers if kernel == "chunk_gradients" else walks_have_consumers
-    if not possible(problem, gpu):
+    if not HAVE_CONSUMERS[kernel](problem, gpu):
         return f"{gpu.name} or the problem has no consumers: Hopper's products, bf16 and tiles of {CONSUMER_ROWS} rows"
     if config["chunk"] != CONSUMER_ROWS:
         return f"consumers go with chunks of {CONSUMER_ROWS}"
@@ -86,6 +106,14 @@ def _consumers_reason(kernel: str, config: Config, numbers: dict[str, Any], prob
         # x, d_y and both states of a head a stage; B and C, and d_C and d_B until they are written
         stage, fixed = 2 * rows * rows + 2 * rows * block, 2 * rows * block
         share = 1
+    elif kernel == "reverse_walk":
+        # B, C, and x and d_y of each consumer a stage; each has a tile through which the adjoint goes out
+        n, consumers = max(2 * rows, block * tiles), numbers["consumers"]
+        stage, fixed, share = 2 * rows * (n + consumers * rows), consumers * rows * rows, 1
+    elif kernel == "group_gradients":
+        # the same as chunk_gradients, with all of headdim and a tile of dstate
+        n, p = min(block, SHARED_DSTATE), -(-problem.headdim // rows) * rows
+        stage, fixed, share = 2 * p * (rows + n), 2 * rows * n, 1
     else:
         consumers = numbers["consumers"]
         # B or C a stage, and x or d_y of each consumer; the state goes out through shared memory
@@ -123,9 +151,15 @@ def _whole_reason(kernel: str, config: Config, numbers: dict[str, Any], problem:
 
 
 def tiles_of(kernel: str, numbers: dict[str, Any], problem: Problem) -> tuple[int, int]:
-    """dstate and headdim as a program has them: all of both, or a tile of the one that programs share out."""
+    """dstate and headdim as a program has them: all of both, or a tile of the one that programs share out.
+
+    A consumer of the walk back has a tile of headdim.
+    """
     extents = {"dstate": sum(cut(problem.dstate)), "headdim": sum(cut(problem.headdim))}
-    if (block := numbers.get("share", 0)) and kernel in SHARE:
+    block = numbers.get("share", 0)
+    if numbers.get("consumers"):
+        block = CONSUMER_ROWS if kernel == "reverse_walk" else SHARED_DSTATE
+    if block and kernel in SHARE:
         extents[SHARE[kernel]] = min(block, extents[SHARE[kernel]])
     return extents["dstate"], extents["headdim"]
 

@@ -7,9 +7,12 @@ work: "states", "adjoints" and "passing".
 
 from __future__ import annotations
 
+from itertools import product
+
 from ..gpus import Gpu
 from .backward_legal import (
     ADJOINTS,
+    HAVE_CONSUMERS,
     SHARE,
     STATES,
     WHOLE,
@@ -30,6 +33,9 @@ SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("state_passing", "
 
 # what walks that are specialised by warps have fixed
 CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
+
+# the same of what programs of the schedule "walk" share out
+SHARED_OUT_HAVE = {"block_n": LARGEST, "block_p": LARGEST, "share": 0, "num_warps": 8}
 
 # what a config says of shared numbers where it launches none of their kernels
 UNUSED: dict[str, dict[str, Value]] = {
@@ -70,7 +76,7 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
         ]
     else:
         for kernel in ("chunk_gradients",) if schedule == "chunks" else ("reverse_walk", "group_gradients"):
-            found += _whole_axes(kernel, problem)
+            found += _whole_axes(kernel, problem, gpu)
     found += [
         Axis("dt_cumsum.block_h", (1, 2, 4, 8, 16, 32), "heads side by side in memory: few make many programs"),
         Axis("dt_cumsum.num_warps", (1, 4), "a running sum along the chunk crosses warps"),
@@ -126,8 +132,11 @@ def flatten(config: Config) -> dict[str, Value]:
         whole: dict[str, Value] = {}
         if kernel in ("states", "adjoints"):
             whole = {"consumers": 0, "maxnreg": 0, **(CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64})}
+        elif kernel in SHARE:
+            whole = {"consumers": 0, **(SHARED_OUT_HAVE if numbers.get("consumers") else {"block_n": LARGEST})}
+            whole |= {"block_p": LARGEST, "share": 0}
         elif kernel in WHOLE and not numbers.get("consumers"):
-            whole = {"block_n": LARGEST, "block_p": LARGEST, **({"share": 0} if kernel in SHARE else {})}
+            whole = {"block_n": LARGEST, "block_p": LARGEST}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -166,7 +175,10 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
             for length in lengths:
                 found += [_of_walk(problem, gpu, chunk, length, warps, stages) for stages in (1, 2)]
-        found += [_shared_out(config) for config in found if max(problem.headdim // 64, problem.dstate // 128) > 1]
+        if max(problem.headdim // 64, problem.dstate // 128) > 1:
+            found += [_shared_out(config) for config in found]
+        if any(HAVE_CONSUMERS[kernel](problem, gpu) for kernel in SHARE):
+            found = [_of_consumers(problem, gpu, *numbers) for numbers in product(lengths, (2, 1), (2, 3))] + found
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
 
@@ -188,7 +200,7 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
     found = dict(numbers)
     consumers = found.pop("consumers", 0)
     if consumers:
-        for name in CONSUMERS_HAVE:
+        for name in SHARED_OUT_HAVE if kernel in SHARE else CONSUMERS_HAVE:
             found.pop(name, None)
         found["consumers"] = consumers
     if consumers != 1 or not found.get("maxnreg"):
@@ -225,6 +237,18 @@ def _shared_out(config: Config) -> Config:
     """The same where programs share out headdim in the walk back and dstate where heads are added up."""
     shares = {kernel: {**config["kernels"][kernel], "share": SHARES[extent][0]} for kernel, extent in SHARE.items()}
     return {**config, "kernels": {**config["kernels"], **shares}}
+
+
+def _of_consumers(problem: Problem, gpu: Gpu, length: int, consumers: int, stages: int) -> Config:
+    """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards."""
+    wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length}
+    for kernel, extent in SHARE.items():
+        wanted |= {f"{kernel}.consumers": 2, f"{kernel}.num_stages": 2}
+        if not HAVE_CONSUMERS[kernel](problem, gpu):
+            wanted |= {f"{kernel}.num_stages": 1, f"{kernel}.share": SHARES[extent][0]}
+    for walk in ("states", "adjoints"):
+        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages}
+    return _nearest("walk", problem, gpu, wanted)
 
 
 def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]) -> Config:
@@ -311,7 +335,7 @@ def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
     return found
 
 
-def _whole_axes(kernel: str, problem: Problem) -> list[Axis]:
+def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
     def tiles(extent: int) -> tuple[int, ...]:
         half = next_power_of_two(-(-extent // 2))
         return (LARGEST, half) if SMALLEST <= half < min(extent, LARGEST) else (LARGEST,)
@@ -327,4 +351,7 @@ def _whole_axes(kernel: str, problem: Problem) -> list[Axis]:
         values = (0, *(block for block in SHARES[extent] if block < getattr(problem, extent)))
         why = f"tile of {extent} of each program; 0: all of it. What it holds fits registers; other operands are reread"
         found.append(Axis(f"{kernel}.share", values, why))
+        if HAVE_CONSUMERS[kernel](problem, gpu):
+            why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
+            found.append(Axis(f"{kernel}.consumers", (0, 2), why))
     return found

@@ -15,7 +15,7 @@ from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from .ir import Kernel
-from .schedules import adjoint, gradients, groups, passing, prepare, reverse, scan, states, steps, walk
+from .schedules import adjoint, gradients, groups, passing, prepare, reverse, reverse_tiles, scan, states, steps, walk
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
@@ -47,6 +47,7 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
+    **{(shape := Reverse(n, blocks=True, consumers=2)).name: partial(reverse.kernel, shape=shape) for n in (2, 4)},
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
     **{
         (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
@@ -92,6 +93,8 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:
     """The graph that a kernel's equations are of: that of a chunk, or its adjoint."""
+    if kernel.spare:
+        return reverse_tiles.graph(layer)
     forward = chunk_graph(layer)
     return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 

@@ -102,8 +102,8 @@ def backward(
     """Gradients by the names of spec.oracle_gradient ("d_x", ..), in the shapes of the inputs.
 
     segment: tokens per segment, a multiple of `chunk`; the whole sequence if None.  parts, specialised, block_p,
-    block_n: as in `launch_backward.How`.  needs: the inputs whose gradients are wanted; all that are there if None.  Raises as
-    `forward` does.
+    block_n: as in `launch_backward.How`.  needs: the inputs whose gradients are wanted; all that are there if None.
+    Raises as `forward` does.
     """
     call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
     how = launch_backward.How(schedule, segment, parts, specialised, block_p, block_n)

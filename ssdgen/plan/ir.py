@@ -219,6 +219,8 @@ class Kernel:
     roles: what each consumer does, where they do not all do the same; its part of the body stands at the top, under the
     condition "consumer == 0", "consumer == 1" and so on.
     given: values of the graph that it loads, where its name and its tensors do not say so.
+    spare: of consumers whose registers are full. What is in shared memory is multiplied from there, though formulas
+    read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     """
 
     name: str
@@ -234,6 +236,7 @@ class Kernel:
     consumers: int = 0
     roles: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
+    spare: bool = False
 
     def shares(self, extent: str) -> bool:
         """Whether programs share out an extent."""

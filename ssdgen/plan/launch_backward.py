@@ -69,8 +69,14 @@ class _Backward:
         call.sizes["nchunks"] = call.sizes["padded"] // call.constants["CHUNK"]
         self.n_tiles = len(tiles.cut(call.constants["DSTATE"]))
         self.p_tiles = len(tiles.cut(call.constants["HEADDIM"]))
-        self.blocks = how.schedule == "walk" and bool(how.block_p or how.block_n)
-        for name, extent, block in (("p_blocks", "HEADDIM", how.block_p), ("n_blocks", "DSTATE", how.block_n)):
+        self.block_p, self.block_n = how.block_p, how.block_n
+        self.specialised = how.schedule == "walk" and how.specialised and adjoint.loops(self.layer)
+        if self.specialised:
+            # consumers have a tile each, in pairs; headdim goes in two where heads are added up
+            half = max(tiles.SMALLEST, tiles.next_power_of_two(-(-call.constants["HEADDIM"] // 2)))
+            self.block_p, self.block_n = self.block_p or half, self.block_n or tiles.SMALLEST
+        self.blocks = how.schedule == "walk" and bool(self.block_p or self.block_n)
+        for name, extent, block in (("p_blocks", "HEADDIM", self.block_p), ("n_blocks", "DSTATE", self.block_n)):
             call.sizes[name] = -(-call.constants[extent] // block) if block else 1
         call.flags |= {f"NEEDS_{name.upper()}": name in needs for name in ("x", "z", "D", "B", "C", "A", "dt_bias")}
         call.flags["NEEDS_DT"] = bool(needs & OF_STEPS)
@@ -176,8 +182,11 @@ class _Backward:
         call.tensors |= outs
 
     def _walk(self, leaving: Any, store: bool, several: bool) -> None:
-        call = self.call
-        self._tokens("nsegments")
+        call, sizes = self.call, self.call.sizes
+        # walks in pairs that keep the adjoints, without a gate
+        pairs = sizes["nheads"] // sizes["ngroups"] * sizes["p_blocks"] % 2 == 0
+        specialised = self.specialised and pairs and store and not call.flags["HAS_Z"]
+        self._tokens("nchunks" if specialised else "nsegments")
         call.tensors |= self._vectors(adjoint.WALK_VECTORS, (), "p_blocks")
         if not several:
             self._initial_buffer()
@@ -186,8 +195,12 @@ class _Backward:
         flags["STORE_INITIAL"] = not several and "initial_states" in self.needs
         tensors["d_initial"] = call.tensors["d_initial"] if flags["STORE_INITIAL"] else None
         shape, rows = Reverse(n_tiles=self.n_tiles, p_tiles=self.p_tiles), {}
-        if self.how.block_p:
-            shape, rows = Reverse(n_tiles=self.n_tiles, blocks=True), {"BLOCK_P": self.how.block_p}
+        if self.block_p:
+            shape, rows = Reverse(n_tiles=self.n_tiles, blocks=True), {"BLOCK_P": self.block_p}
+        if specialised:
+            block, count = tiles.consumer_tiles(call.constants["DSTATE"])
+            rows["BLOCK_N"] = max(tiles.SMALLEST, block // 2)
+            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2)
         self._launch(reverse.kernel(self.layer, shape), tensors, rows, **flags)
 
     def _groups(self) -> None:
@@ -199,8 +212,10 @@ class _Backward:
         call.tensors |= self._vectors(adjoint.GROUP_VECTORS, adjoint.NUMBERS, "n_blocks")
         tensors = {"states": self.states, "d_states": self.adjoints}
         shape, rows = Groups(self.n_tiles, self.p_tiles), {}
-        if self.how.block_n:
-            shape, rows = Groups(p_tiles=self.p_tiles, blocks=True), {"BLOCK_N": self.how.block_n}
+        if self.block_n:
+            shape, rows = Groups(p_tiles=self.p_tiles, blocks=True), {"BLOCK_N": self.block_n}
+        if self.specialised:
+            shape, rows["BLOCK_P"] = Groups(p_tiles=2, blocks=True, specialised=True), self.block_p
         self._launch(groups.kernel(self.layer, shape), tensors, rows)
 
     def _steps(self) -> None:

@@ -40,6 +40,8 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
         # scores and their adjoint, what both give d_x, what the state gives d_x, and the adjoint of the state
         flops, exps = 2.0 * (score * n + 2 * score * p + 2 * outer), score + 2 * chunk
         loaded = chunk * 2 * (n + p) * size
+        walks = max(1, int(numbers.get("consumers", 0)))
+        flops, exps, loaded = walks * flops, walks * exps, walks * loaded
     else:
         # a program goes through the heads of a group, or of its part of one
         heads = problem.nheads // problem.ngroups

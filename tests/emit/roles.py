@@ -62,11 +62,12 @@ class UnderWay:
     """What is under way at a consumer's statements.
 
     products: those not waited for, oldest first: the result, and the registers that they read; finished: results of
-    the others.
+    the others; copying: how many of the products read the tile through which copies go.
     """
 
     products: list[tuple[str, frozenset[str]]] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
+    copying: int = 0
     issued: int = 0
 
     def run(self, body: list[ast.stmt]) -> None:
@@ -84,6 +85,8 @@ class UnderWay:
                     self.issue(ast.unparse(target), call)
                 case ast.Assign(targets=[target], value=ast.Call(func=ast.Name("warpgroup_mma_wait")) as call):
                     self.wait(ast.unparse(target), call)
+                case ast.Expr(value=ast.Call(func=ast.Attribute(ast.Name("outgoing_tile"), "store"))) if self.copying:
+                    raise TooEarly(f"a product may still read what is overwritten at: {ast.unparse(stmt)}")
                 case _:
                     self.check(reads(stmt) | made(stmt), stmt)
 
@@ -120,6 +123,9 @@ class UnderWay:
         registers = frozenset({left.id} if isinstance(left, ast.Name) and not left.id.endswith("_tile") else ())
         self.products.append((result, registers))
         self.issued += 1
+        if "outgoing_tile" in reads(right):
+            # it and all before it
+            self.copying = len(self.products)
 
     def wait(self, targets: str, call: ast.Call) -> None:
         (pending,) = (argument.value for argument in call.args if isinstance(argument, ast.Constant))
@@ -128,6 +134,7 @@ class UnderWay:
         waited = [ast.unparse(value) for value in values.elts]
         assert targets.strip("()") == ", ".join(waited), "a wait gives back what it was given"
         assert pending < len(self.products), f"nothing to wait for: {ast.unparse(call)}"
+        self.copying = max(0, self.copying - (len(self.products) - pending))
         done, self.products = self.products[: len(self.products) - pending], self.products[-pending:] if pending else []
         busy = {result for result, _ in self.products}
         wanted = {result for result, _ in done} - busy | {name for _, kept in done for name in kept}

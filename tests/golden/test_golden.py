@@ -49,7 +49,12 @@ KINDS = {
     **{("ssd", name): (Layer(), BACKWARD[name]) for name in BACKWARD if "_2" not in name},
     **{
         ("ssd", name): (Layer(), catalogue.SPECIALISED[name])
-        for name in ("chunk_gradients_2consumers", "chunk_adjoints_1consumer")
+        for name in (
+            "chunk_gradients_2consumers",
+            "chunk_adjoints_1consumer",
+            "reverse_walk_2n_blocks_2consumers",
+            "group_gradients_blocks_2consumers",
+        )
     },
     ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),
     **{("constant", name): (Layer(family=CONSTANT), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},

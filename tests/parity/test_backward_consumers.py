@@ -5,6 +5,7 @@ As `test_consumers` has it for the forward pass.  Launched by config, in memory 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,7 @@ each_number = pytest.mark.parametrize("consumers", [1, 2])
 # four whole chunks and one of a single token
 BASE = Case(2, 257, 4, 64, 128, 1, "bfloat16", ("D", "dt_bias", "dt_softplus", "initial_states"))
 WALKS = ("segment_state", "segment_adjoint", "chunk_states", "chunk_adjoints")
+BACK = ("reverse_walk", "group_gradients")
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 
 
@@ -48,6 +50,14 @@ def config(consumers: int = 1, stages: int = 2, segment: int = 0, parts: int = 1
         "kernels": {**dict.fromkeys(WALKS, numbers), "chunk_gradients": {"consumers": 2, "num_stages": stages}},
     }
     return found | ({"segment": segment} if segment else {})
+
+
+def walked(stages: int = 2, segment: int = 0) -> dict[str, Any]:
+    """The schedule "walk" with all kernels specialised.  stages: of the walk back and of what adds up heads."""
+    found = config(2, segment=segment)
+    del found["parts"], found["kernels"]["chunk_gradients"]
+    numbers = {"consumers": 2, "num_stages": stages}
+    return {**found, "schedule": "walk", "kernels": {**found["kernels"], **dict.fromkeys(BACK, numbers)}}
 
 
 # segments of two chunks, and of one: then nothing walks, the chunks' states are the segments'
@@ -72,8 +82,8 @@ def launched(how: dict[str, Any], case: Case) -> list[str]:
 
 def specialised(how: dict[str, Any], case: Case) -> set[str]:
     """Those of them that are specialised by warps, by the kernel that they take the place of."""
-    names = (name.rpartition("_")[0] for name in launched(how, case) if "consumer" in name)
-    return {name.removesuffix("_2n") for name in names}
+    names = (name for name in launched(how, case) if "consumer" in name)
+    return {re.sub(r"(_\dn|_\dp)?(_blocks)?_\dconsumers?$", "", name) for name in names}
 
 
 def check(how: dict[str, Any], case: Case, **options: Any) -> None:
@@ -95,7 +105,7 @@ def test_every_specialised_kernel_is_launched() -> None:
     found = {
         name
         for headdim, dstate in SIZES
-        for how in (*WAYS.values(), config(segment=64))
+        for how in (*WAYS.values(), config(segment=64), walked())
         for name in launched(how, replace(BASE, headdim=headdim, dstate=dstate))
     }
     assert set(catalogue.SPECIALISED) <= found
@@ -109,12 +119,27 @@ def test_where_a_chunk_is_too_large_the_plain_form_has_it(headdim: int, dstate: 
     assert (last == "chunk_gradients_2consumers") == (headdim == 64 and dstate <= 128)
 
 
+@pytest.mark.parametrize(("headdim", "dstate"), SIZES)
+def test_the_walk_back_and_what_adds_up_heads(headdim: int, dstate: int) -> None:
+    case = replace(BASE, headdim=headdim, dstate=dstate)
+    assert specialised(walked(), case) == {"chunk_states", *BACK}
+    # what is plain is cut so that registers hold more of it
+    gated = launched(walked(), replace(case, options=("z",)))
+    assert [name for name in gated if name.startswith("reverse_walk") and "consumer" not in name]
+    assert [name for name in gated if name.startswith("group_gradients")][0].endswith("_2consumers")
+    # an odd number of walks, and segments of one chunk, whose adjoints nobody keeps
+    assert specialised(walked(), replace(case, nheads=3)) >= {"group_gradients"}
+    assert "reverse_walk" not in specialised(walked(segment=64), case)
+    assert ("reverse_walk" in specialised(walked(), replace(case, nheads=3))) == (headdim == 128)
+
+
+@pytest.mark.parametrize("how", [config(2), walked()], ids=["chunks", "walk"])
 @pytest.mark.parametrize(
     "case", [replace(BASE, dtype="float32"), replace(BASE, headdim=32), replace(BASE, dtype="float16")], ids=str
 )
-def test_other_operands_take_plain_kernels(case: Case) -> None:
+def test_other_operands_take_plain_kernels(case: Case, how: dict[str, Any]) -> None:
     """Of fp16 only what passes between segments, which is not moved through shared memory, could be specialised."""
-    names = launched(config(2), case)
+    names = launched(how, case)
     assert not [name for name in names if "consumer" in name]
 
 
@@ -132,6 +157,11 @@ def test_the_default_of_this_architecture() -> None:
         default_backward(replace(sizes, dstate=256), 132, "sm90"),
     ):
         assert other["schedule"] == "walk"
+    for headdim, dstate in ((128, 256), (128, 128), (64, 256)):
+        wide = replace(sizes, headdim=headdim, dstate=dstate)
+        how, case = default_backward(wide, 132, "sm90"), Case(2, 4096, 32, headdim, dstate, 1, "bfloat16", ("D",))
+        assert specialised(how, case) >= {"chunk_states", *BACK}
+        assert "group_gradients" not in specialised(default_backward(wide, 132, "sm100"), case)
 
 
 # ---- on the GPU
@@ -215,6 +245,39 @@ class TestOnHopper:
                 again = launcher.backward(how, **given, needs=frozenset(first))
             assert all(torch.equal(again[name], first[name]) for name in first)
         assert all(torch.equal(given[name], value) for name, value in before.items()), "an operand was written"
+
+    @pytest.mark.parametrize("stages", [1, 2, 3])
+    @pytest.mark.parametrize("segment", [0, 128])
+    @pytest.mark.parametrize(("headdim", "dstate"), [*SIZES, (80, 72)])
+    def test_the_walk_back(self, headdim: int, dstate: int, segment: int, stages: int) -> None:
+        """Tiles that overhang; more stages than fit are as many as do."""
+        case = replace(BASE, headdim=headdim, dstate=dstate)
+        verify(walked(stages, segment), case, "cuda")
+
+    @pytest.mark.parametrize("seqlen", [1, 63, 64, 65, 1000])
+    def test_the_walk_back_at_every_length(self, seqlen: int) -> None:
+        verify(walked(), replace(BASE, batch=1, seqlen=seqlen, headdim=128, dstate=256), "cuda")
+
+    @pytest.mark.parametrize(("nheads", "ngroups"), [(2, 1), (3, 1), (10, 2), (24, 8)])
+    @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+    def test_the_walk_back_with_every_option(self, options: tuple[str, ...], nheads: int, ngroups: int) -> None:
+        """Odd numbers of walks, and the gate, take plain kernels in part."""
+        nheads, ngroups = (8, 2) if "strided" in options else (nheads, ngroups)
+        case = replace(BASE, batch=1, nheads=nheads, ngroups=ngroups, headdim=64, dstate=200, options=options)
+        verify(walked(), case, "cuda")
+
+    @pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C"}, {"dt"}, {"A", "dt_bias"}, {"D"}, {"initial_states"}])
+    def test_the_walk_back_makes_only_what_is_asked_for(self, needs: set[str]) -> None:
+        verify(walked(), replace(BASE, batch=1, headdim=128, dstate=256), "cuda", needs=frozenset(needs))
+
+    @pytest.mark.parametrize("segment", [0, 256])
+    def test_the_walk_back_repeats_bit_by_bit(self, segment: int) -> None:
+        how, case = walked(segment=segment), Case(2, 1024, 32, 128, 256, 2, "bfloat16", ("D", "dt_softplus"))
+        given, first = run(how, case, "cuda")
+        for _ in range(50):
+            with poisoned_memory():
+                again = launcher.backward(how, **given, needs=frozenset(first))
+            assert all(torch.equal(again[name], first[name]) for name in first)
 
     @pytest.mark.parametrize("way", ["whole", "segments of two consumers", "split"])
     @pytest.mark.parametrize("A", [-1e-4, -100.0, 3.0])

@@ -188,6 +188,17 @@ def test_plans_are_well_formed(layer: Layer):
         assert len(outs) == len(set(outs)), plan.name
 
 
+@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "dt"}, {"D", "C"}], ids=str)
+@pytest.mark.parametrize(("headdim", "dstate", "segment"), [(24, 96, None), (40, 16, 16), (20, 140, None)])
+def test_consumers_have_a_tile_of_headdim_each(
+    headdim: int, dstate: int, segment: int | None, needs: set[str] | None, seed: int
+):
+    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk."""
+    sizes = Sizes(batch=2, seqlen=29, nheads=2, headdim=headdim, dstate=dstate)
+    how = {"specialised": True, "segment": segment}
+    compare(replace(EVERYTHING, gate=False), sizes, seed, how, needs=needs and frozenset(needs))
+
+
 def test_segments_of_the_forward_pass_are_its_own():
     with pytest.raises(ValueError, match="use walk.kernel"):
         states.kernel(Layer(), States(each=False))
@@ -207,6 +218,13 @@ def test_roles_need_what_heads_share():
     ):
         with pytest.raises(ValueError, match="shared B and C"):
             gradients.kernel(layer, shape)
+    for make in (
+        lambda layer, whole: reverse.kernel(layer, Reverse(2, blocks=not whole, consumers=2)),
+        lambda layer, whole: groups.kernel(layer, Groups(blocks=not whole, specialised=True)),
+    ):
+        for layer, whole in ((Layer(), True), (Layer(layout=MULTI_HEAD), False)):
+            with pytest.raises(ValueError, match="shared B and C"):
+                make(layer, whole)
 
 
 def test_what_is_scaled_first_is_the_same():

@@ -56,7 +56,9 @@ from ..kernels import (
     reverse_walk_2n,
     reverse_walk_2n_2p,
     reverse_walk_2n_blocks,
+    reverse_walk_2n_blocks_2consumers,
     reverse_walk_2p,
+    reverse_walk_4n_blocks_2consumers,
     reverse_walk_blocks,
     segment_adjoint,
     segment_adjoint_1consumer,
@@ -135,6 +137,10 @@ CONSUMERS = {
     "chunk_gradients": {
         (2, 1): chunk_gradients_2consumers,
     },
+    "reverse_walk": {
+        (2, 2): reverse_walk_2n_blocks_2consumers,
+        (2, 4): reverse_walk_4n_blocks_2consumers,
+    },
     "group_gradients": {
         (2, 1): group_gradients_blocks_2consumers,
         (2, 2): group_gradients_2p_blocks_2consumers,
@@ -183,7 +189,10 @@ MINIMAL_BACKWARD: dict[str, Any] = {
 SHARED_DSTATE = 128
 
 # numbers of a kernel of the schedule "walk" whose warps cannot be specialised as they were to be
-WITHOUT_CONSUMERS = {"num_warps": 8, "num_stages": 1}
+WITHOUT_CONSUMERS = {
+    "reverse_walk": {"share": 32, "num_warps": 4, "num_stages": 1},
+    "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
+}
 
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
@@ -502,9 +511,11 @@ def _tokens(sizes: Sizes) -> None:
 def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
     names, tensors = sizes.names, sizes.tensors
     _tokens(sizes)
+    module, numbers, blocks = _walk_of(sizes, config, store)
     if names["NEEDS_D"]:
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nsegments", "nheads", "HEADDIM"))), torch.float32)
-    module, numbers, blocks = _walk_of(sizes, config)
+        # where registers are short each chunk leaves a part, else each segment
+        count = "nchunks" if hasattr(module, "blocks") else "nsegments"
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
@@ -658,9 +669,28 @@ def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
     return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
 
 
-def _walk_of(sizes: Sizes, config: dict[str, Any]):
-    """Module, numbers and tiles of the walk back; `p_blocks` says how many programs share out headdim."""
+def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
+    """Module, numbers and tiles of the walk back; `p_blocks` says how many programs share out headdim.
+
+    store: it keeps the adjoints of the states.
+    """
     names, numbers = sizes.names, _numbers(config, "reverse_walk")
+    n_tiles = 2 * consumer_tiles(names["DSTATE"])[1]
+    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), n_tiles))
+    walks = names["nheads"] // names["ngroups"] * -(-names["HEADDIM"] // CONSUMER_ROWS)
+    if (
+        module is not None
+        and store
+        and not names["HAS_Z"]
+        and walks % numbers["consumers"] == 0
+        and _consumers(sizes, config, "reverse_walk", ("x", "B", "C", "d_y"))
+        and _state_dtype(config) is sizes.tensors["x"].dtype
+    ):
+        names["p_blocks"] = -(-names["HEADDIM"] // CONSUMER_ROWS)
+        numbers = {"num_stages": min(numbers.get("num_stages", 2), 3 if names["DSTATE"] <= SHARED_DSTATE else 2)}
+        return module, numbers, {"BLOCK_N": CONSUMER_ROWS, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS["reverse_walk"]
     if block := _share(names["HEADDIM"], numbers):
         n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
         names["p_blocks"] = -(-names["HEADDIM"] // block)
@@ -686,7 +716,7 @@ def _groups_of(sizes: Sizes, config: dict[str, Any]):
         numbers = {"num_stages": min(numbers.get("num_stages", 2), 2 if p_tiles > 1 else 3)}
         return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
     if numbers.get("consumers"):
-        numbers = WITHOUT_CONSUMERS
+        numbers = WITHOUT_CONSUMERS["group_gradients"]
     if block := _share(names["DSTATE"], numbers):
         p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
         names["n_blocks"] = -(-names["DSTATE"] // block)

@@ -84,7 +84,7 @@ def _factored(whole: Graph) -> Graph:
         columns, of_steps = whole["d_dA_cs_scores_columns"], entry("d_dt_scores", "h", "j")
         nodes[columns.name] = Map(columns.name, columns.axes, rest_of_products * of_steps)
     first = [nodes.pop(DECAYS), nodes.pop(DECAYED)]
-    return Graph(whole.name, _in_order([*first, *(nodes.get(node.name, node) for node in whole.nodes)]))
+    return Graph(whole.name, in_order([*first, *(nodes.get(node.name, node) for node in whole.nodes)]))
 
 
 def _scaled_first(whole: Graph) -> Graph:
@@ -108,10 +108,10 @@ def _scaled_first(whole: Graph) -> Graph:
         terms, axes = "d_left_decay_terms", whole["d_y_skip"].axes
         changed[terms] = Map(terms, axes, entry("d_y_skip", *axes) * entry("y_state", *axes))
         changed["d_left_decay"] = replace(whole["d_left_decay"], of=entry(terms, *axes), over=("p",))
-    return Graph(whole.name, _in_order([changed.get(node.name, node) for node in whole.nodes]))
+    return Graph(whole.name, in_order([changed.get(node.name, node) for node in whole.nodes]))
 
 
-def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
+def in_order(nodes: list[Node]) -> tuple[Node, ...]:
     """The nodes, each after what it reads, and otherwise as they were."""
     found: dict[str, Node] = {}
     while nodes:
@@ -211,4 +211,4 @@ def state_source(tensor: str, axes: tuple[str, ...], level: int = 1, descriptor:
     )
 
 
-__all__ = ["KEPT", "RENAME", "graph", "head_part", "loops", "there"]
+__all__ = ["KEPT", "RENAME", "graph", "head_part", "in_order", "loops", "there"]

@@ -23,8 +23,8 @@ ROLES = ("rows", "columns")
 # sums over the heads of a group, and a head's addend
 SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
 ABOUT_ROLES = (
-    " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a warp moves "
-    "the tiles that they need, stages ahead."
+    " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a warp "
+    "moves the tiles that they need, stages ahead."
 )
 NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through C B^T"}
 
@@ -60,7 +60,9 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
     if shape.blocks and shape.n_tiles > 1:
         raise ValueError(f"where programs share out dstate each has one tile of it, not {shape.n_tiles}")
     if shape.specialised and not (shape.blocks and adjoint.loops(layer)):
-        raise ValueError(f"two roles go with a tile of dstate for each program and with shared B and C, not with {shape}")
+        raise ValueError(
+            f"two roles go with a tile of dstate for each program and with shared B and C, not with {shape}"
+        )
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
     if shape.specialised:
         p_sizes = ("BLOCK_P",) * shape.p_tiles  # one descriptor moves all tiles
