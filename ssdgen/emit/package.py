@@ -24,7 +24,15 @@ from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
-from ..plan.tiles import LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two, power_tiles
+from ..plan.tiles import (
+    CONSUMER_ROWS,
+    LARGEST,
+    SMALLEST,
+    consumer_tiles,
+    cut,
+    next_power_of_two,
+    power_tiles,
+)
 from ..spec import chain
 from ..spec.derivative import decay_exponent
 from ..spec.layer import Layer
@@ -85,10 +93,14 @@ def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:
         count = sum(name.startswith(f"BLOCK_{axis.upper()}") for name in kernel.constants)
         # one tile of headdim is always of use: programs share larger ones out
         wanted = {len(cut(extent))} | ({1} if axis == "p" or kernel.shares("DSTATE") else set()) if extent else {1, 2}
-        if axis == "n" and kernel.consumers:
-            # equal tiles of one extent, however many: each has its load of B or C
+        if kernel.consumers:
+            # equal tiles of one extent, however many: each has its load
             loads = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load)]
-            count = max(len({load.out.name for load in loads if load.tensor == name}) for name in ("B", "C"))
+            operands = {"n": ("B", "C"), "p": ("x", "d_y")}[axis]
+            count = max(len({load.out.name for load in loads if load.tensor == name}) for name in operands)
+        if axis == "p" and kernel.consumers and kernel.shares("DSTATE"):
+            wanted = {-(-extent // CONSUMER_ROWS)} if extent else {count}
+        if axis == "n" and kernel.consumers:
             wanted = _equal_tiles(kernel, extent) if extent else {count}
         if count and count not in wanted:
             return False

@@ -59,24 +59,32 @@ def consumers(texts: dict[str, str]) -> set[str]:
     return {Path(path).stem for path in texts if "consumer" in path}
 
 
-def consumers_of(n_tiles: int) -> set[str]:
-    """Those that ship for so many tiles of dstate."""
-    shapes = (*catalogue.walks(outputs=True), *catalogue.walks(outputs=False))
-    forward = {shape.name for shape in shapes if shape.consumers and shape.n_tiles == n_tiles}
-    return forward | {name for name in catalogue.SPECIALISED if ("_2n_" in name) == (n_tiles == 2)}
+def consumers_of(n_tiles: int, *p_tiles: int) -> set[str]:
+    """Kernels with so many tiles of dstate for a consumer; what adds up heads has one, and so many of headdim.
+
+    The walk back has twice as many, half as wide.
+    """
+    forward = {shape.name for outputs in (True, False) for shape in catalogue.walks(outputs) if shape.consumers}
+    found = {name for name in forward | {*catalogue.SPECIALISED} if not name.startswith(("reverse", "group"))}
+    found = {name for name in found if ("_2n_" in name) == (n_tiles == 2)}
+    found |= {name for name in catalogue.SPECIALISED if name.startswith(f"reverse_walk_{2 * n_tiles}n")}
+    groups = {1: "group_gradients_blocks_2consumers", 2: "group_gradients_2p_blocks_2consumers"}
+    return found | {groups[count] for count in p_tiles}
 
 
 def test_sizes_leave_kernels_out() -> None:
     small, whole = sources.package(headdim=64, dstate=128), sources.package()
     assert set(small) < set(whole)
-    assert not [path for path in small if "_2n" in path or "_2p" in path]
-    assert consumers(small) == consumers_of(1)
+    two = [path for path in small if "_2n" in path or "_2p" in path]
+    assert two == ["kernels/reverse_walk_2n_blocks_2consumers.py"]
+    assert consumers(small) == consumers_of(1, 1)
     odd = sources.package(headdim=80, dstate=96)
     assert "kernels/single_pass_2n_2p.py" in odd and "kernels/single_pass_2n.py" in odd
     # the tiles of consumers are equal: 96 is one, and above 128 there are two
-    assert consumers(odd) == consumers_of(1)
-    assert consumers(sources.package(headdim=64, dstate=200)) == consumers_of(2)
-    assert consumers(sources.package(headdim=64)) == consumers(whole) == consumers_of(1) | consumers_of(2)
+    assert consumers(odd) == consumers_of(1, 2)
+    assert consumers(sources.package(headdim=64, dstate=200)) == consumers_of(2, 1)
+    assert consumers(sources.package(headdim=64)) == consumers_of(1, 1) | consumers_of(2, 1)
+    assert consumers(whole) == consumers_of(1, 1, 2) | consumers_of(2)
     with pytest.raises(ValueError, match="at least 1"):
         sources.package(headdim=0)
     with pytest.raises(ValueError, match="10000"):

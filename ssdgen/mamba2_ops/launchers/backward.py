@@ -680,8 +680,8 @@ def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
     store: it keeps the adjoints of the states.
     """
     names, numbers = sizes.names, _numbers(config, "reverse_walk")
-    tiles = 2 * consumer_tiles(names["DSTATE"])[1]
-    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), tiles))
+    n_tiles = 2 * consumer_tiles(names["DSTATE"])[1]
+    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), n_tiles))
     walks = names["nheads"] // names["ngroups"] * -(-names["HEADDIM"] // CONSUMER_ROWS)
     if (
         module is not None

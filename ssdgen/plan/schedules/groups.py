@@ -89,7 +89,7 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         ("HAS_SEQ_IDX", "HAS_Z", "NEEDS_B", "NEEDS_C", *(("NEEDS_DT",) if vectors else ())),
         (f"{programs} * cdiv(DSTATE, BLOCK_N)" if shape.blocks else programs, "nchunks", "batch"),
         (
-            *(_blocks(owner) if shape.blocks else (Scalar(owner, "program_id(0)", wide=True),)),
+            *(_blocks(owner, bool(vectors)) if shape.blocks else (Scalar(owner, "program_id(0)", wide=True),)),
             *(() if loops or not common.has_groups(layer) else (Scalar("group", common.group_expr(layer, "head")),)),
             Scalar("chunk", "program_id(1)", wide=True),
             Scalar("b", "program_id(2)", wide=True),
@@ -159,11 +159,14 @@ def columns_first(layer: Layer) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _blocks(owner: str) -> tuple[Scalar, ...]:
-    """Which tile of dstate a program has; those of one group and chunk are neighbours and read the same tokens."""
+def _blocks(owner: str, parts: bool) -> tuple[Scalar, ...]:
+    """Which tile of dstate a program has; those of one group and chunk are neighbours and read the same tokens.
+
+    parts: it leaves its part of something, by the number of the tile.
+    """
     return (
         Scalar("n_blocks", "cdiv(DSTATE, BLOCK_N)"),
-        Scalar("n_block", "program_id(0) % n_blocks", wide=True),
+        *((Scalar("n_block", "program_id(0) % n_blocks", wide=True),) if parts else ()),
         Scalar("n0", "program_id(0) % n_blocks * BLOCK_N"),
         Scalar(owner, "program_id(0) // n_blocks", wide=True),
     )
