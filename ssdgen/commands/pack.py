@@ -130,7 +130,14 @@ def verify(what: str, numbers: bool | None) -> None:
 @pack.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_(as_json: bool) -> None:
-    """Say which packs are installed, in the order in which they count, and what of them is of use here."""
+    """Say which packs are installed, in the order in which they count, and what of them is of use here.
+
+    \b
+    Examples:
+      ssdgen pack list
+      ssdgen pack list --json
+      ssdgen doctor --shape 2.7b   what a call takes from them
+    """
     from ..mamba2_ops import packs
     from .diagnosis import describe
 
@@ -149,7 +156,12 @@ def list_(as_json: bool) -> None:
 def install(file: Path) -> None:
     """Check a pack's digests, then install it with pip in this Python's environment.
 
-    What is installed is what was checked.  `pip uninstall ssdgen-pack-NAME` removes it.
+    What is installed is what was checked.  It has no dependencies installed: torch and Triton are here or are not.
+
+    \b
+    Examples:
+      ssdgen pack install dist/ssdgen_pack_h200-0.1.0-py3-none-linux_x86_64.whl
+      pip uninstall ssdgen-pack-h200   removes it
     """
     opened = wheel.read(file)
     installing.install(opened, file.name)
@@ -172,7 +184,9 @@ def _installed(name: str) -> tuple[str, dict[str, Any]]:
 
 def _numbers(name: str, unpacked: str | None) -> int:
     """Run a pack's records in another process and print what came out.  Returns how many were wrong."""
-    places = [place for place in (unpacked, os.environ.get("PYTHONPATH")) if place]
+    # this ssdgen's own folder: it may run from a checkout that is not installed
+    here = str(Path(__file__).resolve().parents[2])
+    places = [place for place in (unpacked, os.environ.get("PYTHONPATH"), here) if place]
     failed = 0
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "TRITON_CACHE_DIR": cache}

@@ -140,7 +140,7 @@ def _code(
     calls = [
         call
         for (problem, direction), config in configs.items()
-        for call in precompile.calls(problem, config, direction)
+        for call in precompile.calls(problem, config, direction, gpu)
     ]
     try:
         return precompile.compile_all(calls, gpu, jobs, launchers, heard)

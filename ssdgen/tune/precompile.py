@@ -17,7 +17,9 @@ from triton.backends.compiler import GPUTarget
 
 from ..gpus import Gpu
 from ..mamba2_ops import precompiled
+from ..mamba2_ops.backward_defaults import parts_for
 from ..mamba2_ops.errors import OptionError
+from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack.build import Code, Host
 from ..pack.records import Direction
 from ..plan.problem import Problem
@@ -42,10 +44,16 @@ class Call:
     more: bool
 
 
-def calls(problem: Problem, config: Config, direction: Direction) -> list[Call]:
+def calls(problem: Problem, config: Config, direction: Direction, gpu: Gpu) -> list[Call]:
     """The calls that share a record: with and without final states, and of one row, which is specialised for."""
-    batches = dict.fromkeys((problem.batch, 1))
-    return [Call(replace(problem, batch=b), config, direction, more) for b in batches for more in (False, True)]
+    found = [Call(problem, config, direction, more) for more in (False, True)]
+    if problem.batch > 1:
+        one = replace(problem, batch=1)
+        if "parts" in config:
+            # as the look-up does with the record for sizes that are not its own
+            config = {**config, "parts": parts_for(CallProblem(**one.to_json()), gpu.sms)}
+        found += [Call(one, config, direction, more) for more in (False, True)]
+    return found
 
 
 class Compiler:

@@ -64,8 +64,6 @@ def test_build_verify_install_use(home: Path) -> None:
     assert "'sitecustomize.py' does not belong" in run(home, cli, "pack", "install", again, checkout=True, fails=True)
     again.write_bytes(broken[:-100])
     assert "not a zip file" in run(home, cli, "pack", "install", again, checkout=True, fails=True)
-    assert "no packs are installed" in run(home, cli, "pack", "list", checkout=True)
-
     run(home, cli, "pack", "install", wheel, checkout=True)
     listed = run(home, cli, "pack", "list", checkout=True)
     assert listed.startswith("h100 0.1.0") and "no compiled kernels" in listed
