@@ -79,17 +79,19 @@ def random_bits(ROWS: tl.constexpr, COLUMNS: tl.constexpr, row, column: tl.const
     neighbours along a row, or of a single one in a tile that is narrower.
     """
     TOGETHER: tl.constexpr = 128 // WIDTH
+    MASK: tl.constexpr = (1 << WIDTH) - 1
     rows = (row + tl.arange(0, ROWS)).to(tl.uint32)
     if COLUMNS < TOGETHER:
         zero = tl.zeros([ROWS, COLUMNS], dtype=tl.uint32)
         columns = (column + tl.arange(0, COLUMNS)).to(tl.uint32)
-        noise, _, _, _ = tl.philox(seed, zero + rows[:, None], zero + columns[None, :], zero + token, zero + 1, 7)
-        return noise & ((1 << WIDTH) - 1)
-    BLOCKS: tl.constexpr = COLUMNS // TOGETHER
-    zero = tl.zeros([ROWS, BLOCKS], dtype=tl.uint32)
-    blocks = (column // TOGETHER + tl.arange(0, BLOCKS)).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, zero + rows[:, None], zero + blocks[None, :], zero + token, zero, 7)
-    words = tl.join(tl.join(a, c), tl.join(b, d))  # [ROWS, BLOCKS, 2, 2], in the order a, b, c, d
-    shifts = tl.arange(0, 32 // WIDTH).to(tl.uint32) * WIDTH
-    noise = (words[:, :, :, :, None] >> shifts[None, None, None, None, :]) & ((1 << WIDTH) - 1)
-    return noise.reshape(ROWS, COLUMNS)
+        words, _, _, _ = tl.philox(seed, zero + rows[:, None], zero + columns[None, :], zero + token, zero + 1, 7)
+        noise = words & MASK
+    else:
+        BLOCKS: tl.constexpr = COLUMNS // TOGETHER
+        zero = tl.zeros([ROWS, BLOCKS], dtype=tl.uint32)
+        blocks = (column // TOGETHER + tl.arange(0, BLOCKS)).to(tl.uint32)
+        a, b, c, d = tl.philox(seed, zero + rows[:, None], zero + blocks[None, :], zero + token, zero, 7)
+        words = tl.join(tl.join(a, c), tl.join(b, d))  # [ROWS, BLOCKS, 2, 2], in the order a, b, c, d
+        shifts = tl.arange(0, 32 // WIDTH).to(tl.uint32) * WIDTH
+        noise = ((words[:, :, :, :, None] >> shifts[None, None, None, None, :]) & MASK).reshape(ROWS, COLUMNS)
+    return noise

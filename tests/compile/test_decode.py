@@ -1,0 +1,114 @@
+"""Every decode kernel compiles for every architecture, with no GPU; at a model's sizes nothing spills."""
+
+from __future__ import annotations
+
+import os
+from math import inf
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+
+from ssdgen import gpus
+from ssdgen.mamba2_ops.decode_defaults import default_decode
+from ssdgen.mamba2_ops.launchers import decode as launcher
+from ssdgen.mamba2_ops.problem import Problem
+from ssdgen.plan import catalogue
+from ssdgen.tune.compile import compile_launch
+
+pytestmark = [
+    pytest.mark.slow,
+    # an interpreted kernel has no code to compile
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"),
+]
+
+# sm_80, sm_86, sm_90, sm_100, gfx942
+GPUS = ("a100", "rtx3090", "h200", "b200", "mi300x")
+STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float8": torch.float8_e4m3fn}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache of this run's own, so that everything is compiled, and once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def launches(
+    state: str, dstate: int, *, batch: int = 4, tied: bool = True, kept: int = 0, everything: bool = True, rows: int = 8
+) -> list[Any]:
+    """Of one step on tensors without contents."""
+    h, p, bf16 = 8, 64, torch.bfloat16
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    each, every = ((), ()) if tied else ((p,), (p, dstate))
+    tensors: dict[str, torch.Tensor | None] = {
+        "state": empty(batch, h, p, dstate, dtype=STATES[state]),
+        "state_scale": empty(batch, h, p) if state in ("int8", "float8") else None,
+        **{name: empty(batch, h, p, dtype=bf16) for name in ("x", "y")},
+        **{name: empty(batch, 2, dstate, dtype=bf16) for name in ("B", "C")},
+        "dt": empty(batch, h, *each, dtype=bf16),
+        "A": empty(h, *every),
+        "D": empty(h),
+        "dt_bias": empty(h, *each),
+    }
+    if everything:
+        tensors["z"] = empty(batch, h, p, dtype=bf16)
+        tensors["state_batch_indices"] = empty(batch, dtype=torch.int32)
+        tensors["seed"] = empty(1, dtype=torch.int64) if state != "float32" else None
+        if not kept:
+            tensors["step_states"] = empty(batch, 1, h, p, dstate, dtype=STATES[state])
+            tensors["step_scales"] = empty(batch, 1, h, p) if tensors["state_scale"] is not None else None
+    if kept:
+        tensors |= {
+            "kept_x": empty(batch, h, kept, p, dtype=bf16),
+            "kept_dt": empty(batch, h, kept),
+            "kept_B": empty(batch, 2, kept, dstate, dtype=bf16),
+            "count": empty(batch, dtype=torch.int32),
+        }
+    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16)}}}
+    options = {"tied": tied, "tokens": None, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
+    return launcher.launches(config, tensors, **options, update_state=True).launches
+
+
+CALLS = {
+    "state_step": launches("int8", 32),
+    "state_step_2n": launches("bfloat16", 96),
+    "state_step_untied": launches("float32", 16, tied=False),
+    "state_step_untied_2n": launches("float32", 12, tied=False),
+    "replay_step": launches("float8", 32, kept=3),
+    "replay_step_2n": launches("bfloat16", 20, kept=5),
+}
+
+
+def test_every_kernel_is_here() -> None:
+    assert {launch.kernel.__name__ for each in CALLS.values() for launch in each} == set(catalogue.DECODE)
+    assert all(each[0].kernel.__name__ == name for name, each in CALLS.items())
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles(name: str, gpu: str) -> None:
+    for launch in CALLS[name]:
+        assert compile_launch(launch, gpus.find(gpu)).resources.registers > 0
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_model_s_step_keeps_the_state_in_registers(state: str) -> None:
+    """Whole heads of the 2.7B shape, one program for each: loads of 16 bytes, no mask, no spill."""
+    (launch,) = launches(state, 128, batch=256, everything=False, rows=64)
+    resources = compile_launch(launch, gpus.find("h200")).resources
+    assert resources.spilled == 0 and resources.registers <= 168
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_the_default_divides_headdim(batch: int) -> None:
+    for headdim, dstate in ((64, 128), (80, 16), (5, 100), (5120, 16)):
+        numbers = default_decode(Problem(batch, 1, 8, headdim, dstate, 1, "bfloat16"), 132)["kernels"]["state_step"]
+        assert headdim % numbers["block_p"] == 0 and numbers["num_warps"] in (1, 2, 4, 8)
