@@ -113,17 +113,20 @@ def _keep(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, d_y, d_states):
+def _gradients(ctx, d_y, d_states, backward) -> tuple:
+    """A gradient, or None, for each argument of the operator."""
     needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
     if d_states is not None and not d_states.numel():
         d_states = None
     found = iter(())
     if d_y is not None or d_states is not None:
-        given = (d_y, d_states, *ctx.saved_tensors, ctx.silu, needs)
-        # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
-        traced = is_compiling() or torch.is_grad_enabled()
-        found = iter(causal_conv1d_backward(*given) if traced else _backward(*given))
+        found = iter(backward(d_y, d_states, *ctx.saved_tensors, ctx.silu, needs))
     return (*(next(found, None) if needed else None for needed in needs), *[None] * (_ARGUMENTS - len(needs)))
+
+
+def _differentiate(ctx, d_y, d_states):
+    """The operator's own: a compiler traces it, in a thread that does not say so."""
+    return _gradients(ctx, d_y, d_states, causal_conv1d_backward)
 
 
 class _Conv(torch.autograd.Function):
@@ -134,7 +137,10 @@ class _Conv(torch.autograd.Function):
         _keep(ctx, given, None)
         return _forward(*given)
 
-    backward = staticmethod(_differentiate)
+    @staticmethod
+    def backward(ctx, d_y, d_states):  # type: ignore[override]
+        # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+        return _gradients(ctx, d_y, d_states, causal_conv1d_backward if torch.is_grad_enabled() else _backward)
 
 
 causal_conv1d = torch.library.custom_op(

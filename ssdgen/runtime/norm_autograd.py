@@ -77,13 +77,16 @@ def _keep(ctx, inputs, output) -> None:
     ctx.options = inputs[len(DIFFERENTIABLE) :]
 
 
-def _differentiate(ctx, d_y):
+def _gradients(ctx, d_y, backward) -> tuple:
+    """A gradient, or None, for each argument of the operator."""
     needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
-    given = (d_y, *ctx.saved_tensors, *ctx.options, needs)
-    # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
-    traced = is_compiling() or torch.is_grad_enabled()
-    found = iter(gated_norm_backward(*given) if traced else _backward(*given))
+    found = iter(backward(d_y, *ctx.saved_tensors, *ctx.options, needs))
     return (*(next(found) if needed else None for needed in needs), *[None] * (_ARGUMENTS - len(needs)))
+
+
+def _differentiate(ctx, d_y):
+    """The operator's own: a compiler traces it, in a thread that does not say so."""
+    return _gradients(ctx, d_y, gated_norm_backward)
 
 
 class _Norm(torch.autograd.Function):
@@ -94,7 +97,10 @@ class _Norm(torch.autograd.Function):
         _keep(ctx, given, None)
         return _forward(*given)
 
-    backward = staticmethod(_differentiate)
+    @staticmethod
+    def backward(ctx, d_y):  # type: ignore[override]
+        # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
+        return _gradients(ctx, d_y, gated_norm_backward if torch.is_grad_enabled() else _backward)
 
 
 gated_norm = torch.library.custom_op(

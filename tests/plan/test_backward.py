@@ -133,9 +133,11 @@ def test_parts_of_what_decays_get_are_added_up(headdim: int, dstate: int, how: d
     compare(EVERYTHING, Sizes(seqlen=13, headdim=headdim, dstate=dstate), seed, how)
 
 
-@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "A"}], ids=str)
+@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "A"}], ids=("all", "B", "A-x"))
 @pytest.mark.parametrize(
-    "layer", [Layer(), Layer(NONE, MULTI_HEAD), replace(EVERYTHING, layout=MULTI_CONTRACT)], ids=str
+    "layer",
+    [Layer(), Layer(NONE, MULTI_HEAD), replace(EVERYTHING, layout=MULTI_CONTRACT)],
+    ids=("ssd", "none-multi_head", "everything-multi_contract"),
 )
 def test_programs_share_out_headdim_and_dstate(layer: Layer, needs: set[str] | None, seed: int):
     sizes = Sizes(batch=2, seqlen=21, nheads=4, headdim=20, dstate=18, ngroups=2)
@@ -188,7 +190,7 @@ def test_plans_are_well_formed(layer: Layer):
         assert len(outs) == len(set(outs)), plan.name
 
 
-@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "dt"}, {"D", "C"}], ids=str)
+@pytest.mark.parametrize("needs", [None, {"B"}, {"x", "dt"}, {"D", "C"}], ids=("all", "B", "dt-x", "C-D"))
 @pytest.mark.parametrize(("headdim", "dstate", "segment"), [(24, 96, None), (40, 16, 16), (20, 140, None)])
 def test_consumers_have_a_tile_of_headdim_each(
     headdim: int, dstate: int, segment: int | None, needs: set[str] | None, seed: int
