@@ -64,7 +64,8 @@ def check_conv(
         _dtype("seq_idx", seq_idx, INTS)
         _device("seq_idx", seq_idx, x)
     if initial_states is not None:
-        if initial_states.shape not in ((sequences, dim, width - 1), (batch, dim, width - 1)):
+        # a tracer finds no shape `in` a tuple of them
+        if all(initial_states.shape != (count, dim, width - 1) for count in (sequences, batch)):
             rows = (
                 f"{sequences} (one for each packed sequence) or 1 (for the first)" if cu_seqlens is not None else batch
             )

@@ -75,7 +75,7 @@ CASES = [
 def weigh(results) -> Tensor:
     """One number of all results, in which each element counts differently."""
     torch.manual_seed(1)
-    return sum((result * torch.randn(result.shape, dtype=torch.float64)).sum() for result in results)
+    return sum((r * torch.randn(r.shape, dtype=torch.float64).to(r.device)).sum() for r in results)
 
 
 def run(function, operands: dict[str, Tensor | None], **options):
