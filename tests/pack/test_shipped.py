@@ -13,7 +13,7 @@ from ssdgen.pack import schema, templates
 from ssdgen.pack.records import Direction
 from ssdgen.plan import backward_space, space
 from ssdgen.plan.problem import Problem
-from ssdgen.tune import session
+from ssdgen.tune.passes import PASSES
 
 TUNED = Path(__file__).resolve().parents[2] / "tuned"
 FOLDERS = sorted(path.parent for path in TUNED.glob("*/gpu.json"))
@@ -80,4 +80,4 @@ def test_records_are_legal_or_what_runs_without_them(folder: Path, direction: Di
     for record in records(folder, direction):
         problem, config = Problem(**record["problem"]), record["config"]
         reason = SPACES[direction].legal(config, problem, gpu)
-        assert reason is None or config == session.SPACES[direction].default(problem, gpu), reason
+        assert reason is None or config == PASSES[direction].space.default(problem, gpu), reason
