@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ except ImportError:  # not on Windows
 
 # a server that does not answer by then is not there
 CONNECT_S = 10
+# codes of PostgreSQL for what another process made at the same moment: a row, a table, a type; then we look again
+_MADE_MEANWHILE = frozenset(("23505", "42P07", "42710"))
+_MADE_WAITS_S = (0.2, 0.5, 1.0, 2.0)
 # what SQLAlchemy is told for the name that people write
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -186,12 +190,12 @@ def _database(url: str) -> Storage:
     driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
     host = parsed.host or "this machine"
     name = f"the database {parsed.database} on {host}" + (f":{parsed.port}" if parsed.port else "")
-    options = {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
     if driver.startswith("postgresql"):
-        options["connect_args"] = {"connect_timeout": CONNECT_S}  # type: ignore[assignment]
+        options["connect_args"] = {"connect_timeout": CONNECT_S}
     try:
         address = parsed.set(drivername=driver).render_as_string(hide_password=False)
-        return Storage(name, get_storage(RDBStorage(address, engine_kwargs=options)))
+        return Storage(name, get_storage(_with_tables(address, options)))
     except ImportError:
         raise StorageError(
             f"no driver for {parsed.drivername} is installed; pip install 'ssdgen[postgres]' for PostgreSQL"
@@ -206,6 +210,27 @@ def _database(url: str) -> Storage:
         raise StorageError(f"cannot use {name}: {_reason(error)}; check the address, or start the server") from None
     except Exception as error:
         raise StorageError(f"{name} is no storage of trials ({type(error).__name__}); use another database") from None
+
+
+def _with_tables(address: str, options: dict[str, Any]) -> RDBStorage:
+    """The storage; its tables are made where they are missing, by one of several processes that begin together."""
+    for wait_s in (*_MADE_WAITS_S, None):
+        try:
+            return RDBStorage(address, engine_kwargs=options)
+        except Exception as error:
+            if wait_s is None or _state_of(error) not in _MADE_MEANWHILE:
+                raise
+        time.sleep(wait_s)
+    raise AssertionError("the last attempt raises")
+
+
+def _state_of(error: BaseException | None) -> str | None:
+    """PostgreSQL's code of what went wrong, if that is the cause."""
+    while error is not None:
+        if state := getattr(getattr(error, "orig", error), "sqlstate", None):
+            return state
+        error = error.__cause__
+    return None
 
 
 def _reason(error: BaseException) -> str:

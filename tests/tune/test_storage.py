@@ -158,3 +158,26 @@ def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("optuna.storages.journal._file.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device; free some space"):
         ledger.claim({"name": "y"})
+
+
+def test_processes_that_begin_together_wait_for_the_one_that_makes_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unique(Exception):
+        sqlstate = "23505"
+
+    class Wrapped(Exception):
+        orig = Unique("Key (typname, typnamespace) already exists")
+
+    tries: list[str] = []
+
+    def made(address: str, engine_kwargs: dict) -> str:
+        tries.append(address)
+        if len(tries) < 3:
+            raise Wrapped
+        return "storage"
+
+    monkeypatch.setattr(storage, "RDBStorage", made)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    assert storage._with_tables("postgresql://x", {}) == "storage" and len(tries) == 3
+    monkeypatch.setattr(storage, "RDBStorage", lambda *_, **__: (_ for _ in ()).throw(ValueError("else")))
+    with pytest.raises(ValueError, match="else"):
+        storage._with_tables("postgresql://x", {})
