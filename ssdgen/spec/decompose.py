@@ -7,8 +7,6 @@ pair (total log-decay, state) is what a block hands to the next one at either le
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import sympy
 
 from . import layer as formulas
@@ -35,7 +33,6 @@ def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
     return sympy.Piecewise((value, condition), (0, True))
 
 
-@lru_cache(maxsize=64)
 def chunk_graph(layer: Layer) -> Graph:
     """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
