@@ -11,7 +11,7 @@ from functools import lru_cache
 import sympy
 
 from .dims import entry
-from .functions import sigmoid
+from .functions import silu
 from .gradient import adjoint
 from .graph import Graph, Input, Map, Node, Shift
 
@@ -58,10 +58,6 @@ def conv_adjoint(width: int) -> Graph:
     """d_x, d_weight_k and d_bias from d_y and d_state_out; d_x of the tokens before the first is d_initial_states."""
     inputs = ("x", *(f"weight_{back}" for back in range(width)), "bias")
     return adjoint(conv_graph(width), OUTPUTS, inputs)
-
-
-def silu(value: sympy.Expr) -> sympy.Expr:
-    return value * sigmoid(value)
 
 
 def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:

@@ -50,3 +50,8 @@ class rsqrt(sympy.Function):
 
     def _eval_rewrite_as_Pow(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
         return 1 / sympy.sqrt(arg)
+
+
+def silu(value: sympy.Expr) -> sympy.Expr:
+    """x sigmoid(x)."""
+    return value * sigmoid(value)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import sympy
 
 from . import masks
-from .functions import sigmoid, softplus
+from .functions import silu, softplus
 from .layouts import MULTI_INPUT, HeadLayout
 from .masks import SSD, MaskFamily
 
@@ -69,4 +69,4 @@ def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
 
 def gate(y: sympy.Expr, z: sympy.Expr) -> sympy.Expr:
     """y silu(z)."""
-    return y * z * sigmoid(z)
+    return y * silu(z)

@@ -11,9 +11,8 @@ from typing import Any
 
 import sympy
 
-from .conv import silu
 from .dims import entry
-from .functions import rsqrt
+from .functions import rsqrt, silu
 from .gradient import adjoint
 from .graph import Graph, Input, Map, Node, Sum
 
