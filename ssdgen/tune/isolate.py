@@ -129,6 +129,12 @@ def _serve(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...])
     # Ctrl-C may still be sent to all; the parent decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    _answer_calls(pipe, factory, args)
+    # the end of the pipe may be seen here before the thread sees the end of the parent
+    _die()
+
+
+def _answer_calls(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
     made: Any = None
     with suppress(EOFError, BrokenPipeError):
         while True:
@@ -163,6 +169,11 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for([parent.sentinel])
+    _die()
+
+
+def _die() -> None:
+    """End this process and what it has started."""
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

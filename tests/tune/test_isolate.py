@@ -78,14 +78,15 @@ def test_what_a_worker_has_started_is_killed_with_it() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_workers_and_what_they_started_end_with_a_search_that_is_killed() -> None:
-    code = """
-import threading, time
+@pytest.mark.parametrize("then", ['worker.call("hang", time_limit_s=60)', "time.sleep(60)"], ids=["busy", "idle"])
+def test_workers_and_what_they_started_end_with_a_search_that_is_killed(then: str) -> None:
+    code = f"""
+import time
 from ssdgen.tune.isolate import Worker
 from tests.tune.broken import Family
 worker = Worker(Family)
 print(worker.call("start_child", time_limit_s=60), worker._process.pid, flush=True)
-worker.call("hang", time_limit_s=60)
+{then}
 """
     root = Path(__file__).resolve().parents[2]
     search = subprocess.Popen(
