@@ -19,7 +19,7 @@ author = "the ssdgen authors"
 version = release = ssdgen.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "extension.docstrings"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "extension.docstrings", "extension.outside"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["extension"]
 
