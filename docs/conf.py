@@ -30,6 +30,8 @@ myst_links_external_new_tab = False
 # ---- reference
 default_role = "code"
 add_module_names = False
+# formulas and plans are no Python
+highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # `inf` and constants as they are written
@@ -38,8 +40,10 @@ maximum_signature_line_length = 80
 nitpicky = True
 # types of others: their sites are not read while ours is built
 nitpick_ignore_regex = [
-    ("py:(class|obj|exc|data)", r"(torch|np|nn|dist|sympy|collections|dataclasses|enum|typing|click)\..*"),
+    ("py:(class|obj|exc|data)", r"(torch|numpy|np|nn|dist|sympy|collections|dataclasses|enum|typing|click|pathlib)\..*"),
     ("py:(class|obj)", "Tensor|Any|Callable|Mapping|Iterator|Literal|ProcessGroup|DeviceMesh|ParallelStyle|inf"),
+    # a default that is a factory is no Python, so that Sphinx cuts such a signature at its commas
+    ("py:class", r"dict\[int"),
 ]
 
 # ---- look
@@ -56,3 +60,5 @@ pygments_dark_style = "github-dark"
 # ---- `make docs-links`
 linkcheck_timeout = 20
 linkcheck_retries = 2
+# headings of other sites are theirs to rename
+linkcheck_anchors = False

@@ -17,6 +17,8 @@ _ARGUMENT = re.compile(r"([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*): +(\S.*)")
 # paragraphs that say what comes out
 _CLOSING = re.compile(r"(Returns|Errors|Source)\b")
 _NAME = re.compile(r"`([^`]+)`")
+# errors stand without marks
+_ERROR = re.compile(r"\b[A-Z][A-Za-z]+Error\b")
 
 
 def converted(lines: list[str]) -> list[str]:
@@ -89,7 +91,7 @@ def _escaped(text: str) -> str:
         if at % 2:
             pieces.append(_link(piece))
         else:
-            pieces.append(re.sub(r"([\\*|_])", r"\\\1", piece))
+            pieces.append(_ERROR.sub(lambda found: _link(found[0]), re.sub(r"([\\*|_])", r"\\\1", piece)))
     return "".join(pieces)
 
 
@@ -97,7 +99,9 @@ def _link(name: str) -> str:
     import mamba2_ops
 
     public = name.partition(".")[0] in mamba2_ops.__all__ and "(" not in name
-    return f":py:obj:`~mamba2_ops.{name}`" if public else f"``{name}``"
+    if not public:
+        return name if _ERROR.fullmatch(name) else f"``{name}``"
+    return f":py:obj:`~mamba2_ops.{name}`"
 
 
 def _on_docstring(app: Sphinx, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
