@@ -117,7 +117,7 @@ def draw(axes: Axes, rows: Sequence[Bars], unit: str) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, widest * 1.22)
+    axes.set_xlim(0, widest * 1.3)
     axes.set_xlabel(unit)
 
 

@@ -19,7 +19,7 @@ author = "the ssdgen authors"
 version = release = ssdgen.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "extension.docstrings", "extension.outside"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "extension.docstrings", "extension.commands", "extension.outside"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["extension"]
 
@@ -52,6 +52,9 @@ html_title = "ssdgen"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
+# two dashes begin an option
+smartquotes = False
 html_copy_source = False
 html_show_sourcelink = False
 pygments_style = "default"
