@@ -59,8 +59,11 @@ class Cut:
 
 
 def cuts(layer: nn.Module, size: int) -> dict[str, Cut]:
-    """{parameter of a `Mamba2`: how `size` ranks share it}; parameters that are whole on every rank are left out.
+    """How ranks share the parameters of a layer.
 
+    layer: a `Mamba2`.  size: how many ranks there are.
+
+    Returns: {parameter's name: its cut}; parameters that are whole on every rank are left out.
     Errors: OptionError, ShapeError (heads that do not divide, groups that a norm cannot be kept inside of a rank for).
     """
     if missing := [name for name in (*_SIZES, "d_state", "in_proj", "conv1d", "out_proj") if not hasattr(layer, name)]:
@@ -206,23 +209,42 @@ class _Split:
         return local
 
 
+def _split_of(layer: Any) -> _Split:
+    split = getattr(layer, "tensor_parallel", None)
+    if not isinstance(split, _Split):
+        raise OptionError(
+            f"this {type(layer).__name__} is not split; split it first, parallelize_module(layer, mesh, SplitHeads())"
+        )
+    return split
+
+
 def whole_state(layer: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a split layer as one process has them, by name, on every rank; all ranks call it."""
-    split: _Split = layer.tensor_parallel
+    """The parameters of a split layer as one process has them; a collective call, which all ranks make.
+
+    layer: one that `SplitHeads` has split.
+
+    Returns: {parameter's name: tensor}, the same on every rank.
+    Errors: OptionError for a layer that is not split, CommunicationError.
+    """
+    split = _split_of(layer)
     found = {}
     for name, parameter in layer.named_parameters():
-        stacked = parameter.detach().full_tensor()
+        with talking(split.ranks, "parameters"):
+            stacked = parameter.detach().full_tensor()
         cut = split.cuts.get(name)
         found[name] = stacked if cut is None else cut.join(stacked)
     return found
 
 
 def load_whole_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take this rank's parts of the parameters that one process has, by name, [the layer's shapes]; nothing is sent.
+    """Take this rank's parts of the parameters that one process has; nothing is sent.
 
-    Errors: OptionError for names that are missing or too many, ShapeError; nothing is changed then.
+    layer: one that `SplitHeads` has split.  state: {parameter's name: tensor} as `whole_state` gives it.
+
+    Errors: OptionError for a layer that is not split and for names that are missing or too many, ShapeError; nothing
+    is changed then.
     """
-    split: _Split = layer.tensor_parallel
+    split = _split_of(layer)
     own = dict(layer.named_parameters())
     if wrong := sorted(own.keys() ^ state.keys()):
         raise OptionError(

@@ -70,8 +70,10 @@ def mamba_split_conv1d_scan_combined(
     activation: "silu", "swish" (the same) or None.
     rmsnorm_weight: [d_ssm]: the norm of y over each group of d_ssm / ngroups; norm_before_gate: norm(y) silu(z),
         otherwise norm(y silu(z)).  None: y silu(z).
+    rmsnorm_eps: added to its mean of squares.
     outproj_weight: [d_out, d_nonssm + d_ssm], outproj_bias: [d_out]; None: h is returned.
     headdim: needed unless D is [nheads, headdim].
+    ngroups: of B and C, a divisor of nheads; dstate follows from the number of channels.
     initial_conv_states: [batch, d_ssm + 2 ngroups dstate, width - 1], the inputs of the convolution before position 0.
     return_final_conv_states: also return those after the last position, in the same shape.
     cu_seqlens: [number of sequences + 1], packed sequences as in `mamba_chunk_scan_combined`; the states that are
