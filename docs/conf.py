@@ -19,7 +19,14 @@ author = "the ssdgen authors"
 version = release = ssdgen.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "extension.docstrings", "extension.commands", "extension.outside"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx_click",
+    "extension.docstrings",
+    "extension.commands",
+    "extension.outside",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["extension"]
 
@@ -40,7 +47,10 @@ maximum_signature_line_length = 80
 nitpicky = True
 # types of others: their sites are not read while ours is built
 nitpick_ignore_regex = [
-    ("py:(class|obj|exc|data)", r"(torch|numpy|np|nn|dist|sympy|collections|dataclasses|enum|typing|click|pathlib)\..*"),
+    (
+        "py:(class|obj|exc|data)",
+        r"(torch|numpy|np|nn|dist|sympy|collections|dataclasses|enum|typing|click|pathlib)\..*",
+    ),
     ("py:(class|obj)", "Tensor|Any|Callable|Mapping|Iterator|Literal|ProcessGroup|DeviceMesh|ParallelStyle|inf"),
     # a default that is a factory is no Python, so that Sphinx cuts such a signature at its commas
     ("py:class", r"dict\[int"),

@@ -1,4 +1,4 @@
-"""The reference has every public name, and every docstring says what each argument is, what comes out and what can fail."""
+"""The reference has every public name; each docstring says what arguments are, what comes out and what can fail."""
 
 from __future__ import annotations
 
