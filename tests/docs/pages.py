@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import glob
 import io
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
@@ -65,21 +68,42 @@ class Run:
 
     def console(self, example: Example) -> str | None:
         for command, wanted in commands(str(example.parsed)):
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", command],
-                cwd=self.folder,
-                env={**os.environ, **self.environment},
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-            )
-            if done.returncode:
-                return f"{command!r} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            code, out, err = self._here(command) if _stays_here(command) else self._shell(command)
+            if code:
+                return f"{command!r} ended with {code}:\n{out}{err}"
             # what a command says only in passing goes to stderr, and a page that shows nothing wants nothing compared
-            if wanted and (wrong := _difference(repr(command), wanted, done.stdout)):
+            if wanted and (wrong := _difference(repr(command), wanted, out)):
                 return wrong
             self.blocks += 1
         return None
+
+    def _shell(self, command: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def _here(self, command: str) -> tuple[int, str, str]:
+        """The same without another Python, which would take seconds to import what is imported already."""
+        from ssdgen.commands import main
+
+        with _inside(self.folder):
+            words = [each for word in shlex.split(command)[1:] for each in sorted(glob.glob(word)) or [word]]
+            done = CliRunner().invoke(main, words, env={**self.environment}, prog_name="ssdgen")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+
+def _stays_here(command: str) -> bool:
+    """Whether a command is a call of ssdgen that starts no processes, and needs nothing of the shell but patterns."""
+    words = shlex.split(command)
+    return words[0] == "ssdgen" and words[1] in ("show", "doctor", "pack") and not set(command) & set("|;&<>$`")
 
 
 @contextlib.contextmanager
