@@ -21,10 +21,8 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 # where pages look from, beside the checkout itself: docs/architecture.md has the parts of ssdgen by their own names
 BASES = [ROOT, ROOT / "ssdgen", ROOT / "ssdgen" / "plan", ROOT / "ssdgen" / "tune", ROOT / "docs"]
 FILE = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|jinja|toml|md|json|txt|png|svg)|[\w./-]+/")
-# written by a command, or somebody else's
-NOT_HERE = re.compile(
-    r"^(?:/|~|tuned/|code/|host/|sources/|src/|launchers/|dist/|my_ops|build/|results/.*<|\.venv/)|pytorch_model"
-)
+# written by a command, somebody else's, or a name that the reader chooses
+NOT_HERE = re.compile(r"^(?:/|~|tuned/|code/|host/|sources/|src/|launchers/|dist/|build/|\.venv/)|NAME")
 
 
 def _tokens(page: Path) -> Iterator[Token]:
@@ -99,7 +97,7 @@ def shown_commands(page: Path) -> Iterator[tuple[str, bool]]:
         for line in lines:
             if found := re.search(r"^(?:torchrun .* )?(ssdgen .*)", line):
                 yield found[1], True
-        if token.type == "code_inline" and token.content.startswith("ssdgen "):
+        if token.type == "code_inline" and token.content.startswith("ssdgen ") and "..." not in token.content:
             yield token.content, False
 
 
