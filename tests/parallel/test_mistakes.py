@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,14 @@ def test_a_group_before_there_are_any() -> None:
     assert not dist.is_initialized()
     with pytest.raises(errors.GroupError, match="before torch.distributed.init_process_group was called"):
         mistakes.mamba_chunk_scan_combined(**mistakes.operands(), process_group=object())
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_and_a_group_for_the_cpu(tmp_path: Path) -> None:
+    given = {name: t.cuda() if isinstance(t, torch.Tensor) else t for name, t in mistakes.operands().items()}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(errors.GroupError, match="operands are on cuda:0, .* make one with nccl for cuda"):
+            mistakes.mamba_chunk_scan_combined(**given, process_group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
