@@ -31,7 +31,7 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # seconds that one command of a page may take
-PATIENCE = 120
+PATIENCE = 240
 
 
 @dataclass

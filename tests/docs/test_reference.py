@@ -57,7 +57,7 @@ def said(thing: Any) -> str:
     return "\n".join([text, *(inspect.getdoc(other) or "" for other in others if inspect.isroutine(other))])
 
 
-@pytest.mark.parametrize("name, thing", functions(), ids=[name for name, _ in functions()])
+@pytest.mark.parametrize("name, thing", list(functions()), ids=[name for name, _ in functions()])
 def test_a_docstring_says_what_every_argument_is(name: str, thing: Any) -> None:
     text, signature = said(thing), inspect.signature(thing)
     arguments = [each for each in signature.parameters if each not in ("args", "kwargs", "options")]
