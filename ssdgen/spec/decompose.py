@@ -7,6 +7,8 @@ pair (total log-decay, state) is what a block hands to the next one at either le
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import sympy
 
 from . import layer as formulas
@@ -35,6 +37,12 @@ def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
 
 def chunk_graph(layer: Layer) -> Graph:
     """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
+    return _made(layer, (decay, _keep, *formulas.pointwise()))
+
+
+@lru_cache(maxsize=64)
+def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
+    """The graph, made once for a layer and what its formulas are now: they belong to the key, whoever replaces one."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
     hcb = ("h",) if hb or hc else ()
     dt_raw, dt = entry("dt_raw", "h", "j"), entry("dt", "h", "j")

@@ -70,3 +70,8 @@ def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
 def gate(y: sympy.Expr, z: sympy.Expr) -> sympy.Expr:
     """y silu(z)."""
     return y * silu(z)
+
+
+def pointwise() -> tuple[Any, ...]:
+    """The formulas of this module that graphs are made of, as they are now."""
+    return add_bias, rectify, clamp, input_weight, skip, gate
