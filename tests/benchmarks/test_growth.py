@@ -227,8 +227,6 @@ def test_from_the_command_to_the_pictures(tmp_path: Path, capsys: pytest.Capture
     assert growth_plot.main([str(tmp_path / "growth.json"), "--into", str(tmp_path)]) == 0
     first = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     assert set(first) == {"time_by_length.png", "time_by_state.png", "per_token.png"}
-    growth_plot.main([str(tmp_path / "growth.json"), "--into", str(tmp_path)])
-    assert first == {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
