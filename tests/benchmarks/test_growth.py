@@ -23,6 +23,7 @@ from benchmarks import (  # noqa: E402
     workload,
 )
 from ssdgen.mamba2_ops import fallback, mamba_chunk_scan_combined  # noqa: E402
+from tests.benchmarks.extension import Cuda  # noqa: E402
 from tests.benchmarks.machines import Cpu  # noqa: E402
 
 SHAPE = workload.Shape("test", 2, 70, 4, 8, 5, 1)
@@ -66,33 +67,6 @@ def gla(q, k, v, g, scale):
         state = g[:, at].exp()[..., None, None] * state + k[:, at, :, :, None] * v[:, at, :, None]
         ys.append(scale * (q[:, at, :, :, None] * state).sum(2))
     return torch.stack(ys, dim=1), None
-
-
-class Cuda:
-    """The extension of Mamba-1, by a walk; its backward pass by autograd."""
-
-    @staticmethod
-    def walk(u, delta, A, B, C, D, z, bias):
-        dt, state, ys = torch.nn.functional.softplus(delta + bias[:, None]), 0.0, []
-        for at in range(u.shape[2]):
-            step = dt[:, :, at, None]
-            state = (step * A).exp() * state + step * B[:, 0, None, :, at] * u[:, :, at, None]
-            ys.append((state * C[:, 0, None, :, at]).sum(-1))
-        y = torch.stack(ys, dim=2) + D[:, None] * u
-        return y if z is None else y * torch.nn.functional.silu(z)
-
-    @classmethod
-    def fwd(cls, u, delta, A, B, C, D, z, bias, softplus):
-        y = cls.walk(u, delta, A, B, C, D, None, bias)
-        return [y, torch.zeros(1), *([] if z is None else [cls.walk(u, delta, A, B, C, D, z, bias)])]
-
-    @classmethod
-    def bwd(cls, u, delta, A, B, C, D, z, bias, d_y, states, y, d_z, softplus, recompute):
-        assert (y is None) == (z is None)
-        leaves = [None if t is None else t.detach().requires_grad_() for t in (u, delta, A, B, C, D, bias, z)]
-        with torch.enable_grad():
-            out = cls.walk(*leaves[:6], leaves[7], leaves[6])
-        return torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], d_y)
 
 
 def candidates() -> list[rivals.Candidate]:
