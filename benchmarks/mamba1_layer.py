@@ -43,14 +43,18 @@ class Mamba1(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [batch, seqlen, d_model]; returns the same shape."""
-        x, z = self.in_proj(hidden).mT.chunk(2, dim=1)
-        x = causal_conv1d_fn(x, self.conv1d.weight.squeeze(1).to(x.dtype), self.conv1d.bias, activation="silu")
-        dt, B, C = self.x_proj(x.mT).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        # the scan wants tokens side by side
-        y = self.scan(
-            x.contiguous(), self.dt_proj(dt).mT.contiguous(), -torch.exp(self.A_log.float()),
-            B.mT.unsqueeze(1).contiguous(), C.mT.unsqueeze(1).contiguous(), self.D, self.dt_bias, z=z.contiguous(),
-        )  # fmt: skip
+        batch, seqlen = hidden.shape[:2]
+
+        def by_channels(weight: Tensor, rows: Tensor) -> Tensor:
+            """rows weight^T with tokens side by side, as the scan wants them: [batch, channels, seqlen]."""
+            return (weight @ rows.mT).unflatten(1, (batch, seqlen)).transpose(0, 1)
+
+        x, z = by_channels(self.in_proj.weight, hidden.flatten(0, 1)).chunk(2, dim=1)
+        x = causal_conv1d_fn(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        parts = self.x_proj(x.mT.flatten(0, 1)).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        B, C = (part.unflatten(0, (batch, seqlen)).mT.unsqueeze(1).contiguous() for part in parts[1:])
+        delta = by_channels(self.dt_proj.weight, parts[0])
+        y = self.scan(x, delta, -torch.exp(self.A_log.float()), B, C, self.D, self.dt_bias, z=z)
         return self.out_proj(y.mT)
 
 

@@ -111,7 +111,8 @@ class Scan(torch.autograd.Function):
     def backward(ctx: Any, *gradients):
         u, delta, A, B, C, D, z, delta_bias, states, y = ctx.saved_tensors
         (d_y,) = gradients
-        found = ctx.cuda.bwd(u, delta, A, B, C, D, z, delta_bias, d_y.contiguous(), states, y, None, True, False)
+        d_y = d_y if d_y.stride(-1) == 1 else d_y.contiguous()
+        found = ctx.cuda.bwd(u, delta, A, B, C, D, z, delta_bias, d_y, states, y, None, True, False)
         d_u, d_delta, d_A, d_B, d_C, d_D, d_bias, *d_z = found
         return None, d_u, d_delta, d_A, d_B, d_C, d_D, (d_z[0] if d_z else None), d_bias
 
@@ -121,8 +122,8 @@ def scan(
 ) -> Tensor:
     """y of the selective scan, with step sizes softplus(delta + delta_bias); shape of u.
 
-    cuda: the extension.  u, delta and z, which gates y or is None: [batch, channels, seqlen], the last dimension
-    contiguous.  A: [channels, dstate], D and delta_bias: [channels], fp32.  B, C: [batch, 1, dstate, seqlen].
+    cuda: the extension.  u, delta and z, which gates y or is None: [batch, channels, seqlen], tokens side by side.
+    A: [channels, dstate], D and delta_bias: [channels], fp32.  B, C: [batch, 1, dstate, seqlen].
     """
     return Scan.apply(cuda, u, delta, A, B, C, D, z, delta_bias)  # type: ignore[return-value]
 
