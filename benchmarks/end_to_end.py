@@ -236,9 +236,13 @@ def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
     clock.say(f"peer: {about}")
     here = gpu.environment()
     out = options.out or machine.results_path("end_to_end", here["gpu"])
-    document = machine.Document(out, {**here, "peer": about, "rows": []})
+    known = {(row["stage"], row["size"]): row for row in (machine.earlier(out, here) if options.resume else [])}
+    # a run of some sizes leaves the others in the file
+    document = machine.Document(out, {**here, "peer": about, "rows": [*known.values()]})
     for stage in options.stages:
         for name in options.sizes:
+            if (stage, name) in known:
+                continue
             size = SIZES[name]
             row: dict[str, Any] = {"stage": stage, "size": name, **vars(size)}
             if clock.is_up():

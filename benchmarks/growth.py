@@ -162,14 +162,24 @@ def expected_us(cell: Cell, rows: list[dict[str, Any]]) -> float | None:
 
 
 def run_sweep(
-    todo: list[Cell], gpu: machine.Gpu, clock: Clock, slowest_us: float, keep: Callable[[list], None]
+    todo: list[Cell],
+    gpu: machine.Gpu,
+    clock: Clock,
+    slowest_us: float,
+    keep: Callable[[list], None],
+    earlier: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for every cell, handed to `keep` as they come."""
+    """A row for every cell, handed to `keep` as they come.  earlier: rows that are taken as they are."""
+    known = {(row["candidate"], tuple(row["sizes"]), row["passes"]): row for row in earlier or []}
     rows: list[dict[str, Any]] = []
     lost = ""
     for cell in todo:
         head = {"candidate": cell.candidate.name, "sizes": list(cell.shape.sizes), "passes": cell.passes}
         expected = expected_us(cell, rows)
+        before = known.get((cell.candidate.name, cell.shape.sizes, cell.passes))
+        if before is not None:
+            rows.append(before)
+            continue
         if lost:
             row: dict[str, Any] = {"skipped": f"the GPU was lost: {lost}"}
         elif clock.is_up():
@@ -231,6 +241,7 @@ def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
     document = machine.Document(out, content)
     good = True
     for sweep in options.sweep:
+        before = machine.earlier(out, here, lambda file, sweep=sweep: file["sweeps"].get(sweep, {}))
         part = content["sweeps"][sweep] = {**here, "peers": about, "rows": []}
 
         def keep(rows: list[dict], part: dict = part) -> None:
@@ -238,7 +249,8 @@ def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
             document.write()
 
         todo = cells(sweep, candidates, chosen(sweep, options))
-        rows = run_sweep(todo, gpu, clock, 1e6 * options.slowest, keep)
+        rows = run_sweep(todo, gpu, clock, 1e6 * options.slowest, keep, before if options.resume else None)
+        part["rows"] = rows
         good &= all(row.get("passed", True) for row in rows if row["candidate"] == OURS)
         part["findings"] = growth_report.findings(sweep, rows)
         document.write()

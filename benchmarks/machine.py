@@ -133,4 +133,18 @@ def parser(about: str, name: str, budget: float) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"start nothing new after this long ({budget:g})",
     )
+    made.add_argument("--resume", action="store_true", help="keep what the file already has from this GPU and versions")
     return made
+
+
+def earlier(path: Path, here: dict[str, str], part: Callable[[dict], dict] = dict) -> list[dict[str, Any]]:
+    """Rows that a run with the same GPU and versions has left in the file, but for those that were left out or failed.
+
+    part: of the file's content, what has the environment and the "rows".
+    """
+    if not path.exists():
+        return []
+    found = part(json.loads(path.read_text()))
+    if any(found.get(name) != value for name, value in here.items()):
+        return []
+    return [row for row in found["rows"] if not {"skipped", "failed"} & set(row)]

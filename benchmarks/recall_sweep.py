@@ -201,9 +201,14 @@ def main(argv: list[str] | None = None, now: Callable[[], float] = time.monotoni
     clock = Clock(options.budget)
     begin = now()
     settings = {name: getattr(options, name) for name in ("d_model", "steps", "rate", "words", "tokens", "seed")}
+    before = machine.earlier(out, {**here, **settings}) if options.resume else []
+    known = {(row["seqlen"], row["pairs"], row["dstate"]): row for row in before}
     document = machine.Document(out, {**here, **settings, "rows": []})
     todo = list(cells(options.tasks, options.states))
     for done, (seqlen, pairs, dstate) in enumerate(todo):
+        if (seqlen, pairs, dstate) in known:
+            document.content["rows"].append(known[seqlen, pairs, dstate])
+            continue
         row: dict[str, Any] = {"seqlen": seqlen, "pairs": pairs, "dstate": dstate}
         left = options.budget - (now() - begin)
         if left <= 0:

@@ -23,10 +23,9 @@ from torch import Tensor
 NAME = "selective_scan_cuda"
 # an environment variable that names the source folder, for the benchmarks that build it by themselves
 SOURCE = "MAMBA_SSM_SOURCE"
-# as the package's own build sets them
+# as the package's own build sets them; the language's standard is the one that torch's headers want
 FLAGS = [
     "-O3",
-    "-std=c++17",
     "-U__CUDA_NO_HALF_OPERATORS__",
     "-U__CUDA_NO_HALF_CONVERSIONS__",
     "-U__CUDA_NO_BFLOAT16_OPERATORS__",
@@ -66,7 +65,7 @@ def build(folder: Path, into: Path | None = None, verbose: bool = False) -> Modu
         return cpp_extension.load(
             NAME,
             files,
-            extra_cflags=["-O3", "-std=c++17"],
+            extra_cflags=["-O3"],
             extra_cuda_cflags=FLAGS,
             extra_include_paths=[str(folder / "csrc/selective_scan")],
             build_directory=None if into is None else str(into),

@@ -50,6 +50,9 @@ def test_a_run_from_end_to_end(small: list[str], tmp_path: Path, capsys: pytest.
     assert training["sides"][PEER]["classes"]["GEMM"]["share"] == pytest.approx(0.6)
     assert inference["passed"] and set(inference["ratios"]) == {"prompt_ms", "token_us"}
     assert "scan" in small and "update" in small
+    calls = len(small)
+    assert end_to_end.main(["--resume", "--out", str(out)], Cpu()) == 0  # type: ignore[arg-type]
+    assert len(small) == calls and json.loads(out.read_text())["rows"] == [training, inference]
     text = capsys.readouterr().out
     assert "agree" in text and "GEMM" in text and "us/token" in text
 

@@ -208,6 +208,27 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
     assert growth.main([]) == 2 and "sees none here" in capsys.readouterr().err
 
 
+def test_a_run_that_was_cut_goes_on(tmp_path: Path) -> None:
+    """What was measured stays, by the same GPU and versions; what was left out is measured now."""
+    arguments = ["--sweep", "length", "--lengths", "32", "40"]
+    first = run(tmp_path, *arguments)["sweeps"]["length"]["rows"]
+    for kept in (0, 2):
+        document = json.loads((tmp_path / "growth.json").read_text())
+        for row in document["sweeps"]["length"]["rows"][kept:]:
+            row["skipped"] = "the time budget was spent"
+        (tmp_path / "growth.json").write_text(json.dumps(document))
+        cpu = Cpu()
+        out = ["--out", str(tmp_path / "growth.json"), "--no-peer", "--heads", "2", "--resume"]
+        assert growth.main([*arguments, *out], cpu) == 0  # type: ignore[arg-type]
+        assert cpu.calls == 2 * (4 - kept)
+        rows = json.loads((tmp_path / "growth.json").read_text())["sweeps"]["length"]["rows"]
+        assert [row["sizes"] for row in rows] == [row["sizes"] for row in first] and all(
+            "gpu_us" in row for row in rows
+        )
+    here = {**Cpu().environment(), "torch": "another"}
+    assert machine.earlier(tmp_path / "growth.json", here, lambda file: file["sweeps"]["length"]) == []
+
+
 def test_the_file_is_whole_at_every_moment(tmp_path: Path) -> None:
     document = machine.Document(tmp_path / "deep" / "x.json", {"rows": [1]})
     document.write()

@@ -68,6 +68,9 @@ def test_a_run_from_end_to_end(
     (row,) = json.loads(out.read_text())["rows"]
     assert list(row["results"]) == ["mamba_ssm Q=64", "ssdgen", "ssdgen, 1K"] and row["ratio"] == pytest.approx(1.0)
     assert seen and set(seen) == {None}
+    calls = cpu.calls
+    assert memory.main([*arguments, "--resume"], cpu) == 0 and cpu.calls == calls  # type: ignore[arg-type]
+    assert json.loads(out.read_text())["rows"] == [row]
     assert memory.main([*arguments, "--budget", "-1"], cpu) == 0  # type: ignore[arg-type]
     assert "no time" in capsys.readouterr().out
 

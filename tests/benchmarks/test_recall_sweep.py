@@ -78,6 +78,8 @@ def test_a_run_from_end_to_end(
     assert recall_sweep.main([*arguments, "--budget", "400"], clock.__next__) == 0
     assert shares == [pytest.approx(75.0), pytest.approx(200 / 3), pytest.approx(50.0)]
     document = json.loads(out.read_text())
+    assert recall_sweep.main([*arguments, "--resume"], itertools.count().__next__) == 0 and len(shares) == 4
+    assert json.loads(out.read_text())["rows"][:3] == document["rows"][:3]
     assert ["skipped" in row for row in document["rows"]] == [False, False, False, True]
     assert recall_sweep_report.solved(document["rows"]) == {2: 1, 8: 2}
     text = capsys.readouterr().out
