@@ -192,7 +192,7 @@ def run_sweep(
                 row = machine.attempt(partial(measure, cell, gpu), gpu)
             except machine.DeviceLost as error:
                 lost = f"{error}, in {cell.candidate.name} at {cell.shape.name}"
-                row = {"failed": str(error)}
+                row = {"failed": f"the GPU was lost: {error}"}
             else:
                 gpu.tidy()
         rows.append(head | row)
@@ -254,7 +254,10 @@ def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
         good &= all(row.get("passed", True) for row in rows if row["candidate"] == OURS)
         part["findings"] = growth_report.findings(sweep, rows)
         document.write()
-    print(growth_report.tables(content["sweeps"], options.sweep))
+        if any("the GPU was lost" in row.get("failed", "") for row in rows):
+            # nothing works in this process any more
+            break
+    print(growth_report.tables(content["sweeps"], [sweep for sweep in options.sweep if sweep in content["sweeps"]]))
     print(f"written: {out}")
     return 0 if good else 1
 

@@ -49,6 +49,27 @@ def test_a_cell_ends_with_its_time_or_its_steps(monkeypatch: pytest.MonkeyPatch)
     assert found["ended"] == "all steps" and [step for step, _ in found["curve"]] == [1, 2]
 
 
+def test_the_best_rate_counts_and_one_that_solves_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def train(task, sizes, plan, seconds, now):
+        asked.append((plan.rate, seconds))
+        right = {1e-2: 0.4, 2e-2: 0.7, 3e-2: 0.6, 4e-2: 0.995, 5e-2: 1.0}[plan.rate]
+        return {"accuracy": right, "ended": "solved" if right > 0.99 else "all steps"}
+
+    monkeypatch.setattr(recall_sweep, "train", train)
+
+    def best(*rates: float) -> dict:
+        asked.clear()
+        clock = itertools.count(0, 10)
+        return recall_sweep.best_of_rates(Task(), Sizes(), plan(1), list(rates), 90.0, clock.__next__)
+
+    assert best(1e-2, 2e-2, 3e-2)["rate"] == 2e-2
+    assert asked == [(1e-2, pytest.approx(80 / 3)), (2e-2, pytest.approx(35.0)), (3e-2, pytest.approx(60.0))]
+    found = best(1e-2, 4e-2, 5e-2)
+    assert found["rate"] == 4e-2 and found["accuracies"] == {"0.01": 0.4, "0.04": 0.995} and len(asked) == 2
+
+
 def test_rates_and_tasks_of_the_steps() -> None:
     made = [recall_sweep.rate_at(step, plan(1000)) for step in range(1001)]
     assert max(made) == pytest.approx(2e-2) and made.index(max(made)) in (99, 100)
@@ -67,13 +88,13 @@ def test_a_run_from_end_to_end(
     """What early cells leave goes to later ones; a spent budget leaves rows that say so."""
     shares = []
 
-    def train(task, sizes, plan, seconds, now):
+    def train(task, sizes, plan, rates, seconds, now):
         shares.append(seconds)
         return {"accuracy": 0.995, "curve": [], "steps": 7, "ended": "solved", "seconds": 1.0, "made": "x"}
 
     out, picture = tmp_path / "sweep.json", tmp_path / "sweep.png"
     arguments = [*TINY, "--tasks", "8,2", "12,4", "--states", "8", "2", "--out", str(out), "--plot", str(picture)]
-    monkeypatch.setattr(recall_sweep, "train", train)
+    monkeypatch.setattr(recall_sweep, "best_of_rates", train)
     clock = itertools.count(0, 100)
     assert recall_sweep.main([*arguments, "--budget", "400"], clock.__next__) == 0
     assert shares == [pytest.approx(75.0), pytest.approx(200 / 3), pytest.approx(50.0)]
