@@ -38,7 +38,7 @@ TASKS = ((256, 32), (256, 64), (512, 64), (512, 128), (1024, 128), (1024, 256))
 WORDS = 512
 SOLVED = recall_sweep_report.SOLVED
 # where one of these ends up is luck: none is the best for all widths and state sizes
-RATES = (1e-2, 2e-2, 4e-3)
+RATES = (1e-2, 2e-2, 5e-3)
 # tokens of a batch, whatever the length
 TOKENS = 32768
 WARMUP = 100

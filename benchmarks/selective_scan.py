@@ -2,8 +2,9 @@
 
     python benchmarks/selective_scan.py --source FOLDER [--build FOLDER]     # builds it and says where it lies
 
-FOLDER is an unpacked source package of mamba_ssm; only csrc/selective_scan is read.  Needs nvcc and ninja.  Afterwards
-PYTHONPATH=BUILD_FOLDER lets `import selective_scan_cuda` find it.
+FOLDER is an unpacked source package of mamba_ssm; only csrc/selective_scan is read.  Needs nvcc, ninja and a C++
+compiler.  Afterwards PYTHONPATH=BUILD_FOLDER lets `import selective_scan_cuda` find it.  It is built for bf16 with real
+A alone, which is a quarter of the compilers' work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 NAME = "selective_scan_cuda"
+BUILD = Path(__file__).resolve().parent.parent / "build" / "selective_scan"
 # an environment variable that names the source folder, for the benchmarks that build it by themselves
 SOURCE = "MAMBA_SSM_SOURCE"
 # as the package's own build sets them; the language's standard is the one that torch's headers want
@@ -38,37 +40,69 @@ FLAGS = [
 ]
 
 
-def sources(folder: Path) -> list[str]:
-    """The files of the extension.  Errors: FileNotFoundError naming the folder."""
-    found = sorted(
-        str(path) for pattern in ("*.cpp", "*.cu") for path in (folder / "csrc/selective_scan").glob(pattern)
-    )
-    if not found:
-        raise FileNotFoundError(f"{folder} has no csrc/selective_scan: give the unpacked source package of mamba_ssm")
+# of the package, what bf16 needs
+FILES = ("selective_scan.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_bwd_bf16_real.cu")
+# what selective_scan.cpp asks for besides
+ABSENT = {
+    "fwd": [(of, weights) for of in ("float", "at::Half") for weights in ("float", "c10::complex<float>")],
+    "bwd": [
+        *((of, weights) for of in ("float", "at::Half") for weights in ("float", "c10::complex<float>")),
+        ("at::BFloat16", "c10::complex<float>"),
+    ],
+}
+PARAMETERS = {"fwd": "SSMParamsBase", "bwd": "SSMParamsBwd"}
+
+
+def others() -> str:
+    """C++: a refusal for each type that is not built."""
+    includes = ("c10/util/BFloat16.h", "c10/util/Half.h", "c10/util/complex.h", "c10/util/Exception.h")
+    text = [f"#include <{name}>" for name in (*includes, "cuda_runtime_api.h")]
+    text.append('#include "selective_scan.h"')
+    for way, types in ABSENT.items():
+        head = f"selective_scan_{way}_cuda"
+        text += [
+            "template <typename input_t, typename weight_t>",
+            f"void {head}({PARAMETERS[way]} &, cudaStream_t) {{",
+            '    TORCH_CHECK(false, "selective_scan_cuda was built for bf16 with real A alone");',
+            "}",
+        ]
+        text += [f"template void {head}<{of}, {weights}>({PARAMETERS[way]} &, cudaStream_t);" for of, weights in types]
+    return "\n".join(text) + "\n"
+
+
+def sources(folder: Path) -> list[Path]:
+    """The files of the package that are compiled.  Errors: FileNotFoundError naming what is not there."""
+    found = [folder / "csrc" / "selective_scan" / name for name in FILES]
+    if missing := [path.name for path in found if not path.exists()]:
+        raise FileNotFoundError(
+            f"{folder} has no csrc/selective_scan/{missing[0]}: give the unpacked source package of mamba_ssm"
+        )
     return found
 
 
-def build(folder: Path, into: Path | None = None, verbose: bool = False) -> ModuleType:
-    """Compile for the GPU that is here; a minute or more on many cores.
+def build(folder: Path, into: Path = BUILD, verbose: bool = False) -> ModuleType:
+    """Compile for the GPU that is here; a minute or more.  What is there already is not compiled again.
 
     Errors: FileNotFoundError; RuntimeError and OSError of the compilers, or where there are none.
     """
     from torch.utils import cpp_extension
 
     files = sources(folder)
+    into.mkdir(parents=True, exist_ok=True)
+    refusals = into / "selective_scan_others.cpp"
+    if not refusals.exists() or refusals.read_text() != others():
+        refusals.write_text(others())
     major, minor = torch.cuda.get_device_capability()
     before = os.environ.get("TORCH_CUDA_ARCH_LIST")
     os.environ["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
-    if into is not None:
-        into.mkdir(parents=True, exist_ok=True)
     try:
         return cpp_extension.load(
             NAME,
-            files,
+            [str(path) for path in (*files, refusals)],
             extra_cflags=["-O3"],
             extra_cuda_cflags=FLAGS,
-            extra_include_paths=[str(folder / "csrc/selective_scan")],
-            build_directory=None if into is None else str(into),
+            extra_include_paths=[str(files[0].parent)],
+            build_directory=str(into),
             verbose=verbose,
         )
     finally:
@@ -130,7 +164,7 @@ def scan(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="unpacked source package of mamba_ssm")
-    parser.add_argument("--build", type=Path, help="folder to build in; default: torch's own")
+    parser.add_argument("--build", type=Path, default=BUILD, help="folder to build in; default: build/selective_scan")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("benchmarks/selective_scan.py builds for a CUDA GPU, and torch sees none here.", file=sys.stderr)

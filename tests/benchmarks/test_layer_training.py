@@ -59,17 +59,26 @@ def test_the_mamba_1_layer_sees_the_past_alone_and_has_every_gradient() -> None:
     assert not torch.allclose(layer(changed)[:, 6:], out[:, 6:])
 
 
+def test_every_type_is_built_or_refused() -> None:
+    """selective_scan.cpp asks for three types of operands with two of weights, in both directions."""
+    text = selective_scan.others()
+    refused = {line for line in text.splitlines() if line.startswith("template void")}
+    assert len(refused) == 4 + 5 and not [line for line in refused if "fwd_cuda<at::BFloat16" in line]
+    assert (
+        "template void selective_scan_bwd_cuda<at::BFloat16, c10::complex<float>>(SSMParamsBwd &, cudaStream_t);"
+        in text
+    )
+    assert "bwd_cuda<at::BFloat16, float>" not in text
+
+
 def test_building_wants_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="csrc/selective_scan"):
         selective_scan.sources(tmp_path)
     folder = tmp_path / "csrc" / "selective_scan"
     folder.mkdir(parents=True)
-    for name in ("selective_scan.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_common.h"):
+    for name in (*selective_scan.FILES, "selective_scan_fwd_fp32.cu"):
         (folder / name).touch()
-    assert [Path(file).name for file in selective_scan.sources(tmp_path)] == [
-        "selective_scan.cpp",
-        "selective_scan_fwd_bf16.cu",
-    ]
+    assert [path.name for path in selective_scan.sources(tmp_path)] == list(selective_scan.FILES)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.delenv(selective_scan.SOURCE, raising=False)
     assert selective_scan.SOURCE in selective_scan.load()[1]
