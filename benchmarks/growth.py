@@ -124,7 +124,7 @@ def measure(cell: Cell, gpu: machine.Gpu) -> dict[str, Any]:
     args, d_y = inputs(cell.shape, gpu.device)
     begin = time.monotonic()
     found = errors(cell, args, d_y)
-    row: dict[str, Any] = {"errors": found, "passed": passed(found), "first_call_s": time.monotonic() - begin}
+    row: dict[str, Any] = {"errors": found, "passed": passed(found), "checked_s": time.monotonic() - begin}
     gpu.tidy()
     if not row["passed"]:
         return row

@@ -105,7 +105,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
-    parser = machine.parser(__doc__ or "", "host_cost", 300)
+    parser = machine.parser(__doc__ or "", "host_cost", 300, resume=False)
     parser.add_argument(
         "--shapes", default="2.7b_b1_2k 2.7b_b8_2k", help="names, prefixes or b,L,H,P,N,G, separated by spaces"
     )

@@ -134,7 +134,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None, gpu: machine.Gpu | None = None) -> int:
-    parser = machine.parser(__doc__ or "", "layer_training", 300)
+    parser = machine.parser(__doc__ or "", "layer_training", 300, resume=False)
     parser.add_argument("--d-model", type=int, default=2560)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seqlen", type=int, default=2048)

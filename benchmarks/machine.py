@@ -120,12 +120,13 @@ def results_path(name: str, gpu: str) -> Path:
     return ROOT / "benchmarks" / "results" / f"{name}_{report.slug(gpu)}.json"
 
 
-def parser(about: str, name: str, budget: float) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(about: str, name: str, budget: float, peers: bool = True, resume: bool = True) -> argparse.ArgumentParser:
+    """The options that benchmarks share.  peers, resume: whether this one has them."""
     made = argparse.ArgumentParser(description=about.splitlines()[0])
     made.add_argument("--out", type=Path, help=f"JSON file to write; default: benchmarks/results/{name}_GPU.json")
     made.add_argument("--quick", action="store_true", help="few and small cases")
-    made.add_argument("--no-peer", action="store_true", help="measure ssdgen alone")
+    if peers:
+        made.add_argument("--no-peer", action="store_true", help="measure ssdgen alone")
     made.add_argument(
         "--budget",
         type=float,
@@ -133,7 +134,10 @@ def parser(about: str, name: str, budget: float) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"start nothing new after this long ({budget:g})",
     )
-    made.add_argument("--resume", action="store_true", help="keep what the file already has from this GPU and versions")
+    if resume:
+        made.add_argument(
+            "--resume", action="store_true", help="keep what the file already has from this GPU and versions"
+        )
     return made
 
 

@@ -182,7 +182,7 @@ def cells(tasks: list[tuple[int, int]], states: list[int]) -> Iterator[tuple[int
 
 
 def parse(argv: list[str] | None):
-    parser = machine.parser(__doc__ or "", "recall_sweep", 540)
+    parser = machine.parser(__doc__ or "", "recall_sweep", 540, peers=False)
 
     def pair(text: str) -> tuple[int, int]:
         seqlen, pairs = (int(number) for number in text.split(","))

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.gpu
 
 
 def result(path: Path, main, *arguments: str) -> dict:
-    assert main([*arguments, "--no-peer", "--out", str(path)]) == 0
+    alone = [] if main is recall_sweep.main else ["--no-peer"]
+    assert main([*arguments, *alone, "--out", str(path)]) == 0
     return json.loads(path.read_text())
 
 
