@@ -26,7 +26,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import machine, recall_sweep_report, report, training_graph  # noqa: E402
+from benchmarks import machine, profiling, recall_sweep_report, report, training_graph  # noqa: E402
 from benchmarks.forward import Clock  # noqa: E402
 from benchmarks.recall_model import IGNORED, Model, Sizes, Task  # noqa: E402
 from ssdgen.mamba2_ops import mamba_chunk_scan_combined  # noqa: E402
@@ -117,8 +117,6 @@ def trainer(model: Model, task: Task, plan: Plan) -> tuple[Callable[[int], None]
             raise
         except RuntimeError as error:
             machine.check_lost(error)
-            from benchmarks import profiling
-
             profiling.recover()
             how = f"step by step: no graph, {str(error).splitlines()[0]}"[:160]
 
@@ -238,7 +236,7 @@ def main(argv: list[str] | None = None, now: Callable[[], float] = time.monotoni
             batch = max(1, options.tokens // seqlen)
             plan = Plan(options.steps, options.rates[0], batch, options.device, gpu, options.seed)
             share = left / (len(todo) - done)
-            row |= machine.attempt(partial(best_of_rates, task, sizes, plan, options.rates, share, now), _Device(gpu))
+            row |= machine.attempt(partial(best_of_rates, task, sizes, plan, options.rates, share, now), machine.Gpu())
             if "accuracy" in row:
                 clock.say(f"  {row['accuracy']:.1%} after {row['steps']} steps, {row['seconds']:.0f} s: {row['ended']}")
         document.content["rows"].append(row)
@@ -247,18 +245,6 @@ def main(argv: list[str] | None = None, now: Callable[[], float] = time.monotoni
     recall_sweep_report.plot(document.content, options.plot)
     print(f"written: {out}")
     return 0
-
-
-class _Device(machine.Gpu):
-    """Of a machine, what has to be tidied after a cell that failed."""
-
-    def __init__(self, gpu: bool) -> None:
-        super().__init__()
-        self._gpu = gpu
-
-    def tidy(self) -> None:
-        if self._gpu:
-            super().tidy()
 
 
 if __name__ == "__main__":
