@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gpus import Gpu
 from ..mamba2_ops import select, selective_state_update
 from ..mamba2_ops.decode_defaults import default_decode
 from ..mamba2_ops.launchers import decode as launcher
@@ -20,7 +19,7 @@ from ..mamba2_ops.problem import Problem as CallProblem
 from ..plan import decode_space
 from ..plan.problem import Problem
 from . import gate, inputs, work
-from .choices import Space
+from .choices import PackagedSpace, Space
 from .compile import Launch
 from .counted import Work
 from .gate import Checked
@@ -41,20 +40,10 @@ class Token:
     scale: Tensor | None
 
 
-class _DecodeSpace:
-    """The space of plans, with the default of the package."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(decode_space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> dict[str, Any]:
-        return default_decode(CallProblem(**problem.to_json()), gpu.sms)
-
-
 class Decode:
     """y and the state; with more, rows of the batch have slots."""
 
-    space: Space = _DecodeSpace()
+    space: Space = PackagedSpace(decode_space, lambda call, gpu: default_decode(call, gpu.sms))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         # a sequence of one token for each row

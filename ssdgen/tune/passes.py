@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..gpus import Gpu
 from ..mamba2_ops import mamba_chunk_scan_combined, select
 from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
@@ -23,7 +22,7 @@ from ..pack.records import BACKWARD, DECODE, FORWARD, Direction
 from ..plan import backward_space, space
 from ..plan.problem import Problem
 from . import gate, gradient_reference, inputs, kernels, reference, work
-from .choices import Space
+from .choices import PackagedSpace, Space
 from .compile import Launch
 from .counted import Work
 from .decoding import Decode
@@ -84,30 +83,10 @@ def used_kernels(direction: Direction, config: Config, problem: Problem) -> list
     return [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, False), False).launches]
 
 
-class _ForwardSpace:
-    """The space of plans, with the default of the package."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_config(CallProblem(**problem.to_json()), gpu.sms)
-
-
-class _BackwardSpace:
-    """The same for the backward pass."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(backward_space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_backward(CallProblem(**problem.to_json()), gpu.sms, gpu.arch)
-
-
 class Forward:
     """y and, with more, the final states."""
 
-    space: Space = _ForwardSpace()
+    space: Space = PackagedSpace(space, lambda call, gpu: default_config(call, gpu.sms))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Inputs:
         return inputs.random(problem, device, seed)
@@ -154,7 +133,7 @@ class Adjoint:
 class Backward:
     """The gradients of all operands that a model's layer has; with more, the final states have an adjoint."""
 
-    space: Space = _BackwardSpace()
+    space: Space = PackagedSpace(backward_space, lambda call, gpu: default_backward(call, gpu.sms, gpu.arch))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Adjoint:
         given = inputs.random(problem, device, seed)
