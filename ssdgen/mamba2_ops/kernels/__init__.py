@@ -120,6 +120,7 @@ _NAMES = frozenset(
         "state_step_2n",
         "state_step_untied",
         "state_step_untied_2n",
+        "sum_parts",
     )
 )
 
