@@ -41,7 +41,7 @@ def norm_launcher() -> str:
     modules = sorted((*every, sum_parts.NAME))
     return render(
         "launchers/norm.py.jinja",
-        modules=sorted((*every, sum_parts.NAME)),
+        modules=modules,
         tables=list(tables.items()),
         dims=dims(*every),
     )

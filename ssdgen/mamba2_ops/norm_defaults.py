@@ -33,7 +33,9 @@ def default_norm(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
         # short rows: four warps share some of them
         warps = 4
     block_t = max(1, min(_LANES * each * warps // wide, 1 << (max(rows, 1) - 1).bit_length()))
-    found = {"block_t": block_t, "tiles": 2, "num_warps": warps}
+    # two tiles of a row where they cover less than one does; none is narrower than 16
+    tiles = 2 if wide > 32 and 4 * group_size <= 3 * wide else 1
+    found = {"block_t": block_t, "tiles": tiles, "num_warps": warps}
     if backward:
         # a multiprocessor holds about 16 warps of so many registers
         wanted = -(-sms * max(1, 16 // warps) // ngroups)

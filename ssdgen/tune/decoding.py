@@ -16,7 +16,7 @@ from ..mamba2_ops import select, selective_state_update
 from ..mamba2_ops.decode_defaults import default_decode
 from ..mamba2_ops.launchers import decode as launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..plan import decode_space
+from ..plan.decode_space import StepSpace
 from ..plan.problem import Problem
 from . import gate, inputs, work
 from .choices import PackagedSpace, Space
@@ -26,8 +26,6 @@ from .gate import Checked
 
 # |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
 STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
-# batches of the problems that a named shape stands for: between two of them the nearest is used
-BATCHES = (1, 4, 16, 64, 256)
 LARGEST = 127
 
 
@@ -43,7 +41,7 @@ class Token:
 class Decode:
     """y and the state; with more, rows of the batch have slots."""
 
-    space: Space = PackagedSpace(decode_space, lambda call, gpu: default_decode(call, gpu.sms))
+    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         # a sequence of one token for each row
@@ -123,21 +121,6 @@ class Decode:
             gate.check(_restored(state, scale), expected[1], heads, 1, limits[1], "the state"),
         )
         return max((Checked(*pair) for pair in zip(errors, limits, strict=True)), key=lambda each: each.share)
-
-
-def problems(shapes: dict[str, Problem], named: dict[str, tuple[int, ...]]) -> dict[str, Problem]:
-    """The problems that shapes stand for, by name: one token, each batch of BATCHES, each way to store a state.
-
-    A shape of numbers has its own batch alone; shapes that differ only in batch and length are one.
-    """
-    found: dict[str, Problem] = {}
-    for name, shape in shapes.items():
-        for batch in BATCHES if name in named else (shape.batch,):
-            for dtype in STATE_LIMITS:
-                problem = replace(shape, batch=batch, seqlen=1, dtype=dtype)
-                if problem not in found.values():
-                    found[f"{name} decode {batch} {dtype}"] = problem
-    return found
 
 
 def _restored(state: Tensor, scale: Tensor | None) -> Tensor:

@@ -18,16 +18,18 @@ from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.launchers import backward as backward_launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import BACKWARD, DECODE, FORWARD, Direction
+from ..pack.records import BACKWARD, CONV, CONV_UPDATE, DECODE, FORWARD, NORM, Direction
 from ..plan import backward_space, space
 from ..plan.problem import Problem
 from . import gate, gradient_reference, inputs, kernels, reference, work
 from .choices import PackagedSpace, Space
 from .compile import Launch
+from .convolving import Convolution, Update
 from .counted import Work
 from .decoding import Decode
 from .gate import Checked
 from .inputs import Inputs
+from .norming import GatedNorm
 from .results import Config
 
 
@@ -175,7 +177,14 @@ class Backward:
         return gate.check_gradients(found, expected, _heads(problem), problem.dtype)
 
 
-PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward(), DECODE: Decode()}
+PASSES: dict[Direction, Pass] = {
+    FORWARD: Forward(),
+    BACKWARD: Backward(),
+    DECODE: Decode(),
+    **{direction: Convolution(direction) for direction in CONV if direction != CONV_UPDATE},
+    CONV_UPDATE: Update(),
+    **{direction: GatedNorm(direction) for direction in NORM},
+}
 
 
 def _public(operands: Any, options: dict[str, Any], more: bool) -> Any:
