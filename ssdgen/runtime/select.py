@@ -130,10 +130,11 @@ def choose(problem: Problem, gpu: Gpu, direction: str = FORWARD) -> Choice:
             "SSDGEN_ASSERT_TUNED"
         )
     if not choice.exact:
+        # a layer runs several parts, and one warning for them is enough
         _warn_once(
-            (gpu.name, choice.step, direction),
+            (gpu.name, choice.step, "parts" if direction in PARTS else direction),
             f"no config was tuned on {gpu.name} for {_call(direction, problem)}: using {choice.step}; "
-            "`ssdgen tune` on this GPU makes it faster",
+            f"`ssdgen tune{' --pass layer' if direction in PARTS else ''}` on this GPU makes it faster",
         )
     return choice
 

@@ -131,7 +131,7 @@ def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
     for direction in DIRECTIONS:
         records = store.read(tmp_path / "sm90_h200", direction)
         # of a decode step one for each way to store a state
-        assert len(records) == (3 if direction == DECODE else 1)
+        assert len(records) == (3 if direction == DECODE else 1), direction
         for record in records:
             assert record.direction == direction and record.provenance == "predicted" and record.time_us > 0
             assert record.fingerprint and record.space == PASSES[direction].space.fingerprint()
