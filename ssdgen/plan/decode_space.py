@@ -17,7 +17,10 @@ from .tiles import power_tiles
 
 # numbers of the state that a thread has in registers: with fewer loads it waits, with more they spill
 LEAST_EACH, MOST_EACH = 4, 128
+# the same where a program has those of the next head as well
+MOST_AHEAD = 64
 MOST_ROWS = 128
+MOST_HEADS = 16
 WARPS = (1, 2, 4, 8)
 
 
@@ -37,6 +40,18 @@ class StepSpace(KernelSpace):
                 "small batch, many read B, C and the step size less often",
             ),
             Axis("num_warps", WARPS, "enough loads in flight of each multiprocessor; more warps only wait"),
+            Axis(
+                "heads",
+                _heads(problem),
+                "heads of a group that a program goes through: several read B and C once and load ahead, one makes the "
+                "most programs; of one tile of dstate alone",
+            ),
+            Axis(
+                "maxnreg",
+                (0, 96, 128) if gpu.backend == "cuda" else (0,),
+                "a cap on the registers lets more programs share a multiprocessor: only 8-bit states and replays are "
+                "bound by arithmetic, the others by what is on its way",
+            ),
         )
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
@@ -48,6 +63,10 @@ class StepSpace(KernelSpace):
             return f"a thread would have {each:g} numbers of the state, more than the {MOST_EACH} that registers hold"
         if each < LEAST_EACH:
             return f"a thread would have {each:g} numbers of the state, fewer than the {LEAST_EACH} of one load"
+        if numbers["maxnreg"] and 2 * each > numbers["maxnreg"]:
+            return f"{each:g} numbers of the state and as many of what they become do not fit {numbers['maxnreg']}"
+        if numbers["heads"] > 1 and each > MOST_AHEAD:
+            return f"a thread would have {each:g} numbers of each of two heads, more than the {MOST_AHEAD} that fit"
         return None
 
     def smallest(self, problem: Problem) -> Numbers:
@@ -55,13 +74,26 @@ class StepSpace(KernelSpace):
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
         """Programs of a few hundred loads, whole heads or parts of them."""
-        pairs = ((64, 4), (32, 4), (16, 4), (16, 2), (8, 2), (4, 1))
-        return ({"block_p": rows, "num_warps": warps} for rows, warps in pairs)
+        pairs = ((64, 4, 1), (32, 4, 1), (16, 4, 1), (16, 2, 1), (8, 2, 1), (4, 1, 1))
+        pairs += ((32, 4, 4), (64, 8, 4), (16, 2, 4), (32, 4, 8), (64, 4, 2))
+        plain = {"maxnreg": 0}
+        return ({"block_p": rows, "num_warps": warps, "heads": heads, **plain} for rows, warps, heads in pairs)
+
+    def implied(self) -> Numbers:
+        return {"heads": 1, "maxnreg": 0}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_EACH, MOST_EACH, MOST_ROWS
+        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD
 
 
 def _rows(problem: Problem) -> tuple[int, ...]:
     """Powers of two that divide headdim."""
     return powers(1, min(MOST_ROWS, problem.headdim & -problem.headdim))
+
+
+def _heads(problem: Problem) -> tuple[int, ...]:
+    """Powers of two that divide the heads of a group."""
+    if len(power_tiles(problem.dstate)) > 1:
+        return (1,)
+    heads = problem.nheads // problem.ngroups
+    return powers(1, min(MOST_HEADS, heads & -heads))

@@ -44,6 +44,10 @@ class KernelSpace(ABC):
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
         """Numbers that are often near the best; those that are not legal are left out."""
 
+    def implied(self) -> Numbers:
+        """Numbers that a config leaves out: one config then has one form."""
+        return {}
+
     @abstractmethod
     def bounds(self) -> tuple[object, ...]:
         """The constants that `why_not` goes by, for the fingerprint."""
@@ -60,7 +64,8 @@ class KernelSpace(ABC):
 
     def flatten(self, config: Config) -> dict[str, Value]:
         """{axis name: value} of a config, the schedule included."""
-        numbers = {f"{self.kernel}.{axis}": value for axis, value in config["kernels"][self.kernel].items()}
+        whole = {**self.implied(), **config["kernels"][self.kernel]}
+        numbers = {f"{self.kernel}.{axis}": value for axis, value in whole.items()}
         return {"schedule": config["schedule"], **numbers}
 
     def minimal(self, schedule: str, problem: Problem) -> Config:
@@ -77,15 +82,17 @@ class KernelSpace(ABC):
 
     def legal(self, config: Config, problem: Problem, gpu: Gpu) -> str | None:
         """Why a config is not worth compiling, or None."""
-        numbers = config["kernels"][self.kernel]
-        return None if numbers == self.smallest(problem) else self.why_not(numbers, problem)
+        numbers = {**self.implied(), **config["kernels"][self.kernel]}
+        return None if numbers == {**self.implied(), **self.smallest(problem)} else self.why_not(numbers, problem)
 
     def fingerprint(self) -> str:
         """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
         return digest(self.axes, self.SCHEDULES, *self.bounds())
 
     def _of(self, numbers: dict[str, Value]) -> Config:
-        return {"schedule": self.schedule, "kernels": {self.kernel: numbers}}
+        implied = self.implied()
+        kept = {name: value for name, value in numbers.items() if value != implied.get(name)}
+        return {"schedule": self.schedule, "kernels": {self.kernel: kept}}
 
     def _check(self, schedule: str) -> None:
         if schedule != self.schedule:

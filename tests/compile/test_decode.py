@@ -39,7 +39,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def launches(
-    state: str, dstate: int, *, batch: int = 4, tied: bool = True, kept: int = 0, everything: bool = True, rows: int = 8
+    state: str,
+    dstate: int,
+    *,
+    batch: int = 4,
+    tied: bool = True,
+    kept: int = 0,
+    everything: bool = True,
+    rows: int = 8,
+    heads: int = 1,
 ) -> list[Any]:
     """Of one step on tensors without contents."""
     h, p, bf16 = 8, 64, torch.bfloat16
@@ -62,7 +70,7 @@ def launches(
         tensors["z"] = empty(batch, h, p, dtype=bf16)
         tensors["state_batch_indices"] = empty(batch, dtype=torch.int32)
         tensors["seed"] = empty(1, dtype=torch.int64) if state != "float32" else None
-        if not kept:
+        if not kept and heads == 1:
             tensors["step_states"] = empty(batch, 1, h, p, dstate, dtype=STATES[state])
             tensors["step_scales"] = empty(batch, 1, h, p) if tensors["state_scale"] is not None else None
     if kept:
@@ -72,7 +80,7 @@ def launches(
             "kept_B": empty(batch, 2, kept, dstate, dtype=bf16),
             "count": empty(batch, dtype=torch.int32),
         }
-    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16)}}}
+    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16), "heads": heads}}}
     options = {"tied": tied, "tokens": None, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
     return launcher.launches(config, tensors, **options, update_state=True).launches
 
@@ -84,6 +92,8 @@ CALLS = {
     "state_step_untied_2n": launches("float32", 12, tied=False),
     "replay_step": launches("float8", 32, kept=3),
     "replay_step_2n": launches("bfloat16", 20, kept=5),
+    "state_step_heads": launches("int8", 32, heads=2),
+    "replay_step_heads": launches("bfloat16", 32, kept=3, heads=2),
 }
 
 
@@ -97,6 +107,14 @@ def test_every_kernel_is_here() -> None:
 def test_compiles(name: str, gpu: str) -> None:
     for launch in CALLS[name]:
         assert compile_launch(launch, gpus.find(gpu)).resources.registers > 0
+
+
+@pytest.mark.parametrize(("state", "kept", "most"), [("int8", 0, 176), ("bfloat16", 0, 200), ("bfloat16", 15, 254)])
+def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: int) -> None:
+    """The state that is computed and the next one's numbers, at the sizes of the 2.7B shape."""
+    launch = launches(state, 128, batch=256, everything=False, rows=32, kept=kept, heads=4)[0]
+    resources = compile_launch(launch, gpus.find("h200")).resources
+    assert resources.spilled == 0 and resources.registers <= most
 
 
 @pytest.mark.parametrize("state", STATES)
