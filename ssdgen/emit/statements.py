@@ -229,6 +229,8 @@ class StatementPrinter:
                 return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
             case ir.Leave():
                 return "return"
+            case ir.Wait():
+                return "tl.extra.cuda.gdc_wait()"
             case ir.Load(out, tensor, index, descriptor):
                 return self._load(out, self.kernel.tensor(tensor), index, descriptor)
             case ir.Store(tensor, index, value, descriptor):

@@ -21,6 +21,8 @@ LEAST_EACH, MOST_EACH = 4, 128
 MOST_AHEAD = 64
 MOST_ROWS = 128
 MOST_HEADS = 16
+# architectures whose kernels may be launched before the one in front of them has ended
+EARLY = ("sm90", "sm100", "sm103", "sm120")
 WARPS = (1, 2, 4, 8)
 
 
@@ -45,6 +47,11 @@ class StepSpace(KernelSpace):
                 _heads(problem),
                 "heads of a group that a program goes through: several read B and C once and load ahead, one makes the "
                 "most programs; of one tile of dstate alone",
+            ),
+            Axis(
+                "early",
+                (False, True) if gpu.arch in EARLY and len(power_tiles(problem.dstate)) == 1 else (False,),
+                "True: the launch overlaps with the kernel before, which is much of a small batch's time",
             ),
             Axis(
                 "maxnreg",
@@ -76,11 +83,11 @@ class StepSpace(KernelSpace):
         """Programs of a few hundred loads, whole heads or parts of them."""
         pairs = ((64, 4, 1), (32, 4, 1), (16, 4, 1), (16, 2, 1), (8, 2, 1), (4, 1, 1))
         pairs += ((32, 4, 4), (64, 8, 4), (16, 2, 4), (32, 4, 8), (64, 4, 2))
-        plain = {"maxnreg": 0}
+        plain = {"early": False, "maxnreg": 0}
         return ({"block_p": rows, "num_warps": warps, "heads": heads, **plain} for rows, warps, heads in pairs)
 
     def implied(self) -> Numbers:
-        return {"heads": 1, "maxnreg": 0}
+        return {"heads": 1, "early": False, "maxnreg": 0}
 
     def bounds(self) -> tuple[object, ...]:
         return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD

@@ -11,12 +11,14 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+import triton
 
 from ssdgen import gpus
 from ssdgen.mamba2_ops.decode_defaults import default_decode
 from ssdgen.mamba2_ops.launchers import decode as launcher
 from ssdgen.mamba2_ops.problem import Problem
 from ssdgen.plan import catalogue
+from ssdgen.tune import compile as compiling
 from ssdgen.tune.compile import compile_launch
 
 pytestmark = [
@@ -48,6 +50,7 @@ def launches(
     everything: bool = True,
     rows: int = 8,
     heads: int = 1,
+    **numbers: Any,
 ) -> list[Any]:
     """Of one step on tensors without contents."""
     h, p, bf16 = 8, 64, torch.bfloat16
@@ -80,7 +83,7 @@ def launches(
             "kept_B": empty(batch, 2, kept, dstate, dtype=bf16),
             "count": empty(batch, dtype=torch.int32),
         }
-    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16), "heads": heads}}}
+    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16), "heads": heads, **numbers}}}
     options = {"tied": tied, "tokens": None, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
     return launcher.launches(config, tensors, **options, update_state=True).launches
 
@@ -115,6 +118,25 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
     launch = launches(state, 128, batch=256, everything=False, rows=32, kept=kept, heads=4)[0]
     resources = compile_launch(launch, gpus.find("h200")).resources
     assert resources.spilled == 0 and resources.registers <= most
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_one_that_starts_early_waits_before_it_reads(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launch says so to the driver, and the wait stands in front of every load."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    launch = launches("int8", 32, kept=kept, everything=False, early=True)[0]
+    assert launch.early and launch.options["launch_pdl"]
+    compile_launch(launch, gpus.find("h200"))
+    ptx = made[0].asm["ptx"]
+    assert made[0].metadata.launch_pdl and 0 < ptx.index("griddepcontrol.wait") < ptx.index("ld.global")
+    assert "griddepcontrol" not in compile_text(launches("int8", 32, kept=kept, heads=2)[0], made)
+
+
+def compile_text(launch: Any, made: list[Any]) -> str:
+    compile_launch(launch, gpus.find("h200"))
+    return made[-1].asm["ptx"]
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -22,7 +22,7 @@ SLOTS = np.array([4, -1, 0])
 NSLOTS = 6
 KINDS = [(family, MULTI_INPUT) for family in FAMILIES.values()]
 KINDS += [(SSD, layout) for layout in LAYOUTS.values() if layout is not MULTI_INPUT]
-OPTIONS = {"HAS_D": True, "HAS_Z": True, "HAS_DT_BIAS": True, "DT_SOFTPLUS": True, "RANDOM": False}
+OPTIONS = {"HAS_D": True, "HAS_Z": True, "HAS_DT_BIAS": True, "DT_SOFTPLUS": True, "RANDOM": False, "EARLY": True}
 
 
 def drawn(layer: Layer, tokens: int, dstate: int) -> dict[str, Any]:

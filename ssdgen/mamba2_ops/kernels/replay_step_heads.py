@@ -106,6 +106,7 @@ def replay_step_heads(
     HAS_SLOTS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     p_blocks = HEADDIM // BLOCK_P
     p0 = tl.program_id(0) % p_blocks * BLOCK_P
@@ -115,6 +116,8 @@ def replay_step_heads(
     p = tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     if HAS_SLOTS:
         slot = tl.load(state_batch_indices_ptr + b).to(tl.int64)
         if (slot < 0) | (slot >= nslots) | (slot == pad_slot_id):

@@ -23,7 +23,7 @@ from ..kernels import (
     state_step_untied,
     state_step_untied_2n,
 )
-from ..launching import Plan, Recipes, Sizes, key_of
+from ..launching import Plan, Recipes, Sizes, can_start_early, key_of
 from ..storage import FLOAT8, FORMATS, LARGEST
 from ..tiles import next_power_of_two, power_tiles
 
@@ -78,8 +78,9 @@ def launches(config: dict[str, Any], tensors: dict[str, Tensor | None], **option
 def step(config: dict[str, Any], tensors: dict[str, Tensor | None], **options: Any) -> None:
     """Write y and advance the states.  On the current device; arguments already checked, batch at least 1.
 
-    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads"}}}; never changed.  heads: of a
-    program, taken where they divide those of a group and a kernel is there; 1 where it does not say.
+    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "early", "maxnreg"}}}, the last
+    three where they are not 1, False and 0; never changed.  heads: of a program, taken where they divide those of a
+    group and a kernel is there; early: the launch overlaps with the kernel before, on GPUs that can.
     tensors: by name, None or left out where there is none: state [slots, nheads, headdim, dstate]; state_scale;
     state_batch_indices; seed; x, y, z [batch, heads, headdim] and B, C [batch, heads, dstate], or with tokens behind
     batch, all with a last stride of 1; dt [batch, nheads] or with headdim; A [nheads] or with headdim and dstate; D,
@@ -161,8 +162,12 @@ def _plan(
     table, shape = (STATE_STEP, (tied, len(tiles))) if not kept else (REPLAY_STEP, len(tiles))
     heads = numbers.get("heads", 1)
     one_token = tied and (tokens or 1) == 1 and tensors.get("step_states") is None
-    if one_token and heads > 1 and len(tiles) == 1 and nheads // sizes.names["ngroups"] % heads == 0:
-        table, shape, blocks = OF_HEADS, bool(kept), {**blocks, "HEADS": heads}
+    early = bool(numbers.get("early")) and can_start_early(x.device)
+    heads = heads if nheads // sizes.names["ngroups"] % heads == 0 else 1
+    numbers = {**numbers, "early": False}
+    if one_token and len(tiles) == 1 and (heads > 1 or early):
+        table, shape, blocks = OF_HEADS, bool(kept), {**blocks, "HEADS": heads, "EARLY": early}
+        numbers["early"] = early
     if shape not in table:
         raise OptionError(f"this package has no decode kernel for dstate {dstate}: emit it for that, or for all sizes")
     if not kept:

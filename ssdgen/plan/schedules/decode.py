@@ -150,7 +150,7 @@ def _of_heads(layer: Layer, shape: Step) -> Kernel:
         SIZES,
         REALS,
         ("HEADDIM", "DSTATE", "FORMAT", "HEADS", "BLOCK_P", *block_names(shape.n_tiles)),
-        (*OPTIONS, "STORE_STATE"),
+        (*OPTIONS, "STORE_STATE", "EARLY"),
         heads.GRID,
         (
             *heads.place(layer, shape.n_tiles),

@@ -2,6 +2,7 @@
 
 What heads share is loaded and made once.  While a head is computed the state and operands of the next one are on their
 way, so that a program's loads, arithmetic and stores overlap, and what every program does besides is done by fewer.
+They may be launched early: then the launch itself overlaps with the kernel before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sympy
 
 from ...spec.dims import entry
 from ...spec.layer import Layer
-from ..ir import For, Full, Index, Leave, Let, Load, Scalar, Span, Stmt, Store, Value, When, Widen
+from ..ir import For, Full, Index, Leave, Let, Load, Scalar, Span, Stmt, Store, Value, Wait, When, Widen
 from ..lower import Lowering, Pieces, Source, merge
 from . import common, decode
 
@@ -43,6 +44,8 @@ def skip_padding() -> tuple[Stmt, ...]:
         Leave(),
     )
     return (
+        # on GPUs whose kernels may be launched while the one before still runs: only from here on is memory read
+        When("EARLY", (Wait(),)),
         *decode.slot_of_row(zeros),
         When("RANDOM", (Load(Value("seed", (), "int"), "seed", ("0",)),), (Scalar("seed", "0"),)),
     )

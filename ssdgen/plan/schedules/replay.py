@@ -83,7 +83,7 @@ def kernel(layer: Layer, shape: Replay = Replay()) -> Kernel:
             *(["HEADS"] if shape.heads else []),
             *("BLOCK_P", *decode.block_names(shape.n_tiles), "BLOCK_K"),
         ),
-        decode.OPTIONS,
+        (*decode.OPTIONS, *(["EARLY"] if shape.heads else [])),
         heads.GRID if shape.heads else decode.GRID,
         (
             *(heads if shape.heads else decode).place(layer, shape.n_tiles),
