@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from .. import gpus
 from ..gpus import Gpu
 from ..pack import templates
-from ..pack.records import BACKWARD, CONV, DECODE, DIRECTIONS, FORWARD, NORM, Direction
+from ..pack.records import BACKWARD, CONV, DECODE, DIRECTIONS, FORWARD, NORM, REPLAY, Direction
 from ..tune import budget as budgets
 from ..tune import shapes as problems
 from ..tune.errors import TuneError
@@ -34,7 +34,7 @@ SCOPES: dict[str, tuple[Direction, ...]] = {
     "forward": (FORWARD,),
     "backward": (BACKWARD,),
     "both": (FORWARD, BACKWARD),
-    "decode": (DECODE,),
+    "decode": (DECODE, REPLAY),
     "conv": CONV,
     "norm": NORM,
     "layer": (FORWARD, BACKWARD, "conv_forward", "conv_backward", *NORM),
@@ -58,8 +58,8 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     metavar="|".join(SCOPES),
     default="both",
     show_default=True,
-    help="Of the scan its result, its gradients or both; its decode step; the convolution; the gated norms; layer: "
-    "what training runs of these; all.  One of a part alone goes by its file: norm_backward, conv_update, ...",
+    help="Of the scan its result, its gradients or both; its decode step, with and without replay; the convolution; the "
+    "gated norms; layer: what training runs of these; all.  One alone goes by its file: norm_backward, replay, ...",
 )
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
 @click.option(

@@ -25,7 +25,7 @@ from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
 from .match import Gpu, is_same, is_stale, nearest
 from .problem import Problem
-from .records import BACKWARD, CONV, DECODE, FORWARD, NORM, PARTS, GpuRecords, Record
+from .records import BACKWARD, CONV, DECODE, FORWARD, NORM, PARTS, REPLAY, GpuRecords, Record
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -81,9 +81,12 @@ def replace_backward(problem: Problem, device: torch.device, config: dict[str, A
     _backward_configs[problem.bucket(), device] = config
 
 
-def decode_config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
-    """The same for a decode step.  problem: seqlen is 1, and dtype is the state's, by its bytes (`decode_paths`)."""
-    return part_config_for(DECODE, problem, device)
+def decode_config_for(problem: Problem, device: torch.device, replay: bool = False) -> dict[str, Any]:
+    """The same for a decode step.  problem: seqlen is 1, and dtype is the state's, by its bytes (`decode_paths`).
+
+    replay: for one that keeps its inputs.
+    """
+    return part_config_for(REPLAY if replay else DECODE, problem, device)
 
 
 def part_config_for(direction: str, problem: Problem, device: torch.device) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     """What a pass that nobody tuned runs with."""
     if direction == FORWARD:
         return default_config(problem, gpu.sms)
-    if direction == DECODE:
+    if direction in (DECODE, REPLAY):
         return default_decode(problem, gpu.sms)
     if direction in CONV:
         return conv_defaults.default_conv(direction, problem, gpu.sms)
@@ -178,7 +181,8 @@ def _call(direction: str, problem: Problem) -> str:
     """How a message names a pass of a problem."""
     if direction in PARTS:
         return part_problem.describe(direction, problem)
-    return {FORWARD: "", DECODE: "a decode step of "}.get(direction, f"the {direction} pass of ") + str(problem)
+    steps = {FORWARD: "", DECODE: "a decode step of ", REPLAY: "a decode step that keeps its inputs, of "}
+    return steps.get(direction, f"the {direction} pass of ") + str(problem)
 
 
 def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choice | None:

@@ -13,12 +13,14 @@ FORWARD: Literal["forward"] = "forward"
 BACKWARD: Literal["backward"] = "backward"
 DECODE: Literal["decode"] = "decode"
 
+REPLAY: Literal["replay"] = "replay"
 CONV_UPDATE: Literal["conv_update"] = "conv_update"
 
 Direction = Literal[
     "forward",
     "backward",
     "decode",
+    "replay",
     "conv_forward",
     "conv_backward",
     "conv_tile_forward",
@@ -36,7 +38,7 @@ CONV: tuple[Direction, ...] = (
     CONV_UPDATE,
 )
 NORM: tuple[Direction, ...] = ("norm_forward", "norm_backward")
-DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD, DECODE, *CONV, *NORM)
+DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD, DECODE, REPLAY, *CONV, *NORM)
 
 MEASURED: Literal["measured"] = "measured"
 PREDICTED: Literal["predicted"] = "predicted"

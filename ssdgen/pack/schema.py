@@ -39,6 +39,7 @@ _DIRECTIONS = (
     "forward",
     "backward",
     "decode",
+    "replay",
     "conv_forward",
     "conv_backward",
     "conv_tile_forward",

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mamba2_ops import select, selective_state_update
+from ..mamba2_ops import Replay, select, selective_state_update
 from ..mamba2_ops.decode_defaults import default_decode
 from ..mamba2_ops.launchers import decode as launcher
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..plan.decode_space import StepSpace
 from ..plan.problem import Problem
-from . import gate, inputs, work
+from . import gate, inputs, parts, work
 from .choices import PackagedSpace, Space
 from .compile import Launch
 from .counted import Work
@@ -27,6 +27,8 @@ from .gate import Checked
 # |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
 STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
 LARGEST = 127
+# inputs that a replay keeps, as many as public reports of it found best; how many are kept when its time is taken
+KEPT, KEPT_THEN = 15, 7
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,66 @@ class Decode:
             gate.check(_restored(state, scale), expected[1], heads, 1, limits[1], "the state"),
         )
         return max((Checked(*pair) for pair in zip(errors, limits, strict=True)), key=lambda each: each.share)
+
+
+class ReplayStep(Decode):
+    """The same where inputs are kept: y, and the state as it was; with more, none can be kept and it is written."""
+
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
+        token = super().draw(problem, device, seed, more)
+        p, generator = problem, None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**21)
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, device=device, dtype=torch.bfloat16, generator=generator)
+
+        kept = {
+            "kept_x": normal(p.batch, p.nheads, KEPT, p.headdim),
+            # as a transform leaves them
+            "kept_dt": 0.05 * torch.rand(p.batch, p.nheads, KEPT, device=device, generator=generator),
+            "kept_B": normal(p.batch, p.ngroups, KEPT, p.dstate),
+            "count": torch.full((p.batch,), KEPT if more else KEPT_THEN, device=device, dtype=torch.int32),
+        }
+        return replace(token, tensors={**token.tensors, **kept})
+
+    def fresh(self, given: Token) -> Token:
+        token = super().fresh(given)
+        kept = {name: t.clone() for name in _OF_A_REPLAY if (t := given.tensors[name]) is not None}
+        return replace(token, tensors={**token.tensors, **kept})
+
+    def expect(self, given: Token, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The recurrence over the kept inputs, and one step of it more."""
+        kept_x, kept_dt, kept_B, A = (
+            given.tensors[name].double()  # type: ignore[union-attr]
+            for name in ("kept_x", "kept_dt", "kept_B", "A")
+        )
+        count = given.tensors["count"]
+        assert count is not None
+        state = _restored(given.state, given.scale).double()
+        group = torch.arange(problem.nheads, device=state.device) // (problem.nheads // problem.ngroups)
+        for k in range(int(count[0])):
+            step = kept_dt[:, :, k]
+            state *= (step * A).exp()[..., None, None]
+            state += (step[..., None] * kept_x[:, :, k])[..., None] * kept_B[:, group, None, k]
+        y, states = super().expect(replace(given, state=state, scale=None), problem)
+        return y, states if int(count[0]) == KEPT else _restored(given.state, given.scale)
+
+    def call(self, given: Token, more: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        tensors = dict(self.fresh(given).tensors)
+        kept = [tensors.pop(name) for name in _OF_A_REPLAY]
+        y = selective_state_update(**tensors, dt_softplus=True, replay=Replay(*kept))  # type: ignore[arg-type]
+        state = tensors["state"]
+        assert state is not None
+        return y, state, tensors["state_scale"]
+
+    def work(self, launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
+        return parts.work(launch, 1)
+
+    def found_by(self, problem: Problem, device: torch.device) -> dict[str, Any]:
+        return select.decode_config_for(CallProblem(**problem.to_json()), device, replay=True)
+
+
+# in the order of `Replay`
+_OF_A_REPLAY = ("kept_x", "kept_dt", "kept_B", "count")
 
 
 def _restored(state: Tensor, scale: Tensor | None) -> Tensor:

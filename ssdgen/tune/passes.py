@@ -18,7 +18,7 @@ from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.launchers import backward as backward_launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import BACKWARD, CONV, CONV_UPDATE, DECODE, FORWARD, NORM, Direction
+from ..pack.records import BACKWARD, CONV, CONV_UPDATE, DECODE, FORWARD, NORM, REPLAY, Direction
 from ..plan import backward_space, space
 from ..plan.problem import Problem
 from . import gate, gradient_reference, inputs, kernels, reference, work
@@ -26,7 +26,7 @@ from .choices import PackagedSpace, Space
 from .compile import Launch
 from .convolving import Convolution, Update
 from .counted import Work
-from .decoding import Decode
+from .decoding import Decode, ReplayStep
 from .gate import Checked
 from .inputs import Inputs
 from .norming import GatedNorm
@@ -181,6 +181,7 @@ PASSES: dict[Direction, Pass] = {
     FORWARD: Forward(),
     BACKWARD: Backward(),
     DECODE: Decode(),
+    REPLAY: ReplayStep(),
     **{direction: Convolution(direction) for direction in CONV if direction != CONV_UPDATE},
     CONV_UPDATE: Update(),
     **{direction: GatedNorm(direction) for direction in NORM},

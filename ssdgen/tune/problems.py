@@ -9,7 +9,7 @@ import torch
 
 from ..mamba2_ops import part_problem
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import CONV, CONV_UPDATE, DECODE, NORM, Direction
+from ..pack.records import CONV, CONV_UPDATE, DECODE, NORM, REPLAY, Direction
 from ..plan.problem import Problem
 
 # of the convolution of every published model
@@ -24,7 +24,7 @@ def of_layer(direction: Direction, shape: Problem) -> Problem:
     """What one pass of a layer of this shape is to the look-up; a state is stored in the shape's dtype."""
     dtype = getattr(torch, shape.dtype)
     inner = shape.nheads * shape.headdim
-    if direction == DECODE:
+    if direction in (DECODE, REPLAY):
         return replace(shape, seqlen=1, dtype="float32" if shape.dtype == "float32" else "bfloat16")
     if direction in CONV:
         length = 1 if direction == CONV_UPDATE else shape.seqlen
@@ -55,7 +55,7 @@ def of_layers(
 def _of_shape(direction: Direction, shape: Problem, every_batch: bool) -> dict[tuple[str, ...], Problem]:
     problem = of_layer(direction, shape)
     batches = BATCHES if every_batch else (shape.batch,)
-    if direction == DECODE:
+    if direction in (DECODE, REPLAY):
         return {
             (direction, str(batch), state): replace(problem, batch=batch, dtype=state)
             for batch in batches

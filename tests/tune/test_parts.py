@@ -11,7 +11,7 @@ import torch
 from ssdgen import gpus
 from ssdgen.mamba2_ops.part_problem import describe
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
-from ssdgen.pack.records import CONV, DECODE, DIRECTIONS, NORM, Direction
+from ssdgen.pack.records import CONV, DECODE, DIRECTIONS, NORM, REPLAY, Direction
 from ssdgen.plan.problem import Problem
 from ssdgen.tune import parts, session
 from ssdgen.tune.compile import Launch
@@ -59,8 +59,8 @@ def test_the_searches_of_all_passes() -> None:
     tasks = session.tasks_of(shapes, DIRECTIONS)
     assert len({task.name for task in tasks}) == len(tasks)
     count = {d: sum(task.direction == d for task in tasks) for d in DIRECTIONS}
-    own = {DECODE: 3, "conv_update": 1}
-    named = {DECODE: 3 * len(BATCHES), "conv_update": len(BATCHES)}
+    own = {DECODE: 3, REPLAY: 3, "conv_update": 1}
+    named = {**dict.fromkeys((DECODE, REPLAY), 3 * len(BATCHES)), "conv_update": len(BATCHES)}
     assert count == {d: own.get(d, 1) + named.get(d, 1) for d in DIRECTIONS}
     assert "own norm_backward" in {task.name for task in tasks}
     # shapes that differ in what a pass does not see are searched once
@@ -103,6 +103,24 @@ def test_legal_configs_are_right(direction: Direction, monkeypatch: pytest.Monke
         with parts.gate.poisoned_memory():
             found = it.run(config, it.fresh(given), more)
         assert it.check(found, expected, problem).share <= 1
+
+
+@pytest.mark.parametrize("state", ["float32", "int8"])
+@pytest.mark.parametrize("more", [False, True])
+def test_a_step_that_keeps_its_inputs(state: str, more: bool) -> None:
+    """The public call agrees with the reference, and a state that was written in vain is noticed."""
+    it, problem = PASSES[REPLAY], Problem(3, 1, 4, 8, 16, 2, state)
+    given = it.draw(problem, "cpu", 1, more)
+    expected = it.expect(given, problem)
+    y, states, scale = it.call(given, more)
+    assert it.check((y, states, scale), expected, problem).share <= 1
+    # nothing is written until no more can be kept
+    assert torch.equal(states, given.state) != more
+    with pytest.raises(WrongResultError, match="the state has an error"):
+        it.check((y, states.clone().fill_(3), scale), expected, problem)
+    config = it.space.config("step", {"state_step.block_p": 8, "state_step.num_warps": 1, "state_step.heads": 2})
+    names = [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, more), more).launches]
+    assert names == ["replay_step_heads", "replay_advance"]
 
 
 @pytest.mark.parametrize("direction", PARTS)
