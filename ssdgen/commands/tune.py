@@ -58,8 +58,8 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     metavar="|".join(SCOPES),
     default="both",
     show_default=True,
-    help="Of the scan its result, its gradients or both; its decode step, with and without replay; the convolution; the "
-    "gated norms; layer: what training runs of these; all.  One alone goes by its file: norm_backward, replay, ...",
+    help="Of the scan its result, its gradients or both; its decode step, with and without replay; the convolution; "
+    "the gated norms; layer: what training runs of these; all.  One alone goes by its file: norm_backward, replay, ...",
 )
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
 @click.option(
