@@ -49,8 +49,18 @@ def config_of(direction: str, problem: Problem, device: Any) -> Config:
 def work(launch: Launch, steps: int) -> Work:
     """Of a kernel that moves memory.  steps: trips of a program through its loop; every operand counts once."""
     memory = memory_of(launch)
-    element = max((t.numel() for t in launch.args.values() if isinstance(t, Tensor)), default=0)
-    return Work(max(1, prod(launch.grid)), max(1, steps), 0, memory, memory, 0.0, float(element), SMALLEST)
+    # one exponential of each, of a gate or of SiLU
+    elements = max((t.numel() for t in launch.args.values() if isinstance(t, Tensor)), default=0)
+    return Work(
+        ctas=max(1, prod(launch.grid)),
+        steps=max(1, steps),
+        chain=0,
+        memory_bytes=memory,
+        loaded_bytes=memory,
+        flops=0.0,
+        exps=float(elements),
+        rows=SMALLEST,
+    )
 
 
 def steps_of_sum(launch: Launch) -> int:

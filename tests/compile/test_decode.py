@@ -50,6 +50,7 @@ def launches(
     everything: bool = True,
     rows: int = 8,
     heads: int = 1,
+    tokens: int | None = None,
     **numbers: Any,
 ) -> list[Any]:
     """Of one step on tensors without contents."""
@@ -58,13 +59,14 @@ def launches(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    row = (batch,) if tokens is None else (batch, tokens)
     each, every = ((), ()) if tied else ((p,), (p, dstate))
     tensors: dict[str, torch.Tensor | None] = {
         "state": empty(batch, h, p, dstate, dtype=STATES[state]),
         "state_scale": empty(batch, h, p) if state in ("int8", "float8") else None,
-        **{name: empty(batch, h, p, dtype=bf16) for name in ("x", "y")},
-        **{name: empty(batch, 2, dstate, dtype=bf16) for name in ("B", "C")},
-        "dt": empty(batch, h, *each, dtype=bf16),
+        **{name: empty(*row, h, p, dtype=bf16) for name in ("x", "y")},
+        **{name: empty(*row, 2, dstate, dtype=bf16) for name in ("B", "C")},
+        "dt": empty(*row, h, *each, dtype=bf16),
         "A": empty(h, *every),
         "D": empty(h),
         "dt_bias": empty(h, *each),
@@ -84,7 +86,7 @@ def launches(
             "count": empty(batch, dtype=torch.int32),
         }
     config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16), "heads": heads, **numbers}}}
-    options = {"tied": tied, "tokens": None, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
+    options = {"tied": tied, "tokens": tokens, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
     return launcher.launches(config, tensors, **options, update_state=True).launches
 
 
@@ -118,6 +120,25 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
     launch = launches(state, 128, batch=256, everything=False, rows=32, kept=kept, heads=4)[0]
     resources = compile_launch(launch, gpus.find("h200")).resources
     assert resources.spilled == 0 and resources.registers <= most
+
+
+@pytest.mark.parametrize(
+    ("dstate", "options"),
+    [
+        # a group has four heads
+        (32, {"heads": 8}),
+        (96, {"heads": 2}),
+        (32, {"heads": 2, "tied": False}),
+        (32, {"heads": 2, "tokens": 3}),
+        (96, {"early": True}),
+    ],
+)
+def test_heads_that_do_not_go_together(dstate: int, options: dict[str, Any]) -> None:
+    """Where a group has too few, or a call has what their kernel lacks, programs have one head each."""
+    launch = launches("bfloat16", dstate, everything=False, **options)[0]
+    assert "heads" not in launch.kernel.__name__ and not launch.early
+    again = launches("bfloat16", 32, everything=False, heads=2, tokens=1)[0]
+    assert again.kernel.__name__ == "state_step_heads" and again.args["HEADS"] == 2
 
 
 @pytest.mark.parametrize("kept", [0, 3])

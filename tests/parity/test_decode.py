@@ -80,25 +80,6 @@ def test_replay_of_heads_after_heads(state: str, device: str, monkeypatch: pytes
     assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(ngroups=4),
-        Case(dstate=20),
-        Case(tokens=2),
-        Case(options=("untied", "D", "dt_bias")),
-        Case(options=("step_states",)),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("device", DEVICES)
-def test_heads_that_do_not_go_together(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a group has too few, or a call has what their kernel lacks, programs have one head each."""
-    ran = going_through_heads(monkeypatch, 2)
-    check(case, ops.selective_state_update, device)
-    assert len(ran) == 1 and "heads" not in ran[0]
-
-
 def going_through_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> list[str]:
     """Have every step run with that many heads of a program; what is launched is noted."""
     config = {"schedule": "step", "kernels": {"state_step": {"block_p": 4, "num_warps": 1, "heads": heads}}}
