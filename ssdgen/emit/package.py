@@ -211,6 +211,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     names = {kernel.name for kernel in decoding}
     steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
+    of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(
@@ -219,6 +220,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         steps=[row for row in steps if row[1] in names],
         replays=[row for row in replays if row[1] in names],
+        of_heads=[row for row in of_heads if row[1] in names],
     )
 
 

@@ -78,6 +78,9 @@ DECODE: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Step(n, tied)).name: partial(decode.kernel, shape=shape) for tied, n in product((True, False), (1, 2))
     },
     **{(shape := Replay(n)).name: partial(replay.kernel, shape=shape) for n in (1, 2)},
+    # heads after heads, where dstate is one tile
+    (shape := Step(heads=True)).name: partial(decode.kernel, shape=shape),
+    (shape := Replay(heads=True)).name: partial(replay.kernel, shape=shape),
     "replay_advance": replay.advance,
 }
 

@@ -32,6 +32,8 @@ class Launch(Protocol):
     def num_stages(self) -> int: ...
     @property
     def maxnreg(self) -> int: ...
+    @property
+    def early(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
 def launch_options(launch: Launch, backend: str) -> dict[str, Any]:
     """Keyword arguments for Triton beside the kernel's own.  Only NVIDIA's compiler knows a cap on registers."""
     options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    options |= {"launch_pdl": True} if launch.kernel.is_gluon() else {}
+    options |= {"launch_pdl": True} if launch.early or launch.kernel.is_gluon() else {}
     return options | ({"maxnreg": launch.maxnreg} if launch.maxnreg and backend == "cuda" else {})
 
 

@@ -75,6 +75,7 @@ PARTS = {
         "conv_update_3w",
         "layer_norm_2d",
         "rms_norm_gate_first_backward",
+        "sum_parts",
     )
 }
 NAMES = (*KINDS, *PARTS)

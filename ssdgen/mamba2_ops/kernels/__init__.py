@@ -64,6 +64,7 @@ _NAMES = frozenset(
         "replay_advance",
         "replay_step",
         "replay_step_2n",
+        "replay_step_heads",
         "reverse_walk",
         "reverse_walk_2n",
         "reverse_walk_2n_2p",
@@ -118,8 +119,10 @@ _NAMES = frozenset(
         "state_passing",
         "state_step",
         "state_step_2n",
+        "state_step_heads",
         "state_step_untied",
         "state_step_untied_2n",
+        "sum_parts",
     )
 )
 
