@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -64,6 +67,24 @@ def compile_launch(launch: Launch, gpu: Gpu) -> Compiled:
     if not resources.ctas_per_sm(needs, gpu):
         raise CompileError(f"{name} needs {needs.registers} registers in {needs.num_warps} warps: too many for one CTA")
     return Compiled(name, kernel.hash, needs)
+
+
+def shape_of(launch: Launch) -> str:
+    """What of a launch its code's needs depend on, as a short text: constants, dtypes and options.
+
+    Not the sizes of a problem, and whether they are multiples of 16: that decides a few registers and no more.
+    """
+    constants = {p.name for p in launch.kernel.params if p.is_constexpr}
+    parts = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "maxnreg": launch.maxnreg}
+    kinds: dict[str, Any] = {}
+    for name, value in launch.args.items():
+        base = getattr(value, "base", value)
+        if name in constants or value is None:
+            kinds[name] = str(value)
+        elif isinstance(base, torch.Tensor):
+            kinds[name] = str(base.dtype)
+    text = json.dumps([parts, kinds], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def launch_options(launch: Launch, backend: str) -> dict[str, Any]:

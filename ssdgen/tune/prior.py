@@ -34,7 +34,7 @@ def ranked(direction: Direction, problem: Problem, gpu: Gpu, seed: int) -> list[
     found: list[tuple[float, str, Config]] = []
     for schedule in it.space.SCHEDULES:
         estimates: dict[str, tuple[float, str, Config]] = {}
-        for config in _drawn(direction, schedule, problem, gpu, seed):
+        for config in drawn(direction, schedule, problem, gpu, seed):
             try:
                 launches = it.plan(config, given, False).launches
             except OptionError:
@@ -47,7 +47,8 @@ def ranked(direction: Direction, problem: Problem, gpu: Gpu, seed: int) -> list[
     return [config for _, _, config in sorted(found, key=lambda each: each[:2])]
 
 
-def _drawn(direction: Direction, schedule: str, problem: Problem, gpu: Gpu, seed: int) -> list[Config]:
+def drawn(direction: Direction, schedule: str, problem: Problem, gpu: Gpu, seed: int) -> list[Config]:
+    """Legal configs of a schedule, at random; the same seed gives the same."""
     space = PASSES[direction].space
     # a seed of its own: the sampler's draws do not depend on how many are drawn here
     numbers, axes = random.Random(f"{seed}/{schedule}"), space.axes(schedule, problem, gpu)
