@@ -28,6 +28,8 @@ FILE = Path(__file__).with_name("constants.json")
 EXPS_PER_CYCLE = 16
 # rows of a tile that one warp of a group multiplies
 WARP_ROWS = 16
+# Triton multiplies there in fp32, one product after the other: it knows tensor cores from sm80 on
+WITHOUT_MATRIX_UNITS = ("sm75",)
 # fp32 operands go through the tensor cores as tf32, at half the rate
 RATE_SHARE = {"bfloat16": 1.0, "float16": 1.0, "float32": 0.5, "int8": 1.0}
 
@@ -93,6 +95,8 @@ def launch_time(
     trips = work.trips
     # what a multiprocessor is busy with for one trip of one team, in cycles
     rate = gpu.bf16_tflops * 1e6 / (gpu.sms * gpu.clock_mhz) * RATE_SHARE[dtype]
+    if gpu.arch in WITHOUT_MATRIX_UNITS:
+        rate = 2.0 * gpu.fp32_lanes
     warps = needs.num_warps // work.teams
     products = work.flops / trips / rate
     exps = work.exps / trips / EXPS_PER_CYCLE
