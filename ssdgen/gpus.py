@@ -14,6 +14,9 @@ from dataclasses import dataclass
 # what the H200 reached of its datasheet: a copy 4.27 of 4.8 TB/s, a dense bf16 product 790 of 989 TFLOP/s
 COPY_SHARE, MATRIX_SHARE = 0.89, 0.80
 
+# where Triton multiplies number by number, in fp32: it has matrix products from sm80 on
+WITHOUT_MATRIX_UNITS = ("sm75",)
+
 KB = 1024
 MB = 1024 * KB
 

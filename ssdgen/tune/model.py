@@ -17,7 +17,7 @@ from functools import cache
 from math import ceil
 from pathlib import Path
 
-from ..gpus import Gpu
+from ..gpus import WITHOUT_MATRIX_UNITS, Gpu
 from .compile import Compiled
 from .counted import Work
 from .resources import ctas_per_sm
@@ -28,8 +28,6 @@ FILE = Path(__file__).with_name("constants.json")
 EXPS_PER_CYCLE = 16
 # rows of a tile that one warp of a group multiplies
 WARP_ROWS = 16
-# Triton multiplies there in fp32, one product after the other: it knows tensor cores from sm80 on
-WITHOUT_MATRIX_UNITS = ("sm75",)
 # fp32 operands go through the tensor cores as tf32, at half the rate
 RATE_SHARE = {"bfloat16": 1.0, "float16": 1.0, "float32": 0.5, "int8": 1.0}
 
