@@ -216,7 +216,13 @@ def _target(named: Gpu | None, here: str | None, predicted: bool) -> Gpu:
 def _announcement(gpu: Gpu, here: str | None, predicted: bool, root: Path) -> str:
     if predicted:
         why = "no GPU here" if here is None else "as asked"
-        return f"Predicting for {gpu.name} ({gpu.arch}) by compiling for it, {why}; records go to {root / gpu.folder}"
+        text = f"Predicting for {gpu.name} ({gpu.arch}) by compiling for it, {why}; records go to {root / gpu.folder}"
+        if gpu.arch in gpus.WITHOUT_MATRIX_UNITS:
+            text += (
+                f"\nTriton does not use the tensor cores of {gpu.arch}: large tiles spill, take minutes to compile and "
+                "are mostly rejected; raise --budget, and use --dtype float16, since bf16 is emulated there"
+            )
+        return text
     return f"Measuring on {here} ({gpu.arch}); records go to {root / gpu.folder}"
 
 

@@ -14,6 +14,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from .decode_defaults import default_decode
 from .defaults import default_config
 from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
-from .match import Gpu, is_same, is_stale, nearest
+from .match import Gpu, distance, is_same, is_stale, nearest
 from .problem import Problem
 from .records import BACKWARD, CONV, DECODE, FORWARD, NORM, PARTS, REPLAY, GpuRecords, Record
+
+# octaves between two problems that count as nearly the same: of twice the length, or four times the batch
+NEAR = 2.0
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -189,15 +193,23 @@ def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choi
     this = [(step, [g for g in gpus if is_same(gpu, g)]) for step, gpus in ladder]
     # another GPU of the same architecture: the one that has the nearest record
     related = [(step, [g for g in gpus if g.arch == gpu.arch]) for step, gpus in ladder]
-    for places, exact in ((this, True), (related, False)):
-        # a record that was measured counts more than one that lies earlier on the ladder
-        for measured in (True, False):
-            for step, gpus in places:
-                if found := nearest(problem, gpus, measured, direction):
-                    owner, record = found
-                    _check_fingerprint(owner, record)
-                    name = step if exact else f"a record of {owner.name} from {step}"
-                    return Choice(_fitted(record, problem, gpu), name, record, exact)
+    # a record that was measured counts more than one that lies earlier on the ladder, and so does one of a related GPU
+    # more than a prediction for this, if it is of nearly the same problem
+    order = (
+        (this, True, True, inf),
+        (related, False, True, NEAR),
+        (this, True, False, inf),
+        (related, False, True, inf),
+        (related, False, False, inf),
+    )
+    for places, exact, measured, within in order:
+        for step, gpus in places:
+            found = nearest(problem, gpus, measured, direction)
+            if found and distance(problem, found[1].problem) <= within:
+                owner, record = found
+                _check_fingerprint(owner, record)
+                name = step if exact else f"a record of {owner.name} from {step}"
+                return Choice(_fitted(record, problem, gpu), name, record, exact)
     return None
 
 

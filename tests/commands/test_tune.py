@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ssdgen.commands import main
+from ssdgen import gpus
+from ssdgen.commands import main, tune
 from ssdgen.pack import store
 from ssdgen.pack.records import DECODE, DIRECTIONS, REPLAY
 from ssdgen.tune import device
@@ -120,6 +121,11 @@ def test_a_corrupt_journal_is_named(no_gpu: None, tmp_path: Path, own_journal: P
     own_journal.write_text('{"op_code": 0}\n{broken\n')
     message = refused("--gpu", "h200", "--shapes", SMALL, "--out", str(tmp_path))
     assert "is broken in line 2" in message
+
+
+def test_what_triton_cannot_do_well_is_told(tmp_path: Path) -> None:
+    said = [tune._announcement(gpus.find(name), None, True, tmp_path) for name in ("t4", "a100")]
+    assert "tensor cores of sm75" in said[0] and "--dtype float16" in said[0] and "tensor cores" not in said[1]
 
 
 @pytest.mark.slow

@@ -143,6 +143,23 @@ def test_measured_beats_predicted(roots: dict[str, Path]) -> None:
     assert chosen() == "measured"
 
 
+def test_measured_on_a_related_gpu_beats_predicted_where_the_problem_is_near(roots: dict[str, Path]) -> None:
+    far = replace(PROBLEM, batch=1)
+    put(
+        roots["own"],
+        [record("predicted", provenance="predicted"), record("predicted far", far, provenance="predicted")],
+    )
+    put(roots["bundled"], [record("h100", replace(PROBLEM, seqlen=3072))], name="NVIDIA H100")
+    with pytest.warns(SsdWarning, match=r"NVIDIA H200.*a record of NVIDIA H100"):
+        assert not select.choose(PROBLEM, H200).exact
+    assert chosen() == "h100" and chosen(far) == "predicted far"
+    # without a prediction it need not be near, and what was measured on this GPU always comes first
+    assert chosen(replace(far, dtype="bfloat16"), Gpu("NVIDIA GH200 480GB", "sm90", 132)) == "h100"
+    put(roots["cache"], [record("h200", far)])
+    select.forget()
+    assert chosen() == "h200"
+
+
 def test_the_nearest_problem(roots: dict[str, Path]) -> None:
     put(
         roots["own"],

@@ -30,6 +30,16 @@ def test_every_one_can_be_tried(direction: passes.Direction, name: str) -> None:
         assert passes.used_kernels(direction, config, problem)
 
 
+def test_given_ones_stand_among_them_if_they_are_legal() -> None:
+    problem, gpu, space = Problem(2, 1024, 16, 64, 128, 2), gpus.find("a100"), passes.PASSES["forward"].space
+    good, bad = space.starts(problem, gpu)[0], space.minimal("split", problem)
+    illegal = {**good, "chunk": 48}
+    found = prior.ranked("forward", problem, gpu, 0, [bad, illegal, good])
+    assert illegal not in found and found.index(good) < found.index(bad)
+    # the smallest tiles are the last of all
+    assert len(found) > prior.KEPT and bad not in found[: prior.KEPT]
+
+
 def test_the_best_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(passes.PASSES, "forward", FakePass())
     found = prior.ranked("forward", PROBLEM, H200, 0)
