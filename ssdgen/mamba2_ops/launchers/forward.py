@@ -19,6 +19,7 @@ from ..kernels import (
     chunk_scan_2n_2p,
     chunk_scan_2p,
     dt_cumsum,
+    dt_cumsum_gated,
     segment_state,
     segment_state_1consumer,
     segment_state_2consumers,
@@ -37,14 +38,18 @@ from ..kernels import (
     single_pass_2n,
     single_pass_2n_2p,
     single_pass_2n_2p_inline,
+    single_pass_2n_2p_inline_gated,
     single_pass_2n_2terms_1consumer,
     single_pass_2n_2terms_2consumers,
     single_pass_2n_inline,
+    single_pass_2n_inline_gated,
     single_pass_2p,
     single_pass_2p_inline,
+    single_pass_2p_inline_gated,
     single_pass_2terms_1consumer,
     single_pass_2terms_2consumers,
     single_pass_inline,
+    single_pass_inline_gated,
     single_pass_pmajor,
     single_pass_pmajor_tma,
     single_pass_tma,
@@ -55,6 +60,7 @@ from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
+    "A": ("batch", "seqlen", "nheads"),
     "B": ("batch", "seqlen", "ngroups", "DSTATE"),
     "C": ("batch", "seqlen", "ngroups", "DSTATE"),
     "D": ("nheads", "HEADDIM"),
@@ -109,6 +115,13 @@ CHUNK_SCAN = {
     (2, 1): chunk_scan_2n,
     (1, 2): chunk_scan_2p,
     (2, 2): chunk_scan_2n_2p,
+}
+# of the same, the walks that make the sums of decays that are given for every token
+GATED_INLINE = {
+    (1, 1, 1, "n", False, False): single_pass_inline_gated,
+    (1, 2, 1, "n", False, False): single_pass_2n_inline_gated,
+    (1, 1, 2, "n", False, False): single_pass_2p_inline_gated,
+    (1, 2, 2, "n", False, False): single_pass_2n_2p_inline_gated,
 }
 
 # runs in 48 KB of shared memory at any size
@@ -170,6 +183,7 @@ def forward(
     config: {"schedule", "chunk", "segment", "state_dtype", "prepared", "kernels": {kernel: numbers}}; never changed.
     x: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim]; z: as x.
+    A may have the shape of dt: the log-decay of every token, whatever its step size.
     initial_states: [rows, nheads, headdim, dstate]; seq_idx: [batch, seqlen]; cu_seqlens: [sequences + 1].
     All but dt have a last stride of 1.
     Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate].
@@ -335,7 +349,8 @@ def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.scratch("dt_ready", shape, torch.float32)
     sizes.scratch("dA_cs", shape, torch.float32)
     block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
-    sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
+    module = dt_cumsum_gated if sizes.tensors["A"].dim() == 3 else dt_cumsum
+    sizes.launch(module, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
 
 
 def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype, joined: bool) -> None:
@@ -378,6 +393,8 @@ def _walk(
     if numbers.get("consumers"):
         # what fits anywhere, where warps cannot be specialised
         numbers = {"num_stages": 1}
+    if not prepared and sizes.tensors["A"].dim() == 3:
+        table = GATED_INLINE
     n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
     heads = numbers.get("heads", 1)
