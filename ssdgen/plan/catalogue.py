@@ -155,8 +155,7 @@ def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple
     forward += [walk.kernel(per_token, Walk(n_tiles=n, p_tiles=p, prepared=False)) for n, p in TILES]
     backward: list[Kernel] = []
     for n in (1, 2):
-        backward += [states.kernel(plain, shape) for shape in (States(n_tiles=n), States(True, True, n))]
-        backward.append(states.kernel(plain, States(True, False, n)))
+        backward += [states.kernel(plain, shape) for shape in (States(n_tiles=n), States(True, False, n))]
     backward += [reverse.kernel(plain, Reverse(n, p)) for n, p in TILES]
     backward += [groups.kernel(plain, Groups(n, p)) for n, p in TILES]
 
@@ -176,6 +175,12 @@ def everything(layer: Layer) -> Iterator[tuple[Layer, tuple[Kernel, ...]]]:
     for layout in variants(layer):
         forward, back = variant(layer, layout)
         yield replace(layer, layout=layout), (*forward, *back)
+
+
+def beside(layer: Layer) -> set[str]:
+    """Names of the kernels that `ssd` alone launches: those of `gated` and of the variants."""
+    _, *others = everything(layer)
+    return {kernel.name for _, every in others for kernel in every} | {kernel.name for kernel in gated(layer)}
 
 
 def decoding(layer: Layer) -> tuple[Kernel, ...]:

@@ -220,10 +220,12 @@ def layout_of(x, B, C, nheads: int, named: str | None = None) -> tuple[str, int]
         _shape("C" if B.shape[:2] == x.shape[:2] else "B", C if B.shape[:2] == x.shape[:2] else B,
                "[batch, seqlen, nheads or ngroups, dstate]", (*x.shape[:2], "heads", B.shape[3]))  # fmt: skip
     for layout, per_head in LAYOUTS.items():
-        shared = {count for name, count in heads.items() if not per_head[name]} or {nheads}
-        fits = len(shared) == 1 and all(heads[name] == nheads for name in heads if per_head[name])
+        # compared and never hashed: sizes may be a tracer's
+        shared = [count for name, count in heads.items() if not per_head[name]]
+        groups = shared[0] if shared else nheads
+        fits = all(heads[name] == (nheads if per_head[name] else groups) for name in heads)
         if fits and (named is None or named == layout):
-            return "" if layout == LAYOUT else layout, shared.pop()
+            return "" if layout == LAYOUT else layout, groups
     return _no_layout(heads, nheads, named)
 
 

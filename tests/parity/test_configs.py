@@ -66,6 +66,7 @@ def test_every_kernel_is_there() -> None:
     by_consumers = {name for name in of_hopper if "consumer" in name}
     shipped = {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS}
     others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *parts.kernels()}
+    others |= catalogue.beside(Layer())
     assert launched | by_consumers == shipped - others
     assert not launched & by_consumers
 

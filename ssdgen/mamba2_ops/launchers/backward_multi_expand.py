@@ -24,8 +24,6 @@ from .. import memory
 from ..errors import OptionError
 from ..kernels import (
     adjoint_passing,
-    chunk_adjoints_2n_multi_expand,
-    chunk_adjoints_multi_expand,
     chunk_states_2n_multi_expand,
     chunk_states_multi_expand,
     dt_cumsum,
@@ -73,10 +71,7 @@ CHUNK_STATES = {
     1: chunk_states_multi_expand,
     2: chunk_states_2n_multi_expand,
 }
-CHUNK_ADJOINTS = {
-    1: chunk_adjoints_multi_expand,
-    2: chunk_adjoints_2n_multi_expand,
-}
+CHUNK_ADJOINTS = {}
 SEGMENT_ADJOINT = {
     1: segment_adjoint_multi_expand,
     2: segment_adjoint_2n_multi_expand,
