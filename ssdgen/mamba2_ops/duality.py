@@ -6,16 +6,20 @@ of its tokens, and none is zero, both expanded without a copy.  Operands that he
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import settings
-from .checks import layout_of
+from .checks import check_forward, layout_of
 from .errors import DeviceError, DtypeError, OperandError, OptionError, ShapeError
 from .interface import autocast, scan
+from .mirror import mirrored
+from .sequences import seq_idx_of
 
 # every head a group of its own
 MULTI_HEAD = "multi-head"
@@ -33,6 +37,7 @@ def ssd(
     seq_idx: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     layout: str | None = None,
+    two_sided: bool | tuple[Tensor | None, Tensor, Tensor] = False,
     chunk_size: int = 64,
     return_final_states: bool = False,
     return_varlen_states: bool = False,
@@ -62,12 +67,18 @@ def ssd(
             multi-expand     b             (multi-key)
             multi-head       x, b and c
 
+    two_sided: True: the mask goes on above the diagonal (bidirectional, quasiseparable), with
+        L_ij = exp(a_{i+1} + ... + a_j) for j > i, so that it decays with the distance of two tokens.  (a, b, c): with
+        these above the diagonal, b and c as those below; any a, as above.  Such a call has neither initial nor final
+        states; its sequences are apart as ever.
+
     initial_states, seq_idx, cu_seqlens, chunk_size, return_final_states, return_varlen_states, state_dtype: as in
         `mamba_chunk_scan_combined`; states are [rows, nheads, headdim, dstate].
 
     Returns: y [batch, seqlen, nheads, headdim] in x's dtype; with states a tuple, as there.
 
-    Shared operands are read in place and never repeated in memory.  Gradients reach every floating operand, in its own
+    Shared operands are read in place and never repeated in memory, but above the diagonal of multi-contract and
+    multi-expand calls.  Gradients reach every floating operand, in its own
     shape; what is said of them there, of torch.compile, autocast and the PyTorch path, holds here too.
     Multi-input and multi-head calls run on Mamba-2's kernels and their tuned records; the other layouts have kernels of
     their own, with the built-in config.
@@ -80,25 +91,96 @@ def ssd(
     _operands(optional=True, a=a, weight=weight, D=D, initial_states=initial_states, seq_idx=seq_idx)
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x, b, c = (autocast(tensor) for tensor in (x, b, c))
+        if isinstance(two_sided, tuple):
+            two_sided = (two_sided[0], *(autocast(tensor) for tensor in two_sided[1:]))  # type: ignore[assignment]
         with torch.autocast(x.device.type, enabled=False):
             return ssd(
                 x, a, b, c, weight=weight, D=D, initial_states=initial_states, seq_idx=seq_idx, cu_seqlens=cu_seqlens,
-                layout=layout, chunk_size=chunk_size, return_final_states=return_final_states,
+                layout=layout, two_sided=two_sided, chunk_size=chunk_size, return_final_states=return_final_states,
                 return_varlen_states=return_varlen_states, state_dtype=state_dtype,
             )  # fmt: skip
     nheads = _heads(x, a, b, c)
     _check_layout(layout, x, b, c, nheads)
     tokens = (*x.shape[:2], nheads)
-    if weight is None:
-        weight = x.new_ones((), dtype=_wide(x)).expand(tokens)
-    elif weight.shape != tokens:
+    ones = x.new_ones((), dtype=_wide(x)).expand(tokens)
+    if weight is not None and weight.shape != tokens:
         raise ShapeError(
             f"weight has shape {list(weight.shape)}; it must be [batch, seqlen, nheads] = {list(tokens)}, or None"
         )
+    if two_sided is not False:
+        upper = _upper(two_sided, a, b, c)
+        if initial_states is not None or return_final_states or return_varlen_states:
+            raise OptionError("a two-sided mask has no state to begin or end with; leave initial and final states out")
+        return _both_sides(x, a, b, c, weight, ones, D, upper, seq_idx, cu_seqlens, chunk_size)
+    weight = ones if weight is None else weight
     return scan(
         x, weight, _decays(a, x, tokens), b, c, chunk_size, D, None, None, initial_states, seq_idx, cu_seqlens, False,
         (-inf, inf), return_final_states, return_varlen_states, state_dtype, general=True,
     )  # fmt: skip
+
+
+def _upper(two_sided: Any, a: Tensor | None, b: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The decays, keys and queries above the diagonal."""
+    if two_sided is True:
+        return a, b, c
+    if not isinstance(two_sided, tuple) or len(two_sided) != 3:
+        raise OptionError(
+            f"two_sided is {two_sided!r:.60}; allowed are False, True and the (a, b, c) above the diagonal"
+        )
+    decays, keys, queries = two_sided
+    _operands(optional=True, **{"two_sided[0]": decays})
+    _operands(**{"two_sided[1]": keys, "two_sided[2]": queries})
+    for place, (given, like) in enumerate(((keys, b), (queries, c)), start=1):
+        if given.shape != like.shape or given.dtype != like.dtype or given.device != like.device:
+            raise ShapeError(
+                f"two_sided[{place}] is {list(given.shape)}, {given.dtype} on {given.device}; it must be as below the "
+                f"diagonal: {list(like.shape)}, {like.dtype} on {like.device}"
+            )
+    return two_sided
+
+
+def _both_sides(
+    x: Tensor,
+    a: Tensor | None,
+    b: Tensor,
+    c: Tensor,
+    weight: Tensor | None,
+    ones: Tensor,
+    D: Tensor | None,
+    upper: tuple[Tensor | None, Tensor, Tensor],
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int,
+) -> Tensor:
+    """One pass for the mask up to the diagonal, the transpose of another one for what is above it."""
+    tokens = (*x.shape[:2], ones.shape[2])
+    below = (x, ones if weight is None else weight, _decays(a, x, tokens), b, c, chunk_size, D, None, None, None)
+    rest = (False, (-inf, inf), False, False, None)
+    problem = None
+    if not is_compiling():
+        problem = check_forward(*below, seq_idx, cu_seqlens, (-inf, inf), False, None, general=True)
+        problem = replace(problem, sequences=0)
+    if cu_seqlens is not None:
+        seq_idx = seq_idx_of(cu_seqlens, x.shape[1])
+    y = scan(*below, seq_idx, None, *rest, general=True)
+    assert isinstance(y, Tensor)
+    decays, keys, queries = upper
+    rates, values, nheads = _decays(decays, x, tokens), x, tokens[2]
+    if x.shape[2] != nheads or keys.shape[2] != queries.shape[2]:
+        # transposing exchanges what heads share, and there are no kernels for that
+        values, keys, queries = (of_heads(operand, nheads) for operand in (x, keys, queries))
+        problem = problem and replace(problem, ngroups=nheads, layout="")
+    if weight is not None:
+        values = (values * weight.unsqueeze(-1)).to(x.dtype)
+    above = mirrored(values, ones, rates, keys, queries, seq_idx, problem)
+    # what a token gives to itself is there twice
+    own = of_heads((queries.to(ones.dtype) * keys).sum(-1), nheads)
+    return (y + torch.addcmul(above.to(ones.dtype), own.unsqueeze(-1), values, value=-1)).to(x.dtype)
+
+
+def of_heads(tensor: Tensor, nheads: int) -> Tensor:
+    """An operand with an entry for every head, repeated where heads share it."""
+    return tensor if tensor.shape[2] == nheads else tensor.repeat_interleave(nheads // tensor.shape[2], dim=2)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -38,10 +38,9 @@ def draw(
         "D": normal(nheads),
         "initial_states": normal(sequences if sequences > 1 else batch, nheads, headdim, dstate),
     }
-    found = {name: value for name, value in found.items() if name in ("x", "b", "c", *options)}
-    return found | (
-        {"a": -torch.rand(decays[mask], dtype=torch.float64, generator=generator)} if mask in decays else {}
-    )
+    if mask in decays:
+        found["a"] = -torch.rand(decays[mask], dtype=torch.float64, generator=generator)
+    return {name: value for name, value in found.items() if name in ("x", "a", "b", "c", *options)}
 
 
 def matrix(a: Tensor | None, b: Tensor, c: Tensor, nheads: int, weight: Tensor | None = None) -> Tensor:

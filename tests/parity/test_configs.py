@@ -21,6 +21,7 @@ from ssdgen.mamba2_ops.errors import SsdWarning
 from ssdgen.mamba2_ops.launchers import forward as launcher
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import catalogue, parts, space
+from ssdgen.spec.layer import Layer
 from tests.parity import configs, settings
 from tests.parity import test_consumers as consumers
 from tests.parity.cases import ALONE, DTYPES, PACKED, TOGETHER, Case, arguments, compare, draw

@@ -39,7 +39,7 @@ REFUSED: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     ),
     (
         ShapeError,
-        "x, B and C have 4, 2 and 1 heads.*multi-contract: x ngroups",
+        "have 4, 2 and 1 heads.*multi-contract: x ngroups",
         "multi-input",
         {"c": zeros(2, 9, 1, 5)},
     ),
@@ -56,6 +56,10 @@ REFUSED: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (DeviceError, "a is on meta, x is on cpu", "multi-input", {"a": zeros(4, device="meta")}),
     (OptionError, "chunk_size is 0", "multi-input", {"chunk_size": 0}),
     (OptionError, "needs cu_seqlens", "multi-input", {"return_varlen_states": True}),
+    (OptionError, "two_sided is 3; allowed are", "multi-input", {"two_sided": 3}),
+    (OperandError, r"two_sided\[1\] is a NoneType", "multi-input", {"two_sided": (None, None, None)}),
+    (ShapeError, r"two_sided\[1\] is \[2, 9, 4, 5\]", "multi-input", {"two_sided": (None, *[zeros(2, 9, 4, 5)] * 2)}),
+    (OptionError, "no state to begin or end with", "multi-head", {"two_sided": True, "return_final_states": True}),
     (ShapeError, "pack them into batch 1", "multi-head", {"cu_seqlens": torch.tensor([0, 9])}),
 ]
 

@@ -1,0 +1,66 @@
+"""Two-sided masks: one one-sided layer up to the diagonal, another one above it.  layer -> matrix, numbers
+
+    M_ij = L_ij (C_i . B_j) w_j  for j <= i          L_ij = a_i ... a_{j+1}
+    M_ij = U_ij (C'_i . B'_j) w_j  for j > i         U_ij = a'_j ... a'_{i+1}
+
+With the same decays on both sides M decays with the distance of two tokens. Above the diagonal stands the transpose of
+the one-sided matrix of a' with keys and queries exchanged: what is linear in one pass forwards has its transpose in one
+pass backwards, which is what the adjoint of a layer is (`gradient`). That is how `mamba2_ops` computes it; here it is
+the recurrence over the tokens from the last one on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sympy
+
+from . import layer as formulas
+from .layer import Layer
+from .oracle import Array, OracleInput, index_maps, oracle
+from .semiseparable import Tokens
+from .semiseparable import matrix as one_sided
+
+
+def matrix(lower: Tokens, upper: Tokens, head: int) -> sympy.Matrix:
+    """M of one head, seqlen x seqlen.  upper: the tokens as they are above the diagonal, but for their weights."""
+    below = one_sided(lower, head)
+
+    def element(i: int, j: int) -> sympy.Expr:
+        if j <= i:
+            return below[i, j]
+        kept = sympy.prod(upper.decay(head, k) for k in range(i + 1, j + 1))
+        dot = sum(upper.operand("C", head, i, n) * upper.operand("B", head, j, n) for n in range(upper.dstate))
+        return kept * dot * formulas.input_weight(lower.step(head, j))
+
+    return sympy.Matrix(lower.seqlen, lower.seqlen, lambda i, j: element(int(i), int(j)))
+
+
+def two_sided(layer: Layer, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Array:
+    """y [b, L, H, P] in float64.
+
+    layer: with a decay for every token (`masks.GATED`), and neither gate, bias, softplus nor state of its own.
+    lower: arguments of `oracle`; upper: A, B and C above the diagonal.  Raises OracleInput.
+    """
+    options = layer.gate or layer.dt_bias or layer.dt_softplus or layer.initial_states
+    if options or not layer.family.per_token:
+        raise OracleInput("a two-sided layer has a decay for every token, and neither gate, bias, softplus nor state")
+    # from the last token on: a token's decay lies between it and the one before, which then comes after it
+    between = np.roll(np.asarray(upper["A"], np.float64), -1, axis=1)
+    turned = {"A": between, **{name: upper[name] for name in "BC"}}
+    turned |= {name: lower[name] for name in ("x", "dt", "seq_idx") if lower.get(name) is not None}
+    turned = {name: np.flip(value, 1) for name, value in turned.items()}
+    limits = {"dt_limit": lower.get("dt_limit", (0.0, np.inf))}
+    above = np.flip(oracle(replace(layer, skip="none"), **turned, **limits).y, 1)
+    # what a token gives to itself is there twice
+    weight = np.clip(np.asarray(lower["dt"], np.float64), *limits["dt_limit"])
+    found = {"x": np.asarray(lower["x"]), "B": np.asarray(upper["B"]), "C": np.asarray(upper["C"])}
+    index = index_maps(layer, found, weight.shape[2])
+    x, b, c = (found[name][:, :, index[name]] for name in ("x", "B", "C"))
+    return oracle(layer, **lower).y + above - np.einsum("blhn,blhn,blh->blh", c, b, weight)[..., None] * x
+
+
+__all__ = ["matrix", "two_sided"]
