@@ -59,9 +59,15 @@ def package(
     """{path: text} of a package for `layer` (default: Mamba-2's) that needs torch and triton only.
 
     runtime: {file name: text} of what is copied.  chunk: that of the built-in default config.  headdim, dstate: leave
-    out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes.
+    out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes, and for a family
+    with decays per token, which every package has.
     """
     layer = layer or Layer()
+    if layer.family.per_token:
+        raise ValueError(
+            f"the {layer.family.name} family has no package of its own: `ssd` of a package for a family that decays, "
+            "such as the default one, takes a decay for every token"
+        )
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
     backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
     decoding = [kernel for kernel in catalogue.decoding(layer) if _decodes(kernel, dstate)]

@@ -29,7 +29,7 @@ def matrix(lower: Tokens, upper: Tokens, head: int) -> sympy.Matrix:
     """M of one head, seqlen x seqlen.  upper: the tokens as they are above the diagonal, but for their weights."""
     below = one_sided(lower, head)
 
-    def element(i: int, j: int) -> sympy.Expr:
+    def element(i: int, j: int) -> Any:
         if j <= i:
             return below[i, j]
         kept = sympy.prod(upper.decay(head, k) for k in range(i + 1, j + 1))
