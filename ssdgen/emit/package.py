@@ -16,7 +16,7 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, prepare
+from ..plan.schedules import adjoint, mirror, prepare
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import ROLES, Groups
@@ -72,7 +72,8 @@ def package(
     backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
     decoding = [kernel for kernel in catalogue.decoding(layer) if _decodes(kernel, dstate)]
     gated = [kernel for kernel in catalogue.gated(layer) if _needed(kernel, headdim, dstate)]
-    modules = kernels.modules((*chosen, *backward, *decoding, *gated), layer)
+    mirrors = [kernel for kernel in catalogue.mirrors(layer) if _needed(kernel, headdim, dstate)]
+    modules = kernels.modules((*chosen, *backward, *decoding, *gated, *mirrors), layer)
     launchers: dict[str, str] = {}
     for layout in catalogue.variants(layer):
         other = replace(layer, layout=layout)
@@ -98,7 +99,7 @@ def package(
         "launchers/backward.py": _backward_launcher(layer, chosen, backward, gated),
         "launchers/conv.py": conv_launcher(),
         "launchers/decode.py": _decode_launcher(decoding),
-        "launchers/forward.py": _launchers(layer, chosen, gated),
+        "launchers/forward.py": _launchers(layer, [*chosen, *mirrors], gated),
         **{f"launchers/{name}.py": text for name, text in launchers.items()},
         "launchers/norm.py": norm_launcher(),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, *functions.values())),
@@ -192,6 +193,7 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
         walks=walks,
         consumers=consumers,
         scans=scans,
+        mirrors=[(f"{n}", name) for n in (1, 2) if (name := f"{mirror.name_of(n)}{suffix}") in names],
         gated=[
             (key(shape), name)
             for shape in catalogue.walks(outputs=True)

@@ -18,7 +18,7 @@ from . import settings
 from .checks import check_forward, layout_of
 from .errors import DeviceError, DtypeError, OperandError, OptionError, ShapeError
 from .interface import autocast, scan
-from .mirror import mirrored
+from .mirror import with_upper
 from .sequences import seq_idx_of
 
 # every head a group of its own
@@ -165,22 +165,8 @@ def _both_sides(
     y = scan(*below, seq_idx, None, *rest, general=True)
     assert isinstance(y, Tensor)
     decays, keys, queries = upper
-    rates, values, nheads = _decays(decays, x, tokens), x, tokens[2]
-    if x.shape[2] != nheads or keys.shape[2] != queries.shape[2]:
-        # transposing exchanges what heads share, and there are no kernels for that
-        values, keys, queries = (of_heads(operand, nheads) for operand in (x, keys, queries))
-        problem = problem and replace(problem, ngroups=nheads, layout="")
-    if weight is not None:
-        values = (values * weight.unsqueeze(-1)).to(x.dtype)
-    above = mirrored(values, ones, rates, keys, queries, seq_idx, problem)
-    # what a token gives to itself is there twice
-    own = of_heads((queries.to(ones.dtype) * keys).sum(-1), nheads)
-    return (y + torch.addcmul(above.to(ones.dtype), own.unsqueeze(-1), values, value=-1)).to(x.dtype)
-
-
-def of_heads(tensor: Tensor, nheads: int) -> Tensor:
-    """An operand with an entry for every head, repeated where heads share it."""
-    return tensor if tensor.shape[2] == nheads else tensor.repeat_interleave(nheads // tensor.shape[2], dim=2)
+    rates = _decays(decays, x, tokens)
+    return with_upper(y, x, weight, ones, rates, keys, queries, seq_idx, problem)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -18,12 +18,14 @@ from ..spec.layer import Layer
 from ..spec.layouts import MULTI_CONTRACT, MULTI_EXPAND, MULTI_INPUT, HeadLayout
 from ..spec.masks import GATED
 from ..spec.step import step_graph
+from ..spec.two_sided import upper_graph
 from .ir import Kernel
 from .schedules import (
     adjoint,
     decode,
     gradients,
     groups,
+    mirror,
     passing,
     prepare,
     replay,
@@ -153,6 +155,7 @@ def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple
     plain, per_token = replace(layer, layout=layout), replace(layer, layout=layout, family=GATED)
     forward = [walk.kernel(plain, Walk(outputs, n_tiles=n, p_tiles=p)) for outputs in (False, True) for n, p in TILES]
     forward += [walk.kernel(per_token, Walk(n_tiles=n, p_tiles=p, prepared=False)) for n, p in TILES]
+    forward += mirrors(plain)
     backward: list[Kernel] = []
     for n in (1, 2):
         backward += [states.kernel(plain, shape) for shape in (States(n_tiles=n), States(True, False, n))]
@@ -165,13 +168,18 @@ def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple
     return named(forward), named(backward)
 
 
+def mirrors(layer: Layer) -> tuple[Kernel, ...]:
+    """The walks that add what a two-sided mask has above the diagonal, for the layout of `layer`."""
+    return tuple(mirror.kernel(layer, n) for n in (1, 2)) if layer.family.decays else ()
+
+
 def variant_name(name: str, layout: HeadLayout) -> str:
     return f"{name}_{layout.name.replace('-', '_')}"
 
 
 def everything(layer: Layer) -> Iterator[tuple[Layer, tuple[Kernel, ...]]]:
     """The kernels of the layer that a package for `layer` holds, and with which layer each is to be read."""
-    yield layer, (*kernels(layer), *backward(layer), *decoding(layer), *gated(layer))
+    yield layer, (*kernels(layer), *backward(layer), *decoding(layer), *gated(layer), *mirrors(layer))
     for layout in variants(layer):
         forward, back = variant(layer, layout)
         yield replace(layer, layout=layout), (*forward, *back)
@@ -180,7 +188,8 @@ def everything(layer: Layer) -> Iterator[tuple[Layer, tuple[Kernel, ...]]]:
 def beside(layer: Layer) -> set[str]:
     """Names of the kernels that `ssd` alone launches: those of `gated` and of the variants."""
     _, *others = everything(layer)
-    return {kernel.name for _, every in others for kernel in every} | {kernel.name for kernel in gated(layer)}
+    own = (*gated(layer), *mirrors(layer))
+    return {kernel.name for every in (own, *(every for _, every in others)) for kernel in every}
 
 
 def decoding(layer: Layer) -> tuple[Kernel, ...]:
@@ -190,6 +199,8 @@ def decoding(layer: Layer) -> tuple[Kernel, ...]:
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:
     """The graph that a kernel's equations are of: that of a chunk, its adjoint, or that of one token."""
+    if kernel.name.startswith("mirror"):
+        return upper_graph(layer)
     if kernel.name in DECODE:
         return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
     if any(tensor.name == "A" and len(tensor.dims) == 3 for tensor in kernel.tensors):

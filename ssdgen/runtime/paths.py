@@ -64,6 +64,12 @@ def states(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, **opti
     return _forward_on(launcher, "states", problem, (x, dt, A, B), options)
 
 
+def mirror(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options) -> Tensor:
+    """Run the emitted kernel for what is above the diagonal.  Arguments and results: `launchers.forward.mirror`."""
+    launcher = import_module(f"{__package__}.launchers.forward{_suffix(problem.layout)}")
+    return _forward_on(launcher, "mirror", problem, (x, dt, A, B, C), options)
+
+
 def _forward_on(launcher, name: str, problem: Problem, operands: tuple[Tensor, ...], options: dict):
     """Run a function of the launchers on the device of x, whichever is current."""
     x, dt, A, *others = operands

@@ -26,7 +26,7 @@ pytestmark = [
 
 # what says most: every kernel that knows of decays, and of each layout those that read most
 CHECKED = {
-    "multi-input": {"dt_cumsum_gated", "dt_gradients_gated"},
+    "multi-input": {"dt_cumsum_gated", "dt_gradients_gated", "mirror_walk"},
     "multi-contract": {"single_pass_multi_contract", "chunk_states_multi_contract", "group_gradients_multi_contract"},
     "multi-expand": {"segment_adjoint_multi_expand", "reverse_walk_multi_expand"},
 }
@@ -52,13 +52,11 @@ def launches(layout: str, sms: int) -> dict[str, Any]:
     options |= {"initial_states": meta(batch, nheads, headdim, dstate), "dt_softplus": False, "dt_limit": (-inf, inf)}
     problem = Problem(batch, seqlen, nheads, headdim, dstate, ngroups, "bfloat16", layout=layout)
     end = "" if layout == "multi-input" else f"_{layout.replace('-', '_')}"
-    forward, backward = (
-        import_module(f"ssdgen.mamba2_ops.launchers.{name}{end}").launches for name in ("forward", "backward")
-    )
-    made = forward(
+    launcher, backward = (import_module(f"ssdgen.mamba2_ops.launchers.{name}{end}") for name in ("forward", "backward"))
+    made = launcher.launches(
         default_config(problem, sms), **operands, **options, cu_seqlens=None, final_states=True, state_dtype=None
     ).launches
-    made += backward(
+    made += backward.launches(
         default_backward(problem, sms),
         **operands,
         **options,
@@ -66,6 +64,8 @@ def launches(layout: str, sms: int) -> dict[str, Any]:
         d_final_states=meta(batch, nheads, headdim, dstate),
         needs=frozenset(("x", "A", "B", "C")),
     ).launches
+    below = {"below": meta(batch, seqlen, nheads, headdim), "seq_idx": options["seq_idx"]}
+    made += launcher._mirror_plan(default_config(problem, sms), {**operands, **below, "dt_bias": None}).launches
     return {launch.kernel.__name__: launch for launch in made}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssdgen.mamba2_ops import ssd
+from ssdgen.mamba2_ops import mirror, ssd
 from ssdgen.spec import semiseparable
 from ssdgen.spec.layer import Layer, input_weight
 from ssdgen.spec.layouts import LAYOUTS
@@ -159,16 +159,52 @@ def test_through_torch_compile(seed: int) -> None:
 # ---- kernels
 
 
+def walks(monkeypatch: pytest.MonkeyPatch, walked: bool) -> None:
+    """The walk that adds to y, whatever the device would be kept busy by; or the transpose."""
+    monkeypatch.setattr(mirror, "_walks", lambda problem, x: walked)
+
+
+# one tile and two of both, heads that share nothing or something, sequences in a row
+CASES = [
+    ("multi-input", True, (1, 37, 4, 2, 16, 16)),
+    ("multi-input", False, (1, 70, 2, 1, 80, 24)),
+    ("multi-contract", True, (1, 37, 4, 2, 16, 16)),
+    ("multi-expand", True, (1, 37, 4, 2, 16, 16)),
+]
+
+
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("layout", "own"), [("multi-input", True), ("multi-input", False), ("multi-contract", True)])
-def test_kernels(layout: str, own: bool, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+@pytest.mark.parametrize(("layout", "own", "sizes"), CASES)
+def test_kernels(layout: str, own: bool, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
-    compare(drawn(layout, "gated", (1, 37, 4, 2, 16, 16), seed, "weight", "D", own=own), torch.float32, 3e-5)
+    walks(monkeypatch, True)
+    compare(drawn(layout, "gated", sizes, seed, "weight", "D", own=own), torch.float32, 3e-5)
+
+
+@pytest.mark.interpreter
+def test_kernels_without_the_walk(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    walks(monkeypatch, False)
+    given = drawn("multi-input", "gated", (1, 37, 4, 2, 16, 16), seed, "D", own=True)
+    compare(given, torch.float32, 3e-5)
+    seq_idx = torch.repeat_interleave(torch.tensor([3, 1]), torch.tensor([21, 16]))[None]
+    compare(given, torch.float32, 3e-5, seq_idx=seq_idx)
+    walks(monkeypatch, True)
+    compare(given, torch.float32, 3e-5, seq_idx=seq_idx)
 
 
 @pytest.mark.gpu
 @layouts
+@pytest.mark.parametrize("walked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_a_gpu(layout: str, dtype: torch.dtype, seed: int) -> None:
+def test_on_a_gpu(layout: str, walked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    walks(monkeypatch, walked)
     given = drawn(layout, "gated", (2, 300, 8, 2, 64, 128), seed, "weight", "D", own=True)
     compare(given, dtype, 5e-4 if dtype is torch.float32 else 3e-2, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", [(80, 96), (128, 256), (16, 16)])
+def test_tiles_on_a_gpu(tiles: tuple[int, int], monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    walks(monkeypatch, True)
+    compare(drawn("multi-input", "gated", (1, 200, 4, 2, *tiles), seed, own=True), torch.bfloat16, 3e-2, "cuda")

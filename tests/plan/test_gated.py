@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import sympy
 
-from ssdgen.plan import catalogue, interpret
+from ssdgen.plan import catalogue, interpret, launch, tiles
+from ssdgen.plan.schedules import mirror
 from ssdgen.spec import chain, oracle_gradient
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, MULTI_CONTRACT, MULTI_INPUT, HeadLayout
 from ssdgen.spec.masks import GATED, NONE
+from ssdgen.spec.oracle import oracle
 from ssdgen.spec.semiseparable import Tokens, matrix, recurrence, same
+from ssdgen.spec.two_sided import two_sided
 from tests.plan.agree import SCHEDULES, TOLERANCE, agrees, inputs_of
 from tests.spec.autograd import automatic
 from tests.spec.cases import Sizes
@@ -79,3 +82,21 @@ def test_what_ships_beside_the_layers_own_kernels() -> None:
     names = [kernel.name for _, every in catalogue.everything(Layer()) for kernel in every]
     assert len(names) == len(set(names)) and catalogue.beside(Layer()) < set(names)
     assert len(own) > len(catalogue.gated(Layer()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dstate", [6, 24])
+def test_what_is_above_the_diagonal(layout: HeadLayout, dstate: int, seed: int) -> None:
+    """The walk back adds to the y of one side what makes it that of both."""
+    layer = Layer(GATED, layout, boundaries=True)
+    sizes = replace(SIZES, dstate=dstate)
+    below, above = (inputs_of(layer, sizes, seed + k, (-np.inf, np.inf)) for k in (0, 1))
+    wanted = two_sided(layer, below, {name: above[name] for name in ("A", "B", "C")})
+    inputs = {**below, **{name: above[name] for name in ("A", "B", "C")}}
+    constants = {"BLOCK_P": 4}
+    call = launch.Call.of(layer, inputs, 8, constants, interpret.run, lambda *extents: np.full(extents, np.nan))
+    call.cut(24)
+    y = np.full(wanted.shape, np.nan)
+    tensors = {**call.steps(prepared=True), "below": oracle(layer, **below).y, "y": y}
+    call.launch(mirror.kernel(layer, len(tiles.cut(dstate))), tensors)
+    np.testing.assert_allclose(y, wanted, rtol=TOLERANCE, atol=TOLERANCE)

@@ -16,6 +16,8 @@ from ..errors import OptionError
 from ..kernels import (
     dt_cumsum,
     dt_cumsum_gated,
+    mirror_walk_2n_multi_contract,
+    mirror_walk_multi_contract,
     segment_state_2n_2p_multi_contract,
     segment_state_2n_multi_contract,
     segment_state_2p_multi_contract,
@@ -69,6 +71,12 @@ GATED_INLINE = {
     (1, 2, 1, "n", False, False): single_pass_2n_inline_multi_contract,
     (1, 1, 2, "n", False, False): single_pass_2p_inline_multi_contract,
     (1, 2, 2, "n", False, False): single_pass_2n_2p_inline_multi_contract,
+}
+
+# tiles of dstate: what a two-sided mask has above the diagonal
+MIRROR_WALK = {
+    1: mirror_walk_multi_contract,
+    2: mirror_walk_2n_multi_contract,
 }
 
 # runs in 48 KB of shared memory at any size
@@ -180,6 +188,73 @@ def states(
         _recipes.run(key, plan, config)
         tensors = plan.tensors
     return tensors["final_states"], tensors["total"].sum(1)
+
+
+def mirror(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    below: Tensor,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """y of a two-sided mask: `below`, that of the mask up to the diagonal, and what is above it.
+
+    One program per head, and tile of headdim, walks the whole sequence back.  below: [batch, seqlen, nheads, headdim],
+    contiguous; dt, A: weights and log-decays, [batch, seqlen, nheads]; the others, and errors, as in `forward`.
+    """
+    tensors = {**_tensors(x, dt, A, B, C, None, None, None, None, seq_idx, None), "below": below}
+    key = key_of(tensors, id(config), x.device, "mirror", _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors["y"]
+    plan = _mirror_plan(config, tensors)
+    _recipes.run(key, plan, config)
+    return plan.y
+
+
+def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> Plan:
+    tensors = tensors.copy()
+    x, B, C, below = tensors["x"], tensors["B"], tensors["C"], tensors["below"]
+    (batch, seqlen, nheads, headdim), dstate, chunk = below.shape, B.shape[3], min(config["chunk"], 64)
+    n_tiles = cut(dstate)
+    if len(n_tiles) not in MIRROR_WALK:
+        raise OptionError(_left_out({"HEADDIM": headdim, "DSTATE": dstate}))
+    padded = -(-seqlen // chunk) * chunk
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=min(x.shape[2], B.shape[2], C.shape[2]),
+        padded=padded,
+        dt_min=float("-inf"),
+        dt_max=float("inf"),
+        nsegments=1,
+        segment_len=padded,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_DT_BIAS=False,
+        DT_SOFTPLUS=False,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+    )
+    sizes.allocate("y", tuple(below.shape), below.dtype)
+    _prepare(sizes, config)
+    block = max(SMALLEST, min(64, next_power_of_two(headdim)))
+    numbers = {"num_warps": 4, "num_stages": 2 if x.element_size() == 2 and dstate <= 128 else 1}
+    if block < 64 or chunk < 64:
+        numbers = _narrow(numbers, x)
+    blocks = {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+    sizes.launch(MIRROR_WALK[len(n_tiles)], numbers, {"dt": "dt_ready"}, **blocks)
+    return sizes.plan()
 
 
 def _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens) -> dict[str, Tensor | None]:
