@@ -52,7 +52,8 @@ def of_kernels(
 def of_package(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: fingerprint} of the kernels that a package for `layer` (default: Mamba-2's) holds."""
     layer = layer or Layer()
-    every = (*catalogue.kernels(layer), *catalogue.backward(layer), *catalogue.decoding(layer))
-    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
+    modules: dict[str, str] = {}
+    for own, every in catalogue.everything(layer):
+        modules |= kernels.modules(every, own)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
     return of_kernels(modules, *(render(f"kernels/{name}.py.jinja") for name in FUNCTIONS))

@@ -58,6 +58,7 @@ def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
     tuned = record.problem
     return (
         record.direction == direction
+        and tuned.layout == problem.layout
         and tuned.dtype == problem.dtype
         and tuned.headdim >= problem.headdim
         and tuned.dstate >= problem.dstate

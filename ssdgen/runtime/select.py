@@ -178,7 +178,8 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
-    return default_backward(problem, gpu.sms, gpu.arch)
+    # kernels of another layout are none that are specialised for an architecture
+    return default_backward(problem, gpu.sms, "" if problem.layout else gpu.arch)
 
 
 def _call(direction: str, problem: Problem) -> str:

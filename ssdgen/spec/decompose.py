@@ -45,6 +45,7 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
     """The graph, made once for a layer and what its formulas are now: they belong to the key, whoever replaces one."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
     hcb = ("h",) if hb or hc else ()
+    rate = layer.family.rate("j")
     dt_raw, dt = entry("dt_raw", "h", "j"), entry("dt", "h", "j")
     low, high, seq_before = sympy.symbols("dt_min dt_max seq_before", real=True)
     seq_i, seq_j, seq_last = entry("seq", "i"), entry("seq", "j"), sympy.Symbol("seq_last", real=True)
@@ -54,7 +55,7 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
         Input("dt_bias", ("h",), "added to the step size"),
         Input("dt_min", (), "lower limit of the step size"),
         Input("dt_max", (), "upper limit of the step size"),
-        Input("A", ("h",), "decay rate of a head"),
+        Input("A", rate, "log-decay of a token" if layer.family.per_token else "decay rate of a head"),
         Input("x", (*hx, "j", "p"), "input"),
         Input("B", (*hb, "j", "n"), "expansion into the state"),
         Input("C", (*hc, "i", "n"), "contraction out of the state"),
@@ -79,7 +80,7 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
     decays = layer.family.decays
     if decays:
         nodes += [
-            Map("log_decay", ("h", "j"), layer.log_decay(dt, entry("A", "h")) / sympy.log(2)),
+            Map("log_decay", ("h", "j"), layer.log_decay(dt, entry("A", *rate)) / sympy.log(2)),
             Cumsum("dA_cs", ("h", "j"), entry("log_decay", "h", "j"), "j"),
             Last("dA_last", ("h",), entry("dA_cs", "h", "j"), "j"),
         ]
