@@ -1,4 +1,4 @@
-"""The layer: its options and its pointwise formulas.  masks, layouts -> graph, oracle, counts"""
+"""The layer: its options and its pointwise formulas.  masks, layouts, discretisation -> graph, oracle, counts"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import sympy
 
 from . import masks
+from .discretisation import EULER, Discretisation
 from .functions import silu, softplus
 from .layouts import MULTI_INPUT, HeadLayout
 from .masks import SSD, MaskFamily
@@ -28,6 +29,7 @@ class Layer:
     dt_softplus: bool = False
     initial_states: bool = False
     boundaries: bool = False
+    discretisation: Discretisation = EULER
 
     def flags(self) -> dict[str, bool]:
         """Value of each option flag that the graph, the kernels and the oracle branch on."""
@@ -61,6 +63,11 @@ def clamp(dt: sympy.Expr, low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
 def input_weight(dt: sympy.Expr) -> sympy.Expr:
     """Weight of a token's input x_t B_t^T in the state."""
     return dt
+
+
+def own_input(y: sympy.Expr, own: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
+    """Output with what a token's own input gives to it, where that has a weight of its own."""
+    return y + own * x
 
 
 def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
