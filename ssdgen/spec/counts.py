@@ -12,8 +12,9 @@ from typing import Any
 
 import sympy
 
+from .decompose import CAUSAL as CONDITIONS
 from .decompose import CENTRE, DIAGONAL, LEFT, RIGHT, chunk_graph
-from .dims import BATCH, CHUNK, COL, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, ROW, SEQLEN, name_of
+from .dims import BATCH, CHUNK, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, SEQLEN, name_of
 from .functions import sigmoid, softplus
 from .gradient import chunk_adjoint, gradients
 from .graph import Contract, Graph, Input, Map, Node, Sum, reads
@@ -174,4 +175,4 @@ def _zero_above(graph: Graph, name: str) -> bool:
     if not isinstance(node, Map) or not {"i", "j"} <= set(node.axes):
         return False
     zeros = {term: sympy.Integer(0) for term in node.formula.atoms(sympy.Indexed) if _zero_above(graph, name_of(term))}
-    return node.formula.xreplace({sympy.Ge(ROW, COL): sympy.false}).xreplace(zeros) == 0
+    return node.formula.xreplace(dict.fromkeys(CONDITIONS, sympy.false)).xreplace(zeros) == 0

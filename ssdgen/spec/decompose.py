@@ -18,6 +18,8 @@ DIAGONAL = ("CB", "scores", "y_diag")
 RIGHT = ("right_decay", "x_weighted", "local_state")
 CENTRE = ("centre_decay", "state_out")
 LEFT = ("left_decay", "y_state")
+# what a token may read: all up to itself or, where its own input has a weight of its own, all before it
+CAUSAL = (sympy.Ge(ROW, COL), sympy.Gt(ROW, COL))
 
 
 def decay(log2_decay: sympy.Expr) -> sympy.Expr:
@@ -81,7 +83,7 @@ def chunk_graph(layer: Layer) -> Graph:
             "scores",
             ("h", "i", "j"),
             # the diagonal has a weight of its own, which then comes with the token's own input
-            _keep(cb * decay(cs_i - cs_j) * weight, ROW > COL if own else ROW >= COL),
+            _keep(cb * decay(cs_i - cs_j) * weight, CAUSAL[own]),
             sympy.Eq(seq_i, seq_j),
         ),
         *bounded("left_decay", ("h", "i"), decay(cs_i), sympy.Eq(seq_i, seq_before)),
