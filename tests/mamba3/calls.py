@@ -81,10 +81,10 @@ def compare(arrays: Arrays, seed: int, dtype: torch.dtype, chunk: int, row: str,
     random = np.random.default_rng(seed)
     given = {name: tensor.requires_grad_() for name, tensor in tensors(arrays, dtype, device).items()}
     exact = rounded(given)
-    results = dict(zip(("y", *STATES), call(given, chunk), strict=True))
+    results: dict[str, Any] = dict(zip(("y", *STATES), call(given, chunk), strict=True))
     wanted = oracle(exact)
     allowed = tolerances.LIMITS[row]
-    weights = {name: random.normal(size=value.shape) for name, value in vars(wanted).items()}
+    weights = {name: random.normal(size=getattr(wanted, name).shape) for name in ("y", *STATES)}
     for name, found in results.items():
         value = getattr(wanted, name)
         if name == "angle":

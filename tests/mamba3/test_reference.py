@@ -46,7 +46,7 @@ def test_packed_sequences_are_calls_of_their_own(seed: int):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": torch.zeros(2, 11, 4)}, "ShapeError", r"V has shape \[2, 11, 4\]; it must be \[batch, seqlen, heads, P\]"),
+        ({"x": torch.zeros(2, 11, 4)}, "ShapeError", r"V has shape \[2, 11, 4\]; it must be"),
         ({"step": torch.zeros(2, 11, 3)}, "ShapeError", r"DT has shape \[2, 3, 11\]; .* must be \[2, 4, 11\]"),
         ({"rate": torch.zeros(2, 11, 4, 4)}, "ShapeError", "N must be even and R from 1 to N / 2"),
         ({"B": torch.zeros(2, 11, 3, 6)}, "ShapeError", "3 groups and V 4 heads; groups must divide heads"),
