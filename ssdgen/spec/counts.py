@@ -93,6 +93,9 @@ def least_bytes(layer: Layer, final_states: bool = False, backward: bool = False
     state = BATCH * NHEADS * HEADDIM * DSTATE * FP32_BYTES
     if "seq" in found:
         found["seq"] = TOKENS * INT32_BYTES
+    # what comes made is as exact as it was made
+    made = ("dt", "own", "log_decay") if layer.discretisation.made else ()
+    found |= {name: TOKENS * NHEADS * FP32_BYTES for name in found if name.removeprefix("d_") in made}
     if layer.initial_states:
         found |= dict.fromkeys(("initial_states", *(["d_initial_states"] if backward else [])), state)
     if final_states:
