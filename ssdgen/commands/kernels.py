@@ -42,7 +42,7 @@ def named(name: str, layer: Layer) -> Kernel:
 
 def of_variant(name: str) -> tuple[Kernel, Graph]:
     """A kernel of Mamba-3's package and the graph that its equations are of.  Errors: UnknownKernelError."""
-    every = {**mamba3.before(), **mamba3.chunks()}
+    every = mamba3.every()
     if name not in every:
         raise UnknownKernelError(f"mamba3 has no kernel {name!r}; there are {', '.join(sorted(every))}")
     return every[name]

@@ -20,8 +20,7 @@ OPTIONS = {"HAS_D": "D is not None", "HAS_Z": "z is not None"}
 
 def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
     """{path: text} of a package that needs torch and triton only.  runtime: {file name: text}, more than is used."""
-    before, chunks = mamba3.before(), mamba3.chunks()
-    modules = {name: kernels.module(kernel, graph) for name, (kernel, graph) in {**before, **chunks}.items()}
+    modules = {name: kernels.module(kernel, graph) for name, (kernel, graph) in mamba3.every().items()}
     functions = {name: render(f"kernels/{name}.py.jinja") for name in fingerprint.FUNCTIONS}
     texts = {name: runtime[name] for name in RUNTIME}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
@@ -31,8 +30,14 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
         "launch.py": render(
             "mamba3/launch.py.jinja",
             modules=sorted(modules),
-            before_dims=_dims([kernel for kernel, _ in before.values()]),
-            chunk_dims=_dims([kernel for kernel, _ in chunks.values()]),
+            dims=[
+                (table, _dims([kernel for kernel, _ in kernels_of().values()]))
+                for table, kernels_of in (
+                    ("BEFORE_DIMS", mamba3.before),
+                    ("CHUNK_DIMS", mamba3.chunks),
+                    ("TOKEN_DIMS", mamba3.token),
+                )
+            ],
             vectors=mamba3.VECTORS,
         ),
         "reference.py": render("mamba3/reference.py.jinja", functions=_functions()),

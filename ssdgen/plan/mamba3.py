@@ -6,9 +6,9 @@ from functools import cache
 
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
-from ..spec.mamba3 import LAYER, entering_adjoint, entering_graph, tokens_adjoint, tokens_graph
+from ..spec.mamba3 import LAYER, entering_adjoint, entering_graph, step_graph, tokens_adjoint, tokens_graph
 from .ir import Kernel
-from .schedules import adjoint, gradients, mamba3, mamba3_adjoint, states, walk
+from .schedules import adjoint, gradients, mamba3, mamba3_adjoint, mamba3_step, states, walk
 
 # of what the chunks leave for the adjoints of the steps
 VECTORS = tuple(name for name in adjoint.VECTORS if name in adjoint.graph(LAYER))
@@ -43,4 +43,15 @@ def chunks() -> dict[str, tuple[Kernel, Graph]]:
     return {kernel.name: (kernel, graph) for kernel, graph in found}
 
 
-__all__ = ["VECTORS", "before", "chunks"]
+@cache
+def token() -> dict[str, tuple[Kernel, Graph]]:
+    """The same of one token."""
+    kernel = mamba3_step.kernel()
+    return {kernel.name: (kernel, step_graph())}
+
+
+def every() -> dict[str, tuple[Kernel, Graph]]:
+    return {**before(), **chunks(), **token()}
+
+
+__all__ = ["VECTORS", "before", "chunks", "every", "token"]

@@ -18,6 +18,8 @@ from typing import Any
 
 import sympy
 
+from . import layer as formulas
+from .decompose import decay
 from .dims import entry
 from .discretisation import TRAPEZOIDAL
 from .functions import sigmoid, wrapped
@@ -72,8 +74,6 @@ def tokens_graph() -> Graph:
     Of the run's last token nothing is handed on.
     """
     step, share, angle = entry("step", "h", "t"), entry("share", "h", "t"), entry("angle", "h", "t", "r")
-    before: Any = wrapped(entry("angle_sum", "h", "t", "r"))
-    after: Any = wrapped(entry("angle_last", "h", "r"))
     biased = {name: entry(f"{name}_biased", "h", "t", "r") for name in PAIRED}
     nodes: list[Node] = [
         Input("adt", ("h", "t"), "log of the decay of a step"),
@@ -92,10 +92,10 @@ def tokens_graph() -> Graph:
         Map("turn", ("h", "t", "r"), turn(entry("rate", "h", "t", "r"), step)),
         Cumsum("turn_cs", ("h", "t", "r"), entry("turn", "h", "t", "r"), "t"),
         Map("angle_sum", ("h", "t", "r"), entry("angle_in", "h", "r") + entry("turn_cs", "h", "t", "r")),
-        Map("angle", ("h", "t", "r"), before),
+        Map("angle", ("h", "t", "r"), _wrapped(entry("angle_sum", "h", "t", "r"))),
         Last("turn_last", ("h", "r"), entry("turn_cs", "h", "t", "r"), "t"),
         Map("angle_last", ("h", "r"), entry("angle_in", "h", "r") + entry("turn_last", "h", "r")),
-        Map("angle_out", ("h", "r"), after),
+        Map("angle_out", ("h", "r"), _wrapped(entry("angle_last", "h", "r"))),
         *(
             Map(f"{name}_biased", ("h", "t", "r"), entry(name, "t", "r") + entry(f"{name}_bias", "h", "r"))
             for name in PAIRED
@@ -131,6 +131,61 @@ def entering_graph() -> Graph:
 
 
 @lru_cache(maxsize=1)
+def step_graph() -> Graph:
+    """One token: y[h, p] and what the next one needs, from what the token before left.  Options: HAS_D, HAS_Z."""
+    step, share, gamma, beta = (entry(name, "h") for name in ("step", "share", "gamma", "beta"))
+    x, before, kept = entry("x", "h", "p"), entry("x_before", "h", "p"), entry("centre_decay", "h")
+    biased = {name: entry(f"{name}_biased", "h", "r") for name in PAIRED}
+    nodes: list[Node] = [
+        Input("adt", ("h",), "log of the decay of the step"),
+        Input("step", ("h",), "step size"),
+        Input("mix", ("h",), "share of the step that is for the token's own input, before its sigmoid"),
+        Input("rate", ("h", "r"), "rate at which a pair turns, before its tanh"),
+        Input("angle_in", ("h", "r"), "angle of the token before"),
+        Input("x", ("h", "p"), "input"),
+        Input("x_before", ("h", "p"), "input of the token before"),
+        *(Input(f"B_{k}_before", ("h", "r"), f"its B_{k}, turned") for k in (0, 1)),
+        *(Input(name, ("r",), f"{name[0]}, number {name[2]} of each pair") for name in PAIRED),
+        *(Input(f"{name}_bias", ("h", "r"), f"added to {name}") for name in PAIRED),
+        *(Input(f"state_{k}", ("h", "p", "r"), f"state before, number {k} of each pair") for k in (0, 1)),
+        Input("D", ("h", "p"), "skip weight"),
+        Input("z", ("h", "p"), "gate"),
+        Map("log_decay", ("h",), entry("adt", "h") / sympy.log(2)),
+        Map("centre_decay", ("h",), decay(entry("log_decay", "h"))),
+        Map("share", ("h",), own_share(entry("mix", "h"))),
+        Map("gamma", ("h",), own_weight(step, share)),
+        Map("beta", ("h",), weight_before(step, share)),
+        Map("angle_sum", ("h", "r"), entry("angle_in", "h", "r") + turn(entry("rate", "h", "r"), step)),
+        Map("angle_out", ("h", "r"), _wrapped(entry("angle_sum", "h", "r"))),
+        *(Map(f"{name}_biased", ("h", "r"), entry(name, "r") + entry(f"{name}_bias", "h", "r")) for name in PAIRED),
+        Map("x_own", ("h", "p"), gamma * x),
+        Map("x_handed", ("h", "p"), kept * beta * before),
+    ]
+    terms: sympy.Expr = sympy.Integer(0)
+    for name in ("B", "C"):
+        pair = turned((biased[f"{name}_0"], biased[f"{name}_1"]), entry("angle_out", "h", "r"))
+        nodes += [Map(f"{name}_{k}_turned", ("h", "r"), value) for k, value in enumerate(pair)]
+    for k in (0, 1):
+        added = entry("x_handed", "h", "p") * entry(f"B_{k}_before", "h", "r")
+        added += entry("x_own", "h", "p") * entry(f"B_{k}_turned", "h", "r")
+        nodes.append(Map(f"state_{k}_out", ("h", "p", "r"), kept * entry(f"state_{k}", "h", "p", "r") + added))
+        terms += entry(f"state_{k}_out", "h", "p", "r") * entry(f"C_{k}_turned", "h", "r")
+    y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
+    nodes += [
+        Map("y_terms", ("h", "p", "r"), terms),
+        Sum("y_ssm", ("h", "p"), entry("y_terms", "h", "p", "r"), ("r",)),
+        Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm),
+        Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
+    ]
+    return Graph("step[mamba3]", tuple(nodes))
+
+
+def _wrapped(angle: sympy.Expr) -> sympy.Expr:
+    value: Any = wrapped(angle)
+    return value
+
+
+@lru_cache(maxsize=1)
 def tokens_adjoint() -> Graph:
     """Adjoints of the inputs of a run of tokens, from those of its outputs."""
     return adjoint(tokens_graph(), TOKEN_OUTPUTS, TOKEN_INPUTS)
@@ -142,4 +197,4 @@ def entering_adjoint() -> Graph:
     return adjoint(entering_graph(), ("state_in",), ENTERING_INPUTS)
 
 
-__all__ = ["LAYER", "entering_adjoint", "entering_graph", "tokens_adjoint", "tokens_graph"]
+__all__ = ["LAYER", "entering_adjoint", "entering_graph", "step_graph", "tokens_adjoint", "tokens_graph"]

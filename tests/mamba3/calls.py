@@ -73,6 +73,30 @@ def call(given: dict[str, torch.Tensor], chunk: int = 16, **options: Any) -> tup
     )
 
 
+def step(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """out and the four states after the first token."""
+    named = {ARGUMENTS[name]: tensor for name, tensor in given.items() if name in ARGUMENTS}
+    whole = ("K_bias", "Q_bias", "D")
+    token = {name: tensor if name in whole else tensor[:, 0] for name, tensor in named.items()}
+    states = tuple(given[name] for name in STATES) if "state" in given else None
+    out, left = package().mamba3_siso_step(**token, Input_States=states)
+    return out, *left
+
+
+def compare_step(arrays: Arrays, dtype: torch.dtype, row: str, device: str = "cpu") -> None:
+    """A step against the oracle's first token."""
+    given = tensors(arrays, dtype, device)
+    tokens = [name for name in arrays if name not in ("B_bias", "C_bias", "D", *STATES)]
+    wanted = oracle(rounded(given) | {name: rounded(given)[name][:, :1] for name in tokens})
+    allowed = tolerances.LIMITS[row]
+    out, angle, *states = step(given)
+    tolerances.check("y", out, wanted.y[:, 0], allowed)
+    turned = torch.remainder(angle.double().cpu() - torch.tensor(wanted.angle) + np.pi, 2 * np.pi) - np.pi
+    assert turned.abs().max() < 1e-4
+    for name, found in zip(STATES[1:], states, strict=True):
+        tolerances.check(name, found, getattr(wanted, name), allowed)
+
+
 def compare(arrays: Arrays, seed: int, dtype: torch.dtype, chunk: int, row: str, device: str = "cpu") -> None:
     """Every result and every gradient against the oracle's, for the numbers as they are rounded.
 

@@ -22,7 +22,6 @@ pytestmark = [
     # an interpreted kernel has no code to compile
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"),
 ]
-BOTH = [*mamba3.before(), *mamba3.chunks()]
 HEADS, HEADDIM, DSTATE = 2, 64, 128
 
 
@@ -55,15 +54,19 @@ def launches() -> dict[str, Any]:
     }
     launch = importlib.import_module(f"{calls.package().__name__}.launch")
     found = [made for backward in (False, True) for made in launch.launches(tensors, 64, backward)]
+    alone = ("x", "z", "B", "C", "adt", "step", "mix", "rate")
+    found += launch.token(
+        {name: tensor[:, 0] if name in alone else tensor for name, tensor in tensors.items()}
+    ).launches
     return {made.kernel.__name__: made for made in found}
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", mamba3.every())
 def test_on_hopper(name: str):
     compile_launch(launches()[name], gpus.find("h200"))
 
 
-@pytest.mark.parametrize("name", (*mamba3.before(), "single_pass"))
+@pytest.mark.parametrize("name", (*mamba3.before(), *mamba3.token(), "single_pass"))
 @pytest.mark.parametrize("gpu", ("a100", "mi300x"))
 def test_elsewhere(gpu: str, name: str):
     compile_launch(launches()[name], gpus.find(gpu))

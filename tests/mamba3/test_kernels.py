@@ -23,6 +23,20 @@ def test_interpreted(change: dict[str, Any], seed: int, monkeypatch: pytest.Monk
     calls.compare(draw(seed, **{**ODD, **change}), seed, torch.float32, 16, "exact")
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("change", ({}, {"skip": False, "gate": False, "headdim": 20}), ids=str)
+def test_one_token_interpreted(change: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    calls.compare_step(draw(seed, **{**ODD, **change}), torch.float32, "exact")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("sizes", ({}, {"headdim": 64, "dstate": 128, "rates": 32, "ngroups": 1}), ids=str)
+def test_one_token_on_a_gpu(sizes: dict[str, Any], dtype: Any, seed: int):
+    calls.compare_step(draw(seed, **{**ODD, **sizes}), dtype, str(dtype).removeprefix("torch."), "cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(

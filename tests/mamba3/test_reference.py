@@ -77,3 +77,14 @@ def test_sequences_must_fill_the_row(seed: int):
     given = calls.tensors(draw(seed, batch=1, states=False), torch.float32)
     with pytest.raises(calls.package().SequenceError, match=r"\[0, 5\]; it must rise from 0 to the length, 11"):
         calls.call(given, cu_seqlens=torch.tensor([0, 5]))
+
+
+@pytest.mark.parametrize("states", (True, False))
+def test_one_token(states: bool, seed: int):
+    calls.compare_step(draw(seed, states=states), torch.float64, "exact")
+
+
+def test_a_token_that_has_tokens(seed: int):
+    given = calls.tensors(draw(seed), torch.float32)
+    with pytest.raises(calls.package().ShapeError, match="V has shape .* it must have 3 dimensions, none for tokens"):
+        calls.step({**given, "x": given["x"][:, :, None]})

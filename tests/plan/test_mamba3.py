@@ -19,7 +19,7 @@ HEADS, HEADDIM, RATES = 2, 3, 2
 
 def calls(name: str, arrays: Arrays, given: dict[str, Any], **flags: bool) -> dict[str, Any]:
     """The outputs of a kernel, NaN where it wrote nothing."""
-    kernel, _ = {**mamba3.before(), **mamba3.chunks()}[name]
+    kernel, _ = mamba3.every()[name]
     batch, seqlen = arrays["x"].shape[:2]
     padded = -(-seqlen // CHUNK) * CHUNK
     sizes = {"batch": batch, "seqlen": seqlen, "nheads": HEADS, "ngroups": 1, "rates": RATES, "padded": padded}
@@ -113,10 +113,10 @@ def test_both_passes(seqlen: int, seed: int):
         same(turn_back[f"d_{name}"].sum((0, 1)).reshape(value.shape), value, f"d_{name}")
 
 
-@pytest.mark.parametrize("name", sorted({**mamba3.before(), **mamba3.chunks()}))
+@pytest.mark.parametrize("name", sorted(mamba3.every()))
 def test_plans_are_well_formed(name: str):
     """Tensors are those that the statements use, flags those that they ask for."""
-    kernel, graph = {**mamba3.before(), **mamba3.chunks()}[name]
+    kernel, graph = mamba3.every()[name]
     used = {stmt.tensor for stmt in ir.walk(kernel.body) if isinstance(stmt, (ir.Load, ir.Store))}
     assert used == {tensor.name for tensor in kernel.tensors}
     asked = {stmt.condition for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.When)}

@@ -99,3 +99,25 @@ def test_chunks_of_the_layer_are_those_of_mamba_2_but_for_the_diagonal():
 def test_what_does_not_fit(change: dict, message: str, seed: int):
     with pytest.raises(OracleInput, match=message):
         oracle({**draw(seed), **change})
+
+
+def test_token_after_token(seed: int):
+    """The graph of one token, from what the one before left."""
+    arrays = draw(seed, nheads=2, ngroups=1, rates=3, seqlen=5)
+    whole, b = oracle(arrays), 1
+    held = {"angle_in": arrays["angle"][b], "x_before": arrays["x_before"][b]}
+    held |= {f"B_{k}_before": arrays["B_before"][b, :, k::2] for k in (0, 1)}
+    held |= {f"state_{k}": arrays["state"][b, :, :, k::2] for k in (0, 1)}
+    fixed = {"D": np.repeat(arrays["D"][:, None], 3, axis=1)}
+    fixed |= {f"{name}_{k}_bias": arrays[f"{name}_bias"][:, k::2] for name in "BC" for k in (0, 1)}
+    left = ("angle_out", *(f"{name}_{k}{end}" for name, end in (("B", "_turned"), ("state", "_out")) for k in (0, 1)))
+    for t in range(5):
+        token = {name: arrays[name][b, t] for name in ("adt", "step", "mix", "rate", "x", "z")}
+        token |= {f"{name}_{k}": arrays[name][b, t, 0, k::2] for name in "BC" for k in (0, 1)}
+        flags = {"HAS_D": True, "HAS_Z": True}
+        made = evaluate(mamba3.step_graph(), {**held, **fixed, **token}, flags, ("y", *left))
+        np.testing.assert_allclose(made["y"], whole.y[b, t], rtol=1e-10, atol=1e-12)
+        held = {"angle_in": made["angle_out"], "x_before": token["x"]}
+        held |= {f"B_{k}_before": made[f"B_{k}_turned"] for k in (0, 1)}
+        held |= {f"state_{k}": made[f"state_{k}_out"] for k in (0, 1)}
+    np.testing.assert_allclose(held["state_1"], whole.state[b, :, :, 1::2], rtol=1e-10, atol=1e-12)
