@@ -124,7 +124,8 @@ class FormulaPrinter:
 
     def _factor(self, expr: sympy.Basic, inside: type) -> str:
         text = self.print(expr)
-        return f"({text})" if isinstance(expr, sympy.Add) else text
+        # an angle less whole turns is printed as a difference
+        return f"({text})" if isinstance(expr, (sympy.Add, wrapped)) else text
 
     def _power(self, expr: sympy.Pow) -> str:
         base, exponent = expr.args

@@ -31,6 +31,14 @@ class TorchPrinter(FormulaPrinter):
             raise UnprintableFormula(f"{name} has axes {axes}, which do not stand in that order in {self.over}")
         return f"{name}[..., {', '.join(':' if axis in axes else 'None' for axis in self.over)}]"
 
+    def _call(self, function: str, args: tuple[sympy.Basic, ...]) -> str:
+        if function in ("minimum", "maximum"):
+            # what has axes first: a limit may be a number
+            value, *limits = sorted(args, key=lambda arg: (not arg.has(sympy.Indexed), str(arg)))
+            side = "max" if function == "minimum" else "min"
+            return f"({self.print(value)})" + "".join(f".clamp({side}={self.print(limit)})" for limit in limits)
+        return super()._call("torch.nn.functional.softplus" if function == "softplus" else function, args)
+
     def _power(self, expr: sympy.Pow) -> str:
         exponent = decay_exponent(expr)
         if exponent is None:
