@@ -32,8 +32,9 @@ from ssdgen.pack import templates, tree  # noqa: E402
 Args = dict[str, torch.Tensor]
 SHAPES = "1,2048,64,64,128,1,32 8,2048,64,64,128,1,32 1,16384,64,64,128,1,32"
 SEED = 20240531
-# bf16: operands are turned, and weighted inputs, scores and states rounded for the tensor cores, each once
-ERROR_LIMIT, GRADIENT_LIMIT = 8e-3, 2.5e-2
+# bf16: operands are turned, and weighted inputs, scores and states rounded for the tensor cores, each once; the
+# gradients of the angles are sums over all later tokens of what these left
+ERROR_LIMIT, GRADIENT_LIMIT = 8e-3, 5e-2
 # of the float64 gradients: more memory than a short sequence needs would not fit
 GRADIENT_TOKENS = 512
 CHUNK = 64

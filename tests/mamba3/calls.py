@@ -27,6 +27,9 @@ ARGUMENTS = {
 HEADS_FIRST = ("adt", "step", "mix")
 OPERANDS = ("x", "B", "C", "z", "B_before", "x_before")
 
+# their gradients are sums over all tokens after one, of terms of either sign whose rounding stays
+OVER_TOKENS = ("rate", "angle", "step")
+
 
 @cache
 def texts() -> dict[str, str]:
@@ -121,7 +124,8 @@ def compare(arrays: Arrays, seed: int, dtype: torch.dtype, chunk: int, row: str,
     found = dict(zip(given, torch.autograd.grad(outputs, list(given.values()), adjoints), strict=True))
     d = {name: adjoint.double().cpu().numpy() for name, adjoint in zip(weights, adjoints, strict=True)}
     expected = backward(exact, d.pop("y"), d, chunk=chunk)
-    wider = tolerances.Limit(3 * allowed.relative, 3 * allowed.largest)
     for name, gradient in found.items():
         assert gradient.dtype == given[name].dtype
+        factor = 10 if name in OVER_TOKENS else 3
+        wider = tolerances.Limit(factor * allowed.relative, factor * allowed.largest)
         tolerances.check(f"d_{name}", gradient, expected[f"d_{name}"], wider)
