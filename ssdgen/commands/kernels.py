@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..plan import catalogue, parts
+from ..plan import catalogue, mamba3, parts
 from ..plan.ir import Kernel
 from ..plan.schedules import mirror, passing, prepare, scan, walk
+from ..spec.graph import Graph
 from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
@@ -38,3 +39,11 @@ def named(name: str, layer: Layer) -> Kernel:
         return BY_NAME[name](layer)
     except ValueError as error:
         raise UnknownKernelError(f"{name} cannot be made: {error}") from error
+
+
+def of_variant(name: str) -> tuple[Kernel, Graph]:
+    """A kernel of Mamba-3's package and the graph that its equations are of.  Errors: UnknownKernelError."""
+    every = mamba3.every()
+    if name not in every:
+        raise UnknownKernelError(f"mamba3 has no kernel {name!r}; there are {', '.join(sorted(every))}")
+    return every[name]

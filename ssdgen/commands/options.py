@@ -12,6 +12,9 @@ from ..spec.layer import Layer
 from ..spec.layouts import LAYOUTS
 from ..spec.masks import FAMILIES, GATED
 from ..tune.shapes import DTYPES, NAMED, SIZES, ShapeNameError
+from .failures import Failure
+
+VARIANTS = ("mamba3",)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +76,22 @@ def layer_options(command: F) -> F:
         show_default=True,
         help="The mask: decay by input, constant decay, none, or a decay of every token (to show).",
     )(command)
+
+
+def variant_option(command: F) -> F:
+    """--variant: another description in place of a layer's."""
+    return click.option(
+        "--variant",
+        type=click.Choice(VARIANTS),
+        help="Another recurrence instead of a layer of Mamba-2's kind; it has no options.",
+    )(command)
+
+
+def refuse_options(variant: str, **given: object) -> None:
+    """Raises Failure for options of a layer beside a variant.  given: values by option; empty ones are not set."""
+    plain = {"family": "ssd", "layout": "multi-input"}
+    if extra := [f"--{name}" for name, value in given.items() if value and value != plain.get(name)]:
+        raise Failure(f"--variant {variant} has no {', '.join(extra)}; leave it out")
 
 
 def layer_from(family: str, layout: str, extras: tuple[str, ...] = ()) -> Layer:

@@ -17,7 +17,15 @@ from ..spec import counts
 from ..spec import show as descriptions
 from ..tune.shapes import SIZES
 from . import kernels, plan_text
-from .options import gpu_option, layer_from, layer_options, problem_from, problem_options
+from .options import (
+    gpu_option,
+    layer_from,
+    layer_options,
+    problem_from,
+    problem_options,
+    refuse_options,
+    variant_option,
+)
 
 _SCHEDULES = (*counts.SCHEDULES, *backward_space.SCHEDULES)
 # passes whose schedules have one kernel, and go by the pass
@@ -30,12 +38,25 @@ def show() -> None:
 
 
 @show.command()
+@variant_option
 @layer_options
 @click.option("--chunk", type=click.IntRange(min=1), help="Positions per chunk.  [default: a symbol]")
 @click.option("--latex", is_flag=True, help="For a document (amsmath).")
 @click.option("--backward", is_flag=True, help="Its adjoint instead, the gradients.")
-def spec(family: str, layout: str, extras: tuple[str, ...], chunk: int | None, latex: bool, backward: bool) -> None:
+def spec(
+    variant: str | None,
+    family: str,
+    layout: str,
+    extras: tuple[str, ...],
+    chunk: int | None,
+    latex: bool,
+    backward: bool,
+) -> None:
     """The layer, cut into blocks: equations, ranks, FLOPs and bytes."""
+    if variant:
+        refuse_options(variant, **{"family": family, "layout": layout, "with": extras, "latex": latex})
+        click.echo(descriptions.mamba3_text(backward, chunk), nl=False)
+        return
     layer = layer_from(family, layout, extras)
     if backward:
         shown = descriptions.backward_latex if latex else descriptions.backward_text
@@ -54,9 +75,15 @@ def plan(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None:
 
 @show.command()
 @click.argument("name")
+@variant_option
 @layer_options
-def kernel(name: str, family: str, layout: str, extras: tuple[str, ...]) -> None:
+def kernel(name: str, variant: str | None, family: str, layout: str, extras: tuple[str, ...]) -> None:
     """The source that is emitted for one kernel."""
+    if variant:
+        refuse_options(variant, **{"family": family, "layout": layout, "with": extras})
+        templates.load()
+        click.echo(sources.module(*kernels.of_variant(name)), nl=False)
+        return
     layer = layer_from(family, layout, extras)
     made = kernels.named(name, layer)
     templates.load()

@@ -17,7 +17,10 @@ HEAD, ROW, COL, P, N = sympy.symbols("h i j p n", integer=True, nonnegative=True
 # axes of the convolution and the norms: token, channel
 TOKEN, CHANNEL = sympy.symbols("t d", integer=True, nonnegative=True)
 
-AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL)}
+# pairs of state dimensions
+PAIR = sympy.Symbol("r", integer=True, nonnegative=True)
+
+AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL, PAIR)}
 EXTENT = {"h": NHEADS, "i": CHUNK, "j": CHUNK, "p": HEADDIM, "n": DSTATE}
 
 

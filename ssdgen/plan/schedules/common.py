@@ -30,6 +30,7 @@ RENAME = {
     "total_out": "total",
     "y_ssm": "y",
     "y_skip": "y",
+    "y_later": "y",
     "y_state": "y",
     "state_out": "state",
 }
@@ -63,9 +64,13 @@ def seq_tensor() -> Tensor:
     return Tensor("seq_idx", ("batch", "seqlen"), "int", flag="HAS_SEQ_IDX")
 
 
-def prepared_tensors(layer: Layer, out: bool = False) -> tuple[Tensor, ...]:
-    """Step sizes and running sums, [batch, nheads, seqlen rounded up to whole chunks], fp32."""
+def prepared_tensors(layer: Layer, out: bool = False, outputs: bool = False) -> tuple[Tensor, ...]:
+    """Step sizes and running sums, [batch, nheads, seqlen rounded up to whole chunks], fp32.
+
+    outputs: of a kernel that has to do with outputs, which may need a weight of a token's own input.
+    """
     names = ("dt", "dA_cs") if layer.family.decays else ("dt",)
+    names += ("own",) if outputs and layer.discretisation.own else ()
     return tuple(Tensor(name, ("batch", "nheads", "padded"), "float32", out=out) for name in names)
 
 
@@ -193,6 +198,8 @@ def prepared_sources(
         return batch, at["h"].scalar, replace(span, mask=None)
 
     found = {"dt": Source("dt", index, level=level, descriptor=descriptor)}
+    if layer.discretisation.own:
+        found["own"] = Source("own", index, level=level, descriptor=descriptor)
     if layer.family.decays:
         found["dA_cs"] = Source("dA_cs", index, level=level, descriptor=descriptor)
         found["dA_last"] = Source("dA_cs", lambda at: (batch, at["h"].scalar, last))

@@ -316,7 +316,7 @@ def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
     found = [common.operand(layer, "x", "HEADDIM"), common.operand(layer, "B", "DSTATE")]
     if shape.outputs:
         found.append(common.operand(layer, "C", "DSTATE"))
-    found += common.prepared_tensors(layer) if shape.prepared else common.raw_tensors(layer)
+    found += common.prepared_tensors(layer, outputs=shape.outputs) if shape.prepared else common.raw_tensors(layer)
     found.append(common.seq_tensor())
     if varlen:
         found.append(Tensor("cu_seqlens", ("sequences + 1",), "index", flag="HAS_CU_SEQLENS"))
