@@ -67,7 +67,7 @@ format: $(READY)  ## let ruff rewrite the files
 golden: $(READY)  ## rewrite the golden files after a change that was meant; read the diff
 	$(BIN)/python -m pytest -n 0 --update-golden tests/golden
 
-bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training, recall or cold_start; BENCH_ARGS="--quick"
+bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training, growth, ... (benchmarks/README.md); BENCH_ARGS="--quick"
 	$(BIN)/python benchmarks/$(BENCH).py $(BENCH_ARGS)
 
 # warnings are errors, and a link inside that leads nowhere is one

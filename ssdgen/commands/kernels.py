@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..plan import catalogue, parts
+from ..plan import catalogue, mamba3, parts
 from ..plan.ir import Kernel
-from ..plan.schedules import passing, prepare, scan, walk
+from ..plan.schedules import mirror, passing, prepare, scan, walk
+from ..spec.graph import Graph
 from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
 BY_NAME: dict[str, Callable[[Layer], Kernel]] = {"dt_cumsum": prepare.kernel, "state_passing": passing.kernel}
 BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED | catalogue.DECODE
+BY_NAME |= {mirror.name_of(n): partial(mirror.kernel, n_tiles=n) for n in (1, 2)}
 BY_NAME |= {
     shape.name: partial(walk.kernel if isinstance(shape, walk.Walk) else scan.kernel, shape=shape)
     for shape in catalogue.every_shape()
@@ -37,3 +39,11 @@ def named(name: str, layer: Layer) -> Kernel:
         return BY_NAME[name](layer)
     except ValueError as error:
         raise UnknownKernelError(f"{name} cannot be made: {error}") from error
+
+
+def of_variant(name: str) -> tuple[Kernel, Graph]:
+    """A kernel of Mamba-3's package and the graph that its equations are of.  Errors: UnknownKernelError."""
+    every = mamba3.every()
+    if name not in every:
+        raise UnknownKernelError(f"mamba3 has no kernel {name!r}; there are {', '.join(sorted(every))}")
+    return every[name]

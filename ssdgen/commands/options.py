@@ -10,8 +10,11 @@ import click
 from ..plan.problem import Problem
 from ..spec.layer import Layer
 from ..spec.layouts import LAYOUTS
-from ..spec.masks import FAMILIES
+from ..spec.masks import FAMILIES, GATED
 from ..tune.shapes import DTYPES, NAMED, SIZES, ShapeNameError
+from .failures import Failure
+
+VARIANTS = ("mamba3",)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +28,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "initial_states": {"initial_states": True},
     "seq_idx": {"boundaries": True},
 }
+
+_FAMILIES = {**FAMILIES, GATED.name: GATED}
 
 gpu_option = click.option("--gpu", "gpu_name", metavar="NAME", default="h200", show_default=True, help="A known GPU.")
 
@@ -66,15 +71,31 @@ def layer_options(command: F) -> F:
     )(command)
     return click.option(
         "--family",
-        type=click.Choice(list(FAMILIES)),
+        type=click.Choice(list(_FAMILIES)),
         default="ssd",
         show_default=True,
-        help="The mask: decay by input, constant decay, or none.",
+        help="The mask: decay by input, constant decay, none, or a decay of every token (to show).",
     )(command)
+
+
+def variant_option(command: F) -> F:
+    """--variant: another description in place of a layer's."""
+    return click.option(
+        "--variant",
+        type=click.Choice(VARIANTS),
+        help="Another recurrence instead of a layer of Mamba-2's kind; it has no options.",
+    )(command)
+
+
+def refuse_options(variant: str, **given: object) -> None:
+    """Raises Failure for options of a layer beside a variant.  given: values by option; empty ones are not set."""
+    plain = {"family": "ssd", "layout": "multi-input"}
+    if extra := [f"--{name}" for name, value in given.items() if value and value != plain.get(name)]:
+        raise Failure(f"--variant {variant} has no {', '.join(extra)}; leave it out")
 
 
 def layer_from(family: str, layout: str, extras: tuple[str, ...] = ()) -> Layer:
     options: dict[str, Any] = {}
     for extra in extras:
         options |= EXTRAS[extra]
-    return Layer(FAMILIES[family], LAYOUTS[layout], **options)
+    return Layer(_FAMILIES[family], LAYOUTS[layout], **options)

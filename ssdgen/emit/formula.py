@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from ..spec.dims import axes_of, name_of
-from ..spec.functions import rsqrt, sigmoid, softplus
+from ..spec.functions import rsqrt, sigmoid, softplus, wrapped
 
 RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Ge: ">=", sympy.Gt: ">", sympy.Le: "<=", sympy.Lt: "<"}
 
@@ -67,6 +67,10 @@ class FormulaPrinter:
             (sigmoid, lambda e: self._call(self.sigmoid, e.args)),
             (rsqrt, lambda e: self._call(f"{self.language}.rsqrt", e.args)),
             (sympy.log, self._log),
+            (sympy.cos, lambda e: self._call(f"{self.language}.cos", e.args)),
+            (sympy.sin, lambda e: self._call(f"{self.language}.sin", e.args)),
+            (wrapped, self._wrapped),
+            (sympy.core.numbers.Pi, self._number),
             (tuple(RELATIONS), self._relation),
         )
 
@@ -120,7 +124,8 @@ class FormulaPrinter:
 
     def _factor(self, expr: sympy.Basic, inside: type) -> str:
         text = self.print(expr)
-        return f"({text})" if isinstance(expr, sympy.Add) else text
+        # an angle less whole turns is printed as a difference
+        return f"({text})" if isinstance(expr, (sympy.Add, wrapped)) else text
 
     def _power(self, expr: sympy.Pow) -> str:
         base, exponent = expr.args
@@ -139,6 +144,11 @@ class FormulaPrinter:
         if not expr.is_number:
             raise UnprintableFormula(f"no rule prints {expr}; only the logarithm of a number is allowed")
         return repr(float(expr))
+
+    def _wrapped(self, expr: Any) -> str:
+        (angle,) = (self._factor(arg, sympy.Mul) for arg in expr.args)
+        turns = f"{self.language}.floor({angle} * {repr(0.5 / math.pi)})"
+        return f"{angle} - {turns} * {repr(2 * math.pi)}"
 
     def _where(self, expr: sympy.Piecewise) -> str:
         branches: Any = expr.args

@@ -14,6 +14,7 @@ from typing import Any
 
 import sympy
 
+from ..spec.decompose import CAUSAL
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
 from ..spec.graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Node, Shift, Sum
 from .ir import Cumsum as CumsumStmt
@@ -33,6 +34,7 @@ class Lowering:
     zero_past_end: values that must be zero at positions past the end;
     constant_level: where a value that is one number is made;
     spread: values that only repeat another along an axis: that one is read in their place;
+    beside: pieces of an axis that only shifted reads reach, beside those that tile it;
     kept: values whose option leaves what they are without it as it is, because that is read too.
     """
 
@@ -46,6 +48,7 @@ class Lowering:
     constant_level: int = 1
     kept: frozenset[str] = frozenset()
     spread: frozenset[str] = frozenset()
+    beside: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
     rests: list[Value] = field(default_factory=list)
@@ -59,7 +62,8 @@ class Lowering:
     def variable(self, name: str, pieces: Pieces) -> str:
         """Variable of a value: its name and, where an axis is cut, the suffix of its piece."""
         axes = self.node_axes(name)
-        suffix = "".join(pieces[axis].suffix for axis in axes if len(self.pieces[axis]) > 1)
+        several = [axis for axis in axes if len(self.pieces[axis]) > 1 or axis in self.beside]
+        suffix = "".join(pieces[axis].suffix for axis in several)
         return self.rename.get(name, name) + suffix + (pieces["j"].alias if "j" in axes else "")
 
     def combinations(self, axes: tuple[str, ...]) -> list[Pieces]:
@@ -156,7 +160,7 @@ class Lowering:
 
     def _moved(self, node: Shift, piece: Piece) -> Piece:
         """The piece that stands so many positions before: no statement, the value there is read."""
-        for other in self.pieces[node.along]:
+        for other in (*self.pieces[node.along], *self.beside.get(node.along, ())):
             if other.order == piece.order - node.by:
                 return other
         raise ValueError(f"{node.name} reads {node.of} at order {piece.order - node.by}, where no piece is; cut one")
@@ -283,13 +287,14 @@ class Lowering:
         return out, level
 
     def _position_known(self, formula: sympy.Expr, pieces: Pieces) -> sympy.Expr:
-        """Decide i >= j where the row piece and the column piece differ: below the diagonal always, above it never."""
+        """Decide i >= j, or i > j, where the pieces differ: below the diagonal always, above it never."""
         if ROW not in formula.free_symbols or "i" not in pieces or "j" not in pieces:
             return formula
         row, col = pieces["i"], pieces["j"]
-        if not formula.has(sympy.Ge(ROW, COL)) or row.order == col.order:
+        condition = _causal(formula)
+        if condition is None or row.order == col.order:
             return formula
-        decided: Any = formula.subs(sympy.Ge(ROW, COL), sympy.true if row.order > col.order else sympy.false)
+        decided: Any = formula.subs(condition, sympy.true if row.order > col.order else sympy.false)
         return decided
 
     def _accumulates(self, formula: sympy.Expr, name: str, pieces: Pieces) -> sympy.Indexed | None:
@@ -332,16 +337,15 @@ class Lowering:
                 value, at = self.need(str(symbol), {}) or (None, 0)
                 assert value is not None
                 level = max(level, at)
+        condition = _causal(formula)
         for axis, symbol in (("i", ROW), ("j", COL)):
-            if formula.has(sympy.Ge(ROW, COL)):
+            if condition is not None:
                 known[symbol] = entry(pieces[axis].position, axis)
         # conditions first: replacing i inside x[i] would change what is read
-        held = (
-            formula.subs(sympy.Ge(ROW, COL), sympy.Symbol("CAUSAL") > 0) if formula.has(sympy.Ge(ROW, COL)) else formula
-        )
+        held = formula if condition is None else formula.subs(condition, sympy.Symbol("CAUSAL") > 0)
         replaced: Any = held.xreplace({term: to for term, to in known.items() if isinstance(term, sympy.Indexed)})
-        if ROW in known:
-            replaced = replaced.subs(sympy.Symbol("CAUSAL") > 0, sympy.Ge(known[ROW], known[COL]))
+        if condition is not None:
+            replaced = replaced.subs(sympy.Symbol("CAUSAL") > 0, condition.func(known[ROW], known[COL]))
         return replaced, tuple(reads.values()), level
 
     # ---- leaving
@@ -364,6 +368,11 @@ class Lowering:
 def _after_loads(scope: list[Stmt], start: int) -> int:
     """First place from `start` on where a statement is not a load, which will stand at the top."""
     return next((k for k in range(start, len(scope)) if not isinstance(scope[k], Load)), len(scope))
+
+
+def _causal(formula: sympy.Expr) -> Any:
+    """The condition on row and column in a formula, or None."""
+    return next((condition for condition in CAUSAL if formula.has(condition)), None)
 
 
 def _span(piece: Piece) -> Span:

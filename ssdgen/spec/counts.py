@@ -12,8 +12,9 @@ from typing import Any
 
 import sympy
 
+from .decompose import CAUSAL as CONDITIONS
 from .decompose import CENTRE, DIAGONAL, LEFT, RIGHT, chunk_graph
-from .dims import BATCH, CHUNK, COL, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, ROW, SEQLEN, name_of
+from .dims import BATCH, CHUNK, DSTATE, EXTENT, HEADDIM, NGROUPS, NHEADS, SEQLEN, name_of
 from .functions import sigmoid, softplus
 from .gradient import chunk_adjoint, gradients
 from .graph import Contract, Graph, Input, Map, Node, Sum, reads
@@ -92,6 +93,9 @@ def least_bytes(layer: Layer, final_states: bool = False, backward: bool = False
     state = BATCH * NHEADS * HEADDIM * DSTATE * FP32_BYTES
     if "seq" in found:
         found["seq"] = TOKENS * INT32_BYTES
+    # what comes made is as exact as it was made
+    made = ("dt", "own", "log_decay") if layer.discretisation.made else ()
+    found |= {name: TOKENS * NHEADS * FP32_BYTES for name in found if name.removeprefix("d_") in made}
     if layer.initial_states:
         found |= dict.fromkeys(("initial_states", *(["d_initial_states"] if backward else [])), state)
     if final_states:
@@ -174,4 +178,4 @@ def _zero_above(graph: Graph, name: str) -> bool:
     if not isinstance(node, Map) or not {"i", "j"} <= set(node.axes):
         return False
     zeros = {term: sympy.Integer(0) for term in node.formula.atoms(sympy.Indexed) if _zero_above(graph, name_of(term))}
-    return node.formula.xreplace({sympy.Ge(ROW, COL): sympy.false}).xreplace(zeros) == 0
+    return node.formula.xreplace(dict.fromkeys(CONDITIONS, sympy.false)).xreplace(zeros) == 0

@@ -7,6 +7,8 @@ pair (total log-decay, state) is what a block hands to the next one at either le
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import sympy
 
 from . import layer as formulas
@@ -18,6 +20,8 @@ DIAGONAL = ("CB", "scores", "y_diag")
 RIGHT = ("right_decay", "x_weighted", "local_state")
 CENTRE = ("centre_decay", "state_out")
 LEFT = ("left_decay", "y_state")
+# what a token may read: all up to itself or, where its own input has a weight of its own, all before it
+CAUSAL = (sympy.Ge(ROW, COL), sympy.Gt(ROW, COL))
 
 
 def decay(log2_decay: sympy.Expr) -> sympy.Expr:
@@ -35,18 +39,20 @@ def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
 
 def chunk_graph(layer: Layer) -> Graph:
     """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
+    return _made(layer, (decay, _keep, *formulas.pointwise()))
+
+
+@lru_cache(maxsize=64)
+def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
+    """The graph, made once for a layer and what its formulas are now: they belong to the key, whoever replaces one."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
     hcb = ("h",) if hb or hc else ()
-    dt_raw, dt = entry("dt_raw", "h", "j"), entry("dt", "h", "j")
-    low, high, seq_before = sympy.symbols("dt_min dt_max seq_before", real=True)
+    dt, seq_before = entry("dt", "h", "j"), sympy.Symbol("seq_before", real=True)
+    own = layer.discretisation.own
     seq_i, seq_j, seq_last = entry("seq", "i"), entry("seq", "j"), sympy.Symbol("seq_last", real=True)
 
     nodes: list[Node] = [
-        Input("dt_raw", ("h", "j"), "step size before its transform"),
-        Input("dt_bias", ("h",), "added to the step size"),
-        Input("dt_min", (), "lower limit of the step size"),
-        Input("dt_max", (), "upper limit of the step size"),
-        Input("A", ("h",), "decay rate of a head"),
+        *_given(layer),
         Input("x", (*hx, "j", "p"), "input"),
         Input("B", (*hb, "j", "n"), "expansion into the state"),
         Input("C", (*hc, "i", "n"), "contraction out of the state"),
@@ -57,21 +63,12 @@ def chunk_graph(layer: Layer) -> Graph:
         Input("seq_last", (), "sequence of the chunk's last token"),
         Input("state", ("h", "p", "n"), "state that enters the chunk"),
         Input("total", ("h",), "log2 of the decay from the start of the segment to the chunk"),
-        Map("dt_biased", ("h", "j"), formulas.add_bias(dt_raw, entry("dt_bias", "h")), "HAS_DT_BIAS", dt_raw),
-        Map(
-            "dt_positive",
-            ("h", "j"),
-            formulas.rectify(entry("dt_biased", "h", "j")),
-            "DT_SOFTPLUS",
-            entry("dt_biased", "h", "j"),
-        ),
-        Map("dt", ("h", "j"), formulas.clamp(entry("dt_positive", "h", "j"), low, high)),
+        *_steps(layer),
     ]
 
     decays = layer.family.decays
     if decays:
         nodes += [
-            Map("log_decay", ("h", "j"), layer.log_decay(dt, entry("A", "h")) / sympy.log(2)),
             Cumsum("dA_cs", ("h", "j"), entry("log_decay", "h", "j"), "j"),
             Last("dA_last", ("h",), entry("dA_cs", "h", "j"), "j"),
         ]
@@ -91,7 +88,11 @@ def chunk_graph(layer: Layer) -> Graph:
     nodes += [
         Contract("CB", (*hcb, "i", "j"), entry("C", *hc, "i", "n"), entry("B", *hb, "j", "n"), "n"),
         *bounded(
-            "scores", ("h", "i", "j"), _keep(cb * decay(cs_i - cs_j) * weight, ROW >= COL), sympy.Eq(seq_i, seq_j)
+            "scores",
+            ("h", "i", "j"),
+            # the diagonal has a weight of its own, which then comes with the token's own input
+            _keep(cb * decay(cs_i - cs_j) * weight, CAUSAL[own]),
+            sympy.Eq(seq_i, seq_j),
         ),
         *bounded("left_decay", ("h", "i"), decay(cs_i), sympy.Eq(seq_i, seq_before)),
         *bounded("right_decay", ("h", "j"), weight * decay(cs_last - cs_j), sympy.Eq(seq_j, seq_last)),
@@ -99,10 +100,11 @@ def chunk_graph(layer: Layer) -> Graph:
         Contract("y_state", ("h", "i", "p"), entry("C", *hc, "i", "n"), entry("state", "h", "p", "n"), "n"),
         Contract("y_diag", ("h", "i", "p"), entry("scores", "h", "i", "j"), entry("x", *hx, "j", "p"), "j"),
         Map(
-            "y_ssm",
+            "y_later" if own else "y_ssm",
             ("h", "i", "p"),
             entry("left_decay", "h", "i") * entry("y_state", "h", "i", "p") + entry("y_diag", "h", "i", "p"),
         ),
+        *(_own_input(hx) if own else ()),
         Map(
             "y_skip",
             ("h", "i", "p"),
@@ -133,4 +135,43 @@ def chunk_graph(layer: Layer) -> Graph:
             entry("total_whole", "h"),
         ),
     ]
-    return Graph(f"chunk[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
+    kind = f", {layer.discretisation.name}" if layer.discretisation.made else ""
+    return Graph(f"chunk[{layer.family.name}, {layer.layout.name}{kind}]", tuple(nodes))
+
+
+def _given(layer: Layer) -> list[Node]:
+    """What a chunk is given of its steps: raw, or with their weights and decays made."""
+    if layer.discretisation.made:
+        found: list[Node] = [Input("dt", ("h", "j"), "weight of a token's input in what comes after it")]
+        found += [Input("own", ("h", "j"), "weight of a token's input in its own output")]
+        return found + ([Input("log_decay", ("h", "j"), "log2 of the decay of a step")] if layer.family.decays else [])
+    return [
+        Input("dt_raw", ("h", "j"), "step size before its transform"),
+        Input("dt_bias", ("h",), "added to the step size"),
+        Input("dt_min", (), "lower limit of the step size"),
+        Input("dt_max", (), "upper limit of the step size"),
+        Input("A", layer.family.rate("j"), "log-decay of a token" if layer.family.per_token else "decay rate of a head"),
+    ]
+
+
+def _steps(layer: Layer) -> list[Node]:
+    """The step size after its transform and the log-decay, unless they are given."""
+    if layer.discretisation.made:
+        return []
+    low, high = sympy.symbols("dt_min dt_max", real=True)
+    dt_raw, biased, positive = (entry(name, "h", "j") for name in ("dt_raw", "dt_biased", "dt_positive"))
+    found: list[Node] = [
+        Map("dt_biased", ("h", "j"), formulas.add_bias(dt_raw, entry("dt_bias", "h")), "HAS_DT_BIAS", dt_raw),
+        Map("dt_positive", ("h", "j"), formulas.rectify(biased), "DT_SOFTPLUS", biased),
+        Map("dt", ("h", "j"), formulas.clamp(positive, low, high)),
+    ]
+    if layer.family.decays:
+        log_decay = layer.log_decay(entry("dt", "h", "j"), entry("A", *layer.family.rate("j"))) / sympy.log(2)
+        found.append(Map("log_decay", ("h", "j"), log_decay))
+    return found
+
+
+def _own_input(hx: tuple[str, ...]) -> list[Node]:
+    """The diagonal of the chunk's block, with its own weight."""
+    y, own, x = entry("y_later", "h", "i", "p"), entry("own", "h", "i"), entry("x", *hx, "i", "p")
+    return [Map("y_ssm", ("h", "i", "p"), formulas.own_input(y, own, x))]

@@ -52,6 +52,16 @@ class rsqrt(sympy.Function):
         return 1 / sympy.sqrt(arg)
 
 
+class wrapped(sympy.Function):
+    """An angle less whole turns, in [0, 2 pi); its derivative is 1."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.Integer(1)
+
+    def _eval_rewrite_as_floor(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        return arg - 2 * sympy.pi * sympy.floor(arg / (2 * sympy.pi))
+
+
 def silu(value: sympy.Expr) -> sympy.Expr:
     """x sigmoid(x)."""
     return value * sigmoid(value)

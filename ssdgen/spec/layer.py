@@ -1,4 +1,4 @@
-"""The layer: its options and its pointwise formulas.  masks, layouts -> graph, oracle, counts"""
+"""The layer: its options and its pointwise formulas.  masks, layouts, discretisation -> graph, oracle, counts"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import sympy
 
 from . import masks
+from .discretisation import EULER, Discretisation
 from .functions import silu, softplus
 from .layouts import MULTI_INPUT, HeadLayout
 from .masks import SSD, MaskFamily
@@ -31,6 +32,7 @@ class Layer:
     dt_softplus: bool = False
     initial_states: bool = False
     boundaries: bool = False
+    discretisation: Discretisation = EULER
 
     def flags(self) -> dict[str, bool]:
         """Value of each option flag that the graph, the kernels and the oracle branch on."""
@@ -66,6 +68,11 @@ def input_weight(dt: sympy.Expr) -> sympy.Expr:
     return dt
 
 
+def own_input(y: sympy.Expr, own: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
+    """Output with what a token's own input gives to it, where that has a weight of its own."""
+    return y + own * x
+
+
 def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
     return y + d * x
 
@@ -73,3 +80,8 @@ def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
 def gate(y: sympy.Expr, z: sympy.Expr) -> sympy.Expr:
     """y silu(z)."""
     return y * silu(z)
+
+
+def pointwise() -> tuple[Any, ...]:
+    """The formulas of this module that graphs are made of, as they are now."""
+    return add_bias, rectify, clamp, input_weight, own_input, skip, gate

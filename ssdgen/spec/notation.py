@@ -11,7 +11,7 @@ from sympy.printing.str import StrPrinter
 
 from .derivative import decay_exponent
 from .dims import AXES, axes_of, name_of
-from .graph import Contract, Cumsum, Input, Largest, Map, Node, Sum
+from .graph import Contract, Cumsum, Input, Largest, Map, Node, Shift, Sum
 
 # letters of docs/maths.md; a value without one is set upright by its name
 LETTERS = {
@@ -83,6 +83,8 @@ def _text_value(node: Node) -> str:
         return f"sum over {', '.join(node.over)} of {formula_text(node.of)}"
     if isinstance(node, Largest):
         return f"largest over {', '.join(node.over)} of |{formula_text(node.of)}|"
+    if isinstance(node, Shift):
+        return _entry(name_of(node.of), _shifted(node))
     inside = [
         axis if axis != node.along else ("k" if isinstance(node, Cumsum) else "last") for axis in axes_of(node.of)
     ]
@@ -103,12 +105,20 @@ def _latex_value(node: Node) -> str:
         return rf"\sum_{{{','.join(node.over)}}} {formula_latex(node.of)}"
     if isinstance(node, Largest):
         return rf"\max_{{{','.join(node.over)}}} \lvert {formula_latex(node.of)} \rvert"
+    if isinstance(node, Shift):
+        return _latex_entry(name_of(node.of), _shifted(node))
     if isinstance(node, Cumsum):
         inside = tuple("k" if axis == node.along else axis for axis in axes_of(node.of))
         bound = r"\ge" if node.reverse else r"\le"
         return rf"\sum_{{k {bound} {node.along}}} {_latex_entry(name_of(node.of), inside)}"
     inside = tuple(r"\mathrm{last}" if axis == node.along else axis for axis in axes_of(node.of))
     return _latex_entry(name_of(node.of), inside)
+
+
+def _shifted(node: Shift) -> tuple[str, ...]:
+    """The axes of what is read, moved."""
+    moved = f"{node.along} {'-' if node.by > 0 else '+'} {abs(node.by)}"
+    return tuple(moved if axis == node.along else axis for axis in axes_of(node.of))
 
 
 def _entry(name: str, axes: tuple[str, ...]) -> str:

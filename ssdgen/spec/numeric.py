@@ -49,6 +49,9 @@ class FloatPrinter(NumPyPrinter):
     def _print_rsqrt(self, expr: Any) -> str:
         return f"(1 / {self._call('sqrt', *self._texts(expr))})"
 
+    def _print_wrapped(self, expr: Any) -> str:
+        return self._call("mod", *self._texts(expr), self._print(2 * sympy.pi))
+
     def _print_not_supported(self, expr: Any) -> str:
         raise UnknownFunction(f"no numeric form for {type(expr).__name__} in {expr}; add one to spec/numeric.py")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
 
-from . import counts
+from . import counts, mamba3
 from .blocks import Adjoints, Blocks, Equation, Factor, adjoints, blocks
 from .dims import BATCH, CHUNK, DSTATE, HEADDIM, NGROUPS, NHEADS, SEQLEN
+from .graph import Input
 from .layer import Layer
 from .notation import formula_latex, formula_text
+from .notation import text as node_text
 from .roofline import floor
 
 CLAMP_NOTE = "exp2(u) is 2 ** min(u, 0): no exponent is positive, but a difference of rounded sums can come out so."
@@ -46,6 +49,27 @@ def latex(layer: Layer, chunk: int | None = None) -> str:
         parts.append(_paragraph(about, factor.equations) + rank + "\n")
     parts.append(_paragraph("Output", found.output))
     return "\n".join([*parts, _least_work(found)])
+
+
+def mamba3_text(backward: bool = False, chunk: int | None = None) -> str:
+    """Mamba-3's description as plain text: tokens, the state that enters, and the chunks, or the adjoints of these."""
+    layer = replace(mamba3.LAYER, skip="head", gate=True)
+    graphs = {
+        "steps and operands of a run of tokens; r: pairs of state dimensions": mamba3.tokens_graph(),
+        "the state that the first chunk takes": mamba3.entering_graph(),
+    }
+    if backward:
+        whole, entering = mamba3.tokens_adjoint(), mamba3.entering_adjoint()
+        made = dict(zip(graphs, (whole, entering), strict=True))
+        parts = [backward_text(layer, chunk)]
+        for title, forward in graphs.items():
+            own = [node for node in made[title].nodes if node.name not in forward and not isinstance(node, Input)]
+            parts += [f"adjoint of {title}", *(f"  {node_text(node)}" for node in own), ""]
+        return "\n".join(parts)
+    parts = []
+    for title, graph in graphs.items():
+        parts += [title, *(f"  {node_text(node)}" for node in graph.nodes if not isinstance(node, Input)), ""]
+    return "\n".join([*parts, text(layer, chunk)])
 
 
 def backward_text(layer: Layer, chunk: int | None = None) -> str:
@@ -127,6 +151,7 @@ def _heading(layer: Layer) -> str:
         [
             f"mask: {layer.family.name} ({layer.family.about})",
             f"heads: {layer.layout.name} ({layer.layout.about})",
+            *([f"inputs: {rule.name} ({rule.about})"] if (rule := layer.discretisation).made else []),
             f"options: {', '.join(options) or 'none'}",
         ]
     )

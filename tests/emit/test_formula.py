@@ -15,7 +15,7 @@ from ssdgen.emit.formula import FormulaPrinter, UnprintableFormula, broadcast
 from ssdgen.spec import layer as formulas
 from ssdgen.spec.decompose import chunk_graph, decay
 from ssdgen.spec.dims import COL, ROW, axes_of, entry, name_of
-from ssdgen.spec.functions import rsqrt, sigmoid, softplus
+from ssdgen.spec.functions import rsqrt, sigmoid, softplus, wrapped
 from ssdgen.spec.graph import Map
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.masks import FAMILIES
@@ -70,6 +70,11 @@ def printed(expr: sympy.Basic, over: tuple[str, ...] = ("i", "j"), **options: An
         ((x - y) / (a + 2), "(x - y) / (a[:, None] + 2.0)"),
         (x / sympy.log(2), "x * 1.4426950408889634"),
         (sympy.Piecewise((x, sympy.Ge(a, b)), (0, True)), "tl.where(a[:, None] >= b[None, :], x, 0.0)"),
+        (x * sympy.cos(x), "x * tl.cos(x)"),
+        (sympy.sin(x + y), "tl.sin(x + y)"),
+        (wrapped(x), "x - tl.floor(x * 0.15915494309189535) * 6.283185307179586"),
+        (y * wrapped(x), "y * (x - tl.floor(x * 0.15915494309189535) * 6.283185307179586)"),
+        (sympy.pi * x, "x * 3.141592653589793"),
         (-sympy.oo, 'float("-inf")'),
         (sympy.oo, 'float("inf")'),
     ],
@@ -81,7 +86,7 @@ def test_prints(expr: sympy.Basic, text: str) -> None:
 @pytest.mark.parametrize(
     "expr",
     [
-        sympy.sin(x),
+        sympy.tan(x),
         sympy.exp(x),
         sympy.Abs(x),
         x**4,

@@ -11,7 +11,7 @@ import pytest
 
 from ssdgen.emit import kernel as emission
 from ssdgen.pack import templates
-from ssdgen.plan import catalogue, parts
+from ssdgen.plan import catalogue, mamba3, parts
 from ssdgen.plan.schedules import passing, prepare, scan, walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
@@ -75,7 +75,13 @@ PARTS = {
         "conv_update_3w",
         "layer_norm_2d",
         "rms_norm_gate_first_backward",
+        "sum_parts",
     )
+}
+# of another recurrence's kernels, those that are new in it, and of the chunks' what changes most
+PARTS |= {
+    ("mamba3", name): mamba3.every()[name]
+    for name in ("mamba3_steps", "mamba3_step", "mamba3_turn_gradients", "mamba3_step_gradients", "single_pass")
 }
 NAMES = (*KINDS, *PARTS)
 

@@ -7,7 +7,7 @@ import pytest
 import sympy
 
 from ssdgen.spec.dims import COL, ROW, entry
-from ssdgen.spec.functions import sigmoid, softplus
+from ssdgen.spec.functions import sigmoid, softplus, wrapped
 from ssdgen.spec.numeric import UnknownFunction, function
 
 X, Y = sympy.symbols("x y", real=True)
@@ -50,3 +50,11 @@ def test_functions_as_symbols():
     # so that a clamped decay of a positive step resolves by itself
     assert softplus(X).is_positive and sigmoid(X).is_positive
     assert sympy.Min(-softplus(X), 0) == -softplus(X)
+
+
+def test_an_angle_less_whole_turns():
+    angles = np.array([-0.5, 0.0, 3.0, 7.0, 100.0])
+    np.testing.assert_allclose(function((X,), wrapped(X))(angles), np.mod(angles, 2 * np.pi))
+    same = function((X,), wrapped(X).rewrite(sympy.floor).subs(sympy.floor(X / (2 * sympy.pi)), 0))
+    np.testing.assert_allclose(same(np.array([1.0, 6.0])), [1.0, 6.0])
+    assert wrapped(X).diff(X) == 1

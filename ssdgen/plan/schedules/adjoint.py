@@ -25,7 +25,7 @@ Level = common.Level
 
 # vectors over tokens that other kernels leave for `dt_gradients`, and numbers of a chunk; a sum over the third, along
 # the tokens of a chunk, in the kernel that makes it breaks Triton's compiler for sm_100 (3.7.1)
-WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"), ("d_left_decay",)
+WALK_VECTORS, GROUP_VECTORS = ("d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_own"), ("d_left_decay",)
 VECTORS, NUMBERS = (*WALK_VECTORS, *GROUP_VECTORS), ("d_centre_decay",)
 
 RENAME = {
@@ -52,7 +52,9 @@ KEPT = frozenset({"d_y_skip", "dt_biased", "dt_positive"})
 def graph(layer: Layer) -> Graph:
     """The adjoint of a chunk of `layer`, its products and sums arranged for kernels."""
     # the graph holds every option
-    return _scaled_first(_factored(chunk_adjoint(Layer(layer.family, layer.layout))))
+    return _scaled_first(
+        _factored(chunk_adjoint(Layer(layer.family, layer.layout, discretisation=layer.discretisation)))
+    )
 
 
 def _factored(whole: Graph) -> Graph:

@@ -30,6 +30,7 @@ RENAME = {
     "total_out": "total",
     "y_ssm": "y",
     "y_skip": "y",
+    "y_later": "y",
     "y_state": "y",
     "state_out": "state",
 }
@@ -63,9 +64,13 @@ def seq_tensor() -> Tensor:
     return Tensor("seq_idx", ("batch", "seqlen"), "int", flag="HAS_SEQ_IDX")
 
 
-def prepared_tensors(layer: Layer, out: bool = False) -> tuple[Tensor, ...]:
-    """Step sizes and running sums, [batch, nheads, seqlen rounded up to whole chunks], fp32."""
+def prepared_tensors(layer: Layer, out: bool = False, outputs: bool = False) -> tuple[Tensor, ...]:
+    """Step sizes and running sums, [batch, nheads, seqlen rounded up to whole chunks], fp32.
+
+    outputs: of a kernel that has to do with outputs, which may need a weight of a token's own input.
+    """
     names = ("dt", "dA_cs") if layer.family.decays else ("dt",)
+    names += ("own",) if outputs and layer.discretisation.own else ()
     return tuple(Tensor(name, ("batch", "nheads", "padded"), "float32", out=out) for name in names)
 
 
@@ -76,7 +81,8 @@ def raw_tensors(layer: Layer) -> tuple[Tensor, ...]:
         Tensor("dt_bias", ("nheads",), "any", flag="HAS_DT_BIAS"),
     ]
     if layer.family.uses_a:
-        found.append(Tensor("A", ("nheads",), "any"))
+        per_token = Tensor("A", ("batch", "seqlen", "nheads"), "any", strided="all")
+        found.append(per_token if layer.family.per_token else Tensor("A", ("nheads",), "any"))
     return tuple(found)
 
 
@@ -116,10 +122,14 @@ def option_sources(batch: str, level: int) -> dict[str, Source]:
 
 
 def raw_sources(layer: Layer, batch: str, dt: str = "dt") -> dict[str, Source]:
+    def token(at: Pieces) -> tuple[Index, ...]:
+        return batch, on(at["j"], "j"), on(at["h"], "h")
+
+    per_head = Source("A", lambda at: (on(at["h"], "h"),), level=0)
     return {
-        "dt_raw": Source(dt, lambda at: (batch, on(at["j"], "j"), on(at["h"], "h"))),
+        "dt_raw": Source(dt, token),
         "dt_bias": Source("dt_bias", lambda at: (on(at["h"], "h"),), level=0, flag="HAS_DT_BIAS"),
-        "A": Source("A", lambda at: (on(at["h"], "h"),), level=0),
+        "A": Source("A", token) if layer.family.per_token else per_head,
     }
 
 
@@ -188,6 +198,8 @@ def prepared_sources(
         return batch, at["h"].scalar, replace(span, mask=None)
 
     found = {"dt": Source("dt", index, level=level, descriptor=descriptor)}
+    if layer.discretisation.own:
+        found["own"] = Source("own", index, level=level, descriptor=descriptor)
     if layer.family.decays:
         found["dA_cs"] = Source("dA_cs", index, level=level, descriptor=descriptor)
         found["dA_last"] = Source("dA_cs", lambda at: (batch, at["h"].scalar, last))

@@ -161,10 +161,10 @@ class _Part:
         lowering, layer = self.lowering, self.layer
         self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", adjoint.DECAYS)
         self._summed("d_CB")
-        self._vectors("d_dA_cs_scores_rows", "d_left_decay")
+        self._vectors("d_dA_cs_scores_rows", "d_left_decay", "d_own")
         self._summed("d_C_heads")
         if not self.role:
-            self._made("D", "scores")
+            self._made("D", *adjoint.there(self.layer, "own"), "scores")
         with lowering.under("NEEDS_Z"):
             for at in self._each("i", "p"):
                 self._tokens("d_z", "d_z", at, "i", None)
@@ -234,7 +234,7 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
     loops, per_head = adjoint.loops(layer), layer.layout.per_head
     tokens = ("batch", "seqlen", "nheads", "HEADDIM")
     found = [common.operand(layer, name, last) for name, last in (("x", "HEADDIM"), ("B", "DSTATE"), ("C", "DSTATE"))]
-    found += [adjoint.d_y_tensor(), *common.prepared_tensors(layer), common.seq_tensor()]
+    found += [adjoint.d_y_tensor(), *common.prepared_tensors(layer, outputs=True), common.seq_tensor()]
     found += [common.skip_tensor(), common.gate_tensor()]
     found += [adjoint.states_tensor("states"), adjoint.states_tensor("d_states")]
     # where heads share x, each leaves its part

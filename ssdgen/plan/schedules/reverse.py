@@ -292,7 +292,7 @@ def _tensors(layer: Layer, shape: Reverse) -> tuple[Tensor, ...]:
     return (
         *(common.operand(layer, name, last) for name, last in (("x", "HEADDIM"), ("B", "DSTATE"), ("C", "DSTATE"))),
         adjoint.d_y_tensor(),
-        *common.prepared_tensors(layer),
+        *common.prepared_tensors(layer, outputs=True),
         common.seq_tensor(),
         common.skip_tensor(),
         *((common.gate_tensor(), adjoint.states_tensor("states", flag="NEEDS_Z")) if gated else ()),

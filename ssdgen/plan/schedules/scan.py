@@ -111,15 +111,16 @@ def kernel(layer: Layer, shape: Scan) -> Kernel:
 def _output_tiles(lowering: Lowering) -> None:
     """Left factor outside the loop, diagonal block accumulated inside it, skip and gate after it."""
     graph = lowering.graph
+    summed = "y_later" if "y_later" in graph else "y_ssm"
     for at in lowering.combinations(("h", "p", "i")):
         out = Value(lowering.variable("y", at), ("i", "p"))
-        y_ssm, y_diag = graph["y_ssm"], graph["y_diag"]
+        y_ssm, y_diag = graph[summed], graph["y_diag"]
         assert isinstance(y_ssm, Map) and isinstance(y_diag, Contract)
         diagonal = next(term for term in y_ssm.formula.args if str(term).startswith("y_diag"))
         formula, reads, _ = lowering.formula(y_ssm.formula - diagonal, at, OUTSIDE)
         lowering.emit(OUTSIDE, Let(out, formula, reads))
         lowering.contract(y_diag, {**at, "j": lowering.pieces["j"][0]}, out, acc=True)
-        lowering.bind("y_ssm", at, out, AFTER)
+        lowering.bind(summed, at, out, AFTER)
         made = lowering.need("y", at)
         assert made is not None
         lowering.emit(AFTER, Store("y", ("b", common.on(at["i"], "i"), "head", common.on(at["p"], "p")), made[0]))
@@ -156,7 +157,7 @@ def _tensors(layer: Layer) -> tuple[Tensor, ...]:
         common.operand(layer, "x", "HEADDIM"),
         common.operand(layer, "B", "DSTATE"),
         common.operand(layer, "C", "DSTATE"),
-        *common.prepared_tensors(layer),
+        *common.prepared_tensors(layer, outputs=True),
         common.seq_tensor(),
         common.skip_tensor(),
         common.gate_tensor(),

@@ -1,0 +1,271 @@
+"""What comes before the chunks of Mamba-3: steps, angles, turned operands, entering state.  spec.mamba3 -> Kernel
+
+Angles run on from token to token, so that one program walks all tokens of a head; it makes the steps too.  What is
+turned by these angles does not wait for other tokens.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ...spec.dims import entry
+from ...spec.graph import Cumsum, Graph
+from ...spec.mamba3 import BIASES, PAIRED, entering_graph, tokens_graph
+from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..lower import Lowering, merge
+from ..pieces import Piece, Pieces, Source
+from . import common
+
+HEAD = Piece("", scalar="head")
+PAIRS = Piece("", Span("r", "r", "BLOCK_R", "0", "r_in"))
+# pairs that turn, of all that there are
+RATES = Span("r", "r", "BLOCK_R", "0", "rate_in")
+TOKENS = ("batch", "seqlen", "nheads")
+RENAME = {"angle_sum": "angle", "angle_last": "angle_out"}
+
+
+@cache
+def steps_graph() -> Graph:
+    """The graph of tokens, with the running sums of a chunk of them."""
+    whole = tokens_graph()
+    running = Cumsum("dA_cs", ("h", "t"), entry("log_decay", "h", "t"), "t")
+    return Graph(whole.name, (*whole.nodes, running))
+
+
+# ---- tensors and sources
+
+
+def step_tensors() -> tuple[Tensor, ...]:
+    """Raw steps of the tokens, and the rates at which their pairs turn."""
+    return (
+        *(Tensor(name, TOKENS, "any", "all") for name in ("adt", "step", "mix")),
+        Tensor("rate", (*TOKENS, "rates"), "any", "all"),
+    )
+
+
+def pairs_tensor(name: str, heads: str = "nheads", flag: str | None = None, out: bool = False) -> Tensor:
+    """B, C or a gradient of theirs, in pairs; those that come from outside with strides of their own."""
+    dims = ("batch", "seqlen", heads, "PAIRS", "2")
+    return Tensor(name, dims, "operand", "rows" if heads == "ngroups" and not out else "no", flag, out)
+
+
+def vector(name: str, out: bool = False) -> Tensor:
+    """A number for each token of a head, padded to whole chunks."""
+    return Tensor(name, ("batch", "nheads", "padded"), "float32", out=out)
+
+
+def angles(name: str, out: bool = False) -> Tensor:
+    """An angle, or its adjoint, for each pair that turns."""
+    return Tensor(name, (*TOKENS, "rates"), "float32", out=out)
+
+
+def biases() -> tuple[Tensor, ...]:
+    return tuple(Tensor(f"{name}_bias", ("nheads", "PAIRS", "2"), "any") for name in ("B", "C"))
+
+
+def span(piece: Piece, mask: bool = True) -> Span:
+    """The tokens of a piece; without a mask where the tensor is padded."""
+    assert piece.span is not None
+    return piece.span if mask else Span(piece.span.axis, piece.span.offsets, piece.span.size, piece.span.origin)
+
+
+def step_sources() -> dict[str, Source]:
+    def index(at: Pieces) -> tuple[Index, ...]:
+        return "b", span(at["t"]), "head"
+
+    found = {name: Source(name, index) for name in ("adt", "step", "mix")}
+    return found | {"rate": Source("rate", lambda at: ("b", span(at["t"]), "head", RATES))}
+
+
+def operand_sources(level: int = 1) -> dict[str, Source]:
+    """B and C of a group, in their pairs, and the biases of a head.  level: of what heads share."""
+
+    def operand(name: str) -> Source:
+        tensor, k = name.split("_")
+        return Source(tensor, lambda at: ("b", span(at["t"]), "group", PAIRS.span or "", k), level, "operand")
+
+    def bias(name: str) -> Source:
+        tensor, k, _ = name.split("_")
+        return Source(f"{tensor}_bias", lambda _: ("head", PAIRS.span or "", k))
+
+    return {**{name: operand(name) for name in PAIRED}, **{name: bias(name) for name in BIASES}}
+
+
+def turned_index(at: Pieces, k: str) -> tuple[Index, ...]:
+    return "b", span(at["t"]), "head", PAIRS.span or "", k
+
+
+def vector_source(name: str) -> Source:
+    return Source(name, lambda at: ("b", "head", span(at["t"], mask=False)))
+
+
+def pair_masks() -> tuple[Stmt, ...]:
+    return (
+        Arange("r", "r", "BLOCK_R"),
+        Mask("r_in", "r", "r", "PAIRS"),
+        Mask("rate_in", "r", "r", "rates"),
+    )
+
+
+# ---- kernels
+
+
+def steps() -> Kernel:
+    """Weights, running log-decays and angles of all tokens of a head."""
+    row = Piece("", Span("t", "row", "CHUNK", "row0", "row_in"))
+    # a step gives a weight to the token before it: that of the next token is read too
+    later = Piece("_next", Span("t", "row", "CHUNK", "row0 + 1", "next_in"), order=1)
+    at = {"h": HEAD, "t": row, "r": PAIRS}
+    pieces = {axis: (piece,) for axis, piece in at.items()}
+    lowering = Lowering(steps_graph(), pieces, step_sources(), rename=RENAME, beside={"t": (later,)})
+    angle = Value("angle_in", ("r",))
+    lowering.bind("angle_in", at, angle, 1)
+    for name in ("gamma", "dt", "dA_cs"):
+        lowering.store(1, name, at, name, ("b", "head", span(row, mask=False)))
+    lowering.store(1, "angle", at, "angle", ("b", span(row), "head", RATES))
+    made = lowering.need("angle_out", at)
+    assert made is not None
+    lowering.emit(1, Let(angle, entry(made[0].name, "r"), (made[0],)))
+    masks = (Mask("row_in", "t", "row", "seqlen - row0"), Mask("next_in", "t", "row", "seqlen - row0 - 1"))
+    return Kernel(
+        "mamba3_steps",
+        "One program walks the tokens of a head: weights, running log-decays of each chunk, and angles.",
+        ("gamma", "dt", "dA_cs", "angle", "angle_out"),
+        (
+            *step_tensors(),
+            Tensor("angle_in", ("batch", "nheads", "rates"), "any", flag="HAS_STATES"),
+            *(vector(name, out=True) for name in ("gamma", "dt", "dA_cs")),
+            angles("angle", out=True),
+            Tensor("angle_out", ("batch", "nheads", "rates"), "float32", out=True),
+        ),
+        ("batch", "seqlen", "nheads", "rates", "padded"),
+        (),
+        ("PAIRS", "CHUNK", "BLOCK_R"),
+        ("HAS_STATES",),
+        ("nheads", "batch"),
+        (
+            Scalar("head", "program_id(0)", wide=True),
+            Scalar("b", "program_id(1)", wide=True),
+            Arange("row", "t", "CHUNK"),
+            Arange("r", "r", "BLOCK_R"),
+            Mask("rate_in", "r", "r", "rates"),
+            When("HAS_STATES", (Load(angle, "angle_in", ("b", "head", RATES)),), (Full(angle, ("BLOCK_R",)),)),
+            For(
+                "chunk",
+                "padded // CHUNK",
+                (
+                    Scalar("row0", "chunk * CHUNK", wide=True),
+                    *masks,
+                    *merge(common.loads_first(lowering.scopes[1])),
+                ),
+            ),
+            Store("angle_out", ("b", "head", RATES), angle),
+        ),
+        given=("angle_in",),
+    )
+
+
+def turn() -> Kernel:
+    """B and C of a head, turned, and the weights of the tokens' own inputs."""
+    tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
+    at = {"h": HEAD, "t": tokens, "r": PAIRS}
+    sources = operand_sources() | {"gamma": vector_source("gamma")}
+    sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
+    lowering = Lowering(tokens_graph(), {axis: (piece,) for axis, piece in at.items()}, sources)
+    for name in ("B", "C"):
+        for k in ("0", "1"):
+            lowering.store(1, f"{name}_{k}_turned", at, f"{name}_turned", turned_index(at, k))
+    lowering.store(1, "own", at, "own", ("b", "head", span(tokens, mask=False)))
+    return Kernel(
+        "mamba3_turn",
+        "One program turns B and C of some tokens for one head; C . B of a token is the weight of its own input.",
+        ("B_0_turned", "B_1_turned", "C_0_turned", "C_1_turned", "own"),
+        (
+            *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
+            *biases(),
+            angles("angle"),
+            vector("gamma"),
+            *(pairs_tensor(f"{name}_turned", out=True) for name in ("B", "C")),
+            vector("own", out=True),
+        ),
+        ("batch", "seqlen", "nheads", "ngroups", "rates", "padded"),
+        (),
+        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        (),
+        ("padded // BLOCK_T", "nheads", "batch"),
+        (
+            Scalar("t0", "program_id(0) * BLOCK_T", wide=True),
+            Scalar("head", "program_id(1)", wide=True),
+            Scalar("group", "head // (nheads // ngroups)"),
+            Scalar("b", "program_id(2)", wide=True),
+            Arange("t", "t", "BLOCK_T"),
+            Mask("t_in", "t", "t", "seqlen - t0"),
+            *pair_masks(),
+            *merge(common.loads_first(lowering.scopes[1])),
+        ),
+        given=("angle", "gamma"),
+    )
+
+
+def first_sources() -> dict[str, Source]:
+    """The first token of a run, and the last of the run before."""
+    return {
+        "step_first": Source("step", lambda _: ("b", "0", "head")),
+        "mix_first": Source("mix", lambda _: ("b", "0", "head")),
+        "x_before": Source("x_before", lambda at: ("b", "head", common.on(at["p"], "p"))),
+        "B_before": Source("B_before", lambda at: ("b", "head", common.on(at["n"], "n"))),
+    }
+
+
+def state_pieces(p_first: str) -> dict[str, tuple[Piece, ...]]:
+    (columns,), (rows,) = common.spans("n", "n", ("BLOCK_N",), "0"), common.spans("p", "p", ("BLOCK_P",), p_first)
+    return {"h": (HEAD,), "p": (rows,), "n": (columns,)}
+
+
+def state_masks(pieces: dict[str, tuple[Piece, ...]]) -> list[Stmt]:
+    found: list[Stmt] = []
+    for axis, extent in (("p", "HEADDIM"), ("n", "DSTATE")):
+        tile = pieces[axis][0].span
+        assert tile is not None
+        found += [Arange(tile.offsets, axis, tile.size), common.mask(tile, extent)]
+    return found
+
+
+def first_tensors() -> tuple[Tensor, ...]:
+    return (
+        *(Tensor(name, TOKENS, "any", "all") for name in ("step", "mix")),
+        Tensor("x_before", ("batch", "nheads", "HEADDIM"), "any"),
+        Tensor("B_before", ("batch", "nheads", "DSTATE"), "any"),
+    )
+
+
+def entering() -> Kernel:
+    """The state that the first chunk takes."""
+    pieces = state_pieces("p0")
+    at = {axis: piece for axis, (piece,) in pieces.items()}
+    where = ("b", "head", common.on(at["p"], "p"), common.on(at["n"], "n"))
+    sources = first_sources() | {"state": Source("state", lambda _: where)}
+    lowering = Lowering(entering_graph(), pieces, sources)
+    lowering.store(1, "state_in", at, "state_in", where)
+    state = ("batch", "nheads", "HEADDIM", "DSTATE")
+    return Kernel(
+        "mamba3_entering",
+        "One program adds to the state of the run before what its last token gives in the first step of this one.",
+        ("state_in",),
+        (*first_tensors(), Tensor("state", state, "state"), Tensor("state_in", state, "float32", out=True)),
+        ("batch", "seqlen", "nheads"),
+        (),
+        ("HEADDIM", "DSTATE", "BLOCK_P", "BLOCK_N"),
+        (),
+        ("cdiv(HEADDIM, BLOCK_P)", "nheads", "batch"),
+        (
+            Scalar("p0", "program_id(0) * BLOCK_P"),
+            Scalar("head", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            *state_masks(pieces),
+            *merge(common.loads_first(lowering.scopes[1])),
+        ),
+    )
+
+
+__all__ = ["entering", "steps", "steps_graph", "turn"]

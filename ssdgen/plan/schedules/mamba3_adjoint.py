@@ -1,0 +1,286 @@
+"""The backward pass of what comes before the chunks of Mamba-3.  adjoints of spec.mamba3 -> Kernel
+
+In the order in which they run: what the weights of the steps and the log-decays get from the chunks; the gradients of B
+and C, turned back, and the adjoints of the angles; the steps and rates, where a program walks a head's tokens from the
+last to the first; and what the entering state was made of.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from ...spec.dims import entry
+from ...spec.graph import Map
+from ...spec.mamba3 import BIASES, LAYER, PAIRED, entering_adjoint, tokens_adjoint
+from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..lower import Lowering, merge
+from ..pieces import Piece, Pieces, Source
+from . import adjoint, common
+from .mamba3 import (
+    HEAD,
+    PAIRS,
+    RATES,
+    TOKENS,
+    angles,
+    biases,
+    first_sources,
+    first_tensors,
+    operand_sources,
+    pair_masks,
+    pairs_tensor,
+    span,
+    state_masks,
+    state_pieces,
+    step_sources,
+    step_tensors,
+    turned_index,
+    vector,
+    vector_source,
+)
+
+OUTSIDE, LOOP, AFTER = 0, 1, 2
+# values that only repeat another along an axis
+SPREAD = frozenset(
+    node.name
+    for graph in (tokens_adjoint(), entering_adjoint())
+    for node in graph.nodes
+    if isinstance(node, Map) and isinstance(node.formula, sympy.Indexed)
+)
+
+
+def weights() -> Kernel:
+    """What the weights and the log-decays of a chunk get."""
+    row = Piece("", Span("i", "row", "CHUNK", "row0", "row_in"))
+    at = {"h": HEAD, "i": row, "j": row}
+    vectors = adjoint.there(LAYER, "d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_left_decay")
+    numbers = adjoint.there(LAYER, *adjoint.NUMBERS)
+    sources = {name: Source(name, adjoint.vector_index) for name in vectors}
+    sources |= {name: Source(name, adjoint.number_index) for name in numbers}
+    sources |= common.prepared_sources(LAYER, "b", last="row0 + CHUNK - 1")
+    sources |= common.seq_sources("b", first="row0", last="minimum(row0 + CHUNK, seqlen) - 1")
+    lowering = Lowering(
+        adjoint.graph(LAYER),
+        {axis: (piece,) for axis, piece in at.items()},
+        sources,
+        rename={name: new for name, new in adjoint.RENAME.items() if not name.startswith("d_dt")},
+        kept=adjoint.KEPT,
+    )
+    for name in ("d_dt", "d_log_decay"):
+        lowering.store(1, name, at, name, adjoint.vector_index({"h": HEAD, "j": row}))
+    return Kernel(
+        "mamba3_weight_gradients",
+        "One program makes what the weights and log-decays of a chunk get, for one head.",
+        ("d_dt", "d_log_decay"),
+        (
+            *(tensor for tensor in adjoint.vector_tensors(LAYER, vectors, numbers)),
+            *common.prepared_tensors(LAYER),
+            common.seq_tensor(),
+            *(vector(name, out=True) for name in ("d_dt", "d_log_decay")),
+        ),
+        ("batch", "seqlen", "nheads", "nchunks", "padded"),
+        (),
+        ("CHUNK",),
+        ("HAS_SEQ_IDX",),
+        ("nheads", "nchunks", "batch"),
+        (
+            Scalar("head", "program_id(0)", wide=True),
+            Scalar("chunk", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            Scalar("row0", "chunk * CHUNK"),
+            Arange("row", "i", "CHUNK"),
+            Mask("row_in", "i", "row", "seqlen - row0"),
+            *merge(common.loads_first(lowering.scopes[1])),
+        ),
+        given=(*vectors, *numbers, "dt", "dA_cs", "dA_last"),
+    )
+
+
+def turn_back() -> Kernel:
+    """Gradients of B, C and their biases, and the adjoints of the angles and of the tokens' own weights."""
+    tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
+    at = {"h": HEAD, "t": tokens, "r": PAIRS}
+
+    def given(name: str) -> Source:
+        operand, k, _ = name.removeprefix("d_").split("_")
+        return Source(f"d_{operand}_turned", lambda at: turned_index(at, k), LOOP, "operand")
+
+    sources = operand_sources(OUTSIDE) | {f"d_{name}_turned": given(f"d_{name}_turned") for name in PAIRED}
+    sources |= {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
+    sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
+    lowering = Lowering(
+        tokens_adjoint(),
+        {axis: (piece,) for axis, piece in at.items()},
+        sources,
+        spread=SPREAD,
+        constant_level=LOOP,
+        scopes=[[], [], []],
+    )
+    lowering.store(LOOP, "d_angle", at, "d_angle", ("b", span(tokens), "head", RATES))
+    lowering.store(LOOP, "d_gamma", at, "d_gamma", ("b", "head", span(tokens, mask=False)))
+    for name in BIASES:
+        operand, k, _ = name.split("_")
+        part: tuple[Index, ...] = ("b", "part", "head", PAIRS.span or "", k)
+        lowering.store(LOOP, f"d_{name}", at, f"d_{operand}_bias", part)
+    zeros: list[Stmt] = []
+    stores: list[Stmt] = []
+    for name in PAIRED:
+        operand, k = name.split("_")
+        total, made = Value(f"d_{name}", ("t", "r")), lowering.need(f"d_{name}_biased", at)
+        assert made is not None
+        added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
+        zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
+        lowering.emit(LOOP, Let(total, added, (total, made[0])))
+        stores.append(Store(f"d_{operand}", ("b", span(tokens), "group", PAIRS.span or "", k), total))
+    parts = ("batch", "nparts", "nheads", "PAIRS", "2")
+    return Kernel(
+        "mamba3_turn_gradients",
+        "One program turns back the gradients of B and C of some tokens, for the heads of a group one after the other.",
+        (*(f"d_{name}" for name in (*PAIRED, *BIASES)), "d_angle", "d_gamma"),
+        (
+            *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
+            *biases(),
+            angles("angle"),
+            *(pairs_tensor(f"d_{name}_turned") for name in ("B", "C")),
+            *(vector(name) for name in ("gamma", "d_dt", "d_own")),
+            *(pairs_tensor(f"d_{name}", "ngroups", out=True) for name in ("B", "C")),
+            *(Tensor(f"d_{name}_bias", parts, "float32", out=True) for name in ("B", "C")),
+            angles("d_angle", out=True),
+            vector("d_gamma", out=True),
+        ),
+        ("batch", "seqlen", "nheads", "ngroups", "rates", "padded", "nparts"),
+        (),
+        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        (),
+        ("nparts", "ngroups", "batch"),
+        (
+            Scalar("part", "program_id(0)", wide=True),
+            Scalar("t0", "part * BLOCK_T"),
+            Scalar("group", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            Arange("t", "t", "BLOCK_T"),
+            Mask("t_in", "t", "t", "seqlen - t0"),
+            *pair_masks(),
+            *merge(common.loads_first(lowering.scopes[OUTSIDE])),
+            *zeros,
+            For(
+                "turn",
+                "nheads // ngroups",
+                (
+                    Scalar("head", "group * (nheads // ngroups) + turn"),
+                    *merge(common.loads_first(lowering.scopes[LOOP])),
+                ),
+            ),
+            *stores,
+        ),
+        given=("gamma", "angle", "d_dt"),
+    )
+
+
+def steps_back() -> Kernel:
+    """Gradients of the log-decays, steps, mixing and rates."""
+    row = Piece("", Span("t", "row", "CHUNK", "row0", "row_in"))
+    # the weight of a token is the step's after it
+    before = Piece("_before", Span("t", "row", "CHUNK", "row0 - 1", "before_in"), order=-1)
+    at = {"h": HEAD, "t": row, "r": PAIRS}
+    sources = step_sources() | {name: vector_source(name) for name in ("d_gamma", "d_log_decay")}
+    sources["d_dt"] = Source("d_dt", lambda at: ("b", "head", span(at["t"])))
+    sources["d_angle"] = Source("d_angle", lambda at: ("b", span(at["t"]), "head", RATES))
+    pieces = {axis: (piece,) for axis, piece in at.items()}
+    lowering = Lowering(tokens_adjoint(), pieces, sources, spread=SPREAD, beside={"t": (before,)})
+    carried = Value("d_angle_out", ("r",))
+    lowering.bind("d_angle_out", at, carried, 1)
+    token: tuple[Index, ...] = ("b", span(row), "head")
+    for name in ("adt", "step", "mix"):
+        lowering.store(1, f"d_{name}", at, f"d_{name}", token)
+    lowering.store(1, "d_rate", at, "d_rate", (*token, RATES))
+    made = lowering.need("d_angle_in", at)
+    assert made is not None
+    lowering.emit(1, Let(carried, entry(made[0].name, "r"), (made[0],)))
+    masks = (
+        Mask("row_in", "t", "row", "seqlen - row0"),
+        Mask("before_in", "t", "row", "seqlen - row0 + 1", ("row + row0 > 0",)),
+    )
+    where: tuple[Index, ...] = ("b", "head", RATES)
+    return Kernel(
+        "mamba3_step_gradients",
+        "One program walks the tokens of a head from the last to the first: gradients of steps, mixing and rates.",
+        ("d_adt", "d_step", "d_mix", "d_rate", "d_angle_in"),
+        (
+            *(tensor for tensor in step_tensors() if tensor.name != "adt"),
+            *(vector(name) for name in ("d_gamma", "d_dt", "d_log_decay")),
+            angles("d_angle"),
+            Tensor("d_angle_out", ("batch", "nheads", "rates"), "any", flag="HAS_LEAVING"),
+            *(Tensor(f"d_{name}", TOKENS, "any", out=True) for name in ("adt", "step", "mix")),
+            Tensor("d_rate", (*TOKENS, "rates"), "any", out=True),
+            Tensor("d_angle_in", ("batch", "nheads", "rates"), "float32", out=True),
+        ),
+        ("batch", "seqlen", "nheads", "rates", "padded"),
+        (),
+        ("PAIRS", "CHUNK", "BLOCK_R"),
+        ("HAS_LEAVING",),
+        ("nheads", "batch"),
+        (
+            Scalar("head", "program_id(0)", wide=True),
+            Scalar("b", "program_id(1)", wide=True),
+            Arange("row", "t", "CHUNK"),
+            Arange("r", "r", "BLOCK_R"),
+            Mask("rate_in", "r", "r", "rates"),
+            When("HAS_LEAVING", (Load(carried, "d_angle_out", where),), (Full(carried, ("BLOCK_R",)),)),
+            For(
+                "trip",
+                "padded // CHUNK",
+                (
+                    Scalar("row0", "padded - (trip + 1) * CHUNK", wide=True),
+                    *masks,
+                    *merge(common.loads_first(lowering.scopes[1])),
+                ),
+            ),
+            Store("d_angle_in", where, carried),
+        ),
+        given=("d_gamma", "d_dt", "d_log_decay", "d_angle"),
+    )
+
+
+def entering_back() -> Kernel:
+    """What the last token of the run before and the first step get from the entering state."""
+    pieces = state_pieces("0")
+    at: Pieces = {axis: piece for axis, (piece,) in pieces.items()}
+    rows, columns = common.on(at["p"], "p"), common.on(at["n"], "n")
+    sources = first_sources() | {"d_state_in": Source("d_state_in", lambda _: ("b", "head", rows, columns))}
+    lowering = Lowering(entering_adjoint(), pieces, sources, spread=SPREAD)
+    places: dict[str, tuple[Index, ...]] = {
+        "d_step_first": ("b", "head"),
+        "d_mix_first": ("b", "head"),
+        "d_x_before": ("b", "head", rows),
+        "d_B_before": ("b", "head", columns),
+    }
+    for name, index in places.items():
+        lowering.store(1, name, at, name, index)
+    head = ("batch", "nheads")
+    shapes = {"d_step_first": head, "d_mix_first": head, "d_x_before": (*head, "HEADDIM")}
+    shapes["d_B_before"] = (*head, "DSTATE")
+    return Kernel(
+        "mamba3_entering_gradients",
+        "One program makes what the last token of the run before and the first step of this one get, for one head.",
+        tuple(places),
+        (
+            *first_tensors(),
+            Tensor("d_state_in", (*head, "HEADDIM", "DSTATE"), "float32"),
+            *(Tensor(name, dims, "float32", out=True) for name, dims in shapes.items()),
+        ),
+        ("batch", "seqlen", "nheads"),
+        (),
+        ("HEADDIM", "DSTATE", "BLOCK_P", "BLOCK_N"),
+        (),
+        ("nheads", "batch"),
+        (
+            Scalar("head", "program_id(0)", wide=True),
+            Scalar("b", "program_id(1)", wide=True),
+            *state_masks(pieces),
+            *merge(common.loads_first(lowering.scopes[1])),
+        ),
+        given=("d_state_in",),
+    )
+
+
+__all__ = ["entering_back", "steps_back", "turn_back", "weights"]

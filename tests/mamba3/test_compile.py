@@ -1,0 +1,72 @@
+"""Every kernel of Mamba-3 compiles, with no GPU; what is new in it for other architectures too."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+
+from ssdgen import gpus
+from ssdgen.plan import mamba3
+from ssdgen.tune.compile import compile_launch
+from tests.mamba3 import calls
+
+pytestmark = [
+    pytest.mark.slow,
+    # an interpreted kernel has no code to compile
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"),
+]
+HEADS, HEADDIM, DSTATE = 2, 64, 128
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache of this run's own, so that everything is compiled, and once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def launches() -> dict[str, Any]:
+    """A launch of every kernel at a real layer's sizes, on tensors without contents."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    wide, tokens, heads = torch.float32, (1, 256, HEADS), (1, HEADS)
+    tensors = {
+        **{name: empty(*tokens, HEADDIM) for name in ("x", "z")},
+        **{name: empty(1, 256, 1, DSTATE) for name in ("B", "C")},
+        **{name: empty(*tokens, dtype=wide) for name in ("adt", "step", "mix")},
+        **{name: empty(HEADS, DSTATE, dtype=wide) for name in ("B_bias", "C_bias")},
+        "rate": empty(*tokens, DSTATE // 4, dtype=wide),
+        "D": empty(HEADS, dtype=wide),
+        "angle": empty(*heads, DSTATE // 4, dtype=wide),
+        "state": empty(*heads, HEADDIM, DSTATE, dtype=wide),
+        "B_before": empty(*heads, DSTATE),
+        "x_before": empty(*heads, HEADDIM),
+    }
+    launch = importlib.import_module(f"{calls.package().__name__}.launch")
+    found = [made for backward in (False, True) for made in launch.launches(tensors, 64, backward)]
+    alone = ("x", "z", "B", "C", "adt", "step", "mix", "rate")
+    found += launch.token(
+        {name: tensor[:, 0] if name in alone else tensor for name, tensor in tensors.items()}
+    ).launches
+    return {made.kernel.__name__: made for made in found}
+
+
+@pytest.mark.parametrize("name", mamba3.every())
+def test_on_hopper(name: str):
+    compile_launch(launches()[name], gpus.find("h200"))
+
+
+@pytest.mark.parametrize("name", (*mamba3.before(), *mamba3.token(), "single_pass"))
+@pytest.mark.parametrize("gpu", ("a100", "mi300x"))
+def test_elsewhere(gpu: str, name: str):
+    compile_launch(launches()[name], gpus.find(gpu))

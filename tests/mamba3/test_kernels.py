@@ -1,0 +1,55 @@
+"""The kernels of Mamba-3 are the oracle: in Triton's interpreter, and on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from tests.mamba3 import calls  # noqa: E402
+from tests.spec.mamba3_cases import draw  # noqa: E402
+
+ODD: dict[str, Any] = {"batch": 2, "seqlen": 37, "nheads": 4, "ngroups": 2, "headdim": 5, "dstate": 6, "rates": 2}
+PLAIN = {"states": False, "skip": False, "gate": False}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("change", ({}, {**PLAIN, "seqlen": 16, "rates": 3}, {"seqlen": 1, "ngroups": 4}), ids=str)
+def test_interpreted(change: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    calls.compare(draw(seed, **{**ODD, **change}), seed, torch.float32, 16, "exact")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("change", ({}, {"skip": False, "gate": False, "headdim": 20}), ids=str)
+def test_one_token_interpreted(change: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    calls.compare_step(draw(seed, **{**ODD, **change}), torch.float32, "exact")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("sizes", ({}, {"headdim": 64, "dstate": 128, "rates": 32, "ngroups": 1}), ids=str)
+def test_one_token_on_a_gpu(sizes: dict[str, Any], dtype: Any, seed: int):
+    calls.compare_step(draw(seed, **{**ODD, **sizes}), dtype, str(dtype).removeprefix("torch."), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    (
+        {},
+        {**PLAIN, "headdim": 64, "dstate": 128, "rates": 32, "seqlen": 300, "nheads": 8, "ngroups": 1},
+        {"headdim": 128, "dstate": 64, "rates": 32, "seqlen": 129},
+        {"headdim": 64, "dstate": 256, "rates": 128, "seqlen": 65},
+    ),
+    ids=str,
+)
+@pytest.mark.parametrize("chunk", (16, 64))
+def test_on_a_gpu(sizes: dict[str, Any], dtype: Any, chunk: int, seed: int):
+    row = str(dtype).removeprefix("torch.")
+    calls.compare(draw(seed, **{**ODD, **sizes}), seed, dtype, chunk, row, "cuda")

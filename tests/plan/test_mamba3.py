@@ -1,0 +1,124 @@
+"""What comes before Mamba-3's chunks, interpreted, is its graphs: both passes, odd sizes, nothing out of bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssdgen.plan import ir, mamba3
+from ssdgen.plan.interpret import run
+from ssdgen.spec import mamba3 as spec
+from ssdgen.spec.evaluate import evaluate
+from tests.spec.mamba3_cases import Arrays, draw
+
+CHUNK, BLOCK_T, PAIRS, BLOCK_R = 8, 4, 3, 4
+HEADS, HEADDIM, RATES = 2, 3, 2
+
+
+def calls(name: str, arrays: Arrays, given: dict[str, Any], **flags: bool) -> dict[str, Any]:
+    """The outputs of a kernel, NaN where it wrote nothing."""
+    kernel, _ = mamba3.every()[name]
+    batch, seqlen = arrays["x"].shape[:2]
+    padded = -(-seqlen // CHUNK) * CHUNK
+    sizes = {"batch": batch, "seqlen": seqlen, "nheads": HEADS, "ngroups": 1, "rates": RATES, "padded": padded}
+    sizes |= {"nchunks": padded // CHUNK, "nparts": padded // BLOCK_T}
+    constants = {"CHUNK": CHUNK, "BLOCK_T": BLOCK_T, "PAIRS": PAIRS, "BLOCK_R": BLOCK_R, "HEADDIM": HEADDIM}
+    constants |= {"DSTATE": 2 * PAIRS, "BLOCK_P": 4, "BLOCK_N": 8}
+    pairs = {k: arrays[k].reshape(*arrays[k].shape[:-1], PAIRS, 2) for k in ("B", "C", "B_bias", "C_bias")}
+    extents = {**sizes, **constants}
+    outs = {
+        tensor.name: np.full([eval(dim, {}, extents) for dim in tensor.dims], np.nan)
+        for tensor in kernel.tensors
+        if tensor.out
+    }
+    tensors = {**arrays, **pairs, "angle_in": arrays.get("angle"), **given, **outs}
+    run(kernel, tensors, sizes, constants, {"HAS_SEQ_IDX": False, **flags}, {})
+    return outs
+
+
+def of_graph(arrays: Arrays, b: int) -> dict[str, Any]:
+    """Inputs of the graph of tokens: all heads are one group."""
+    found = {name: arrays[name][b].T for name in ("adt", "step", "mix")}
+    found["rate"] = padded_pairs(np.moveaxis(arrays["rate"][b], 1, 0))
+    found["angle_in"] = padded_pairs(arrays["angle"][b])
+    for name, k in ((name, k) for name in "BC" for k in (0, 1)):
+        found[f"{name}_{k}"] = arrays[name][b, :, 0, k::2]
+        found[f"{name}_{k}_bias"] = arrays[f"{name}_bias"][:, k::2]
+    return found
+
+
+def padded_pairs(array: Any) -> Any:
+    return np.concatenate([array, np.zeros((*array.shape[:-1], PAIRS - RATES))], axis=-1)
+
+
+def same(found: Any, wanted: Any, what: str) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-10, err_msg=what)
+
+
+@pytest.mark.parametrize("seqlen", (1, 8, 13))
+def test_both_passes(seqlen: int, seed: int):
+    arrays = draw(seed, seqlen=seqlen, nheads=HEADS, ngroups=1, headdim=HEADDIM, dstate=2 * PAIRS, rates=RATES)
+    random = np.random.default_rng(seed)
+    steps = calls("mamba3_steps", arrays, {}, HAS_STATES=True)
+    turned = calls("mamba3_turn", arrays, {name: steps[name] for name in ("gamma", "angle")})
+    entering = calls("mamba3_entering", arrays, {})
+    d = {name: random.normal(size=turned[name].shape) for name in ("B_turned", "C_turned", "own")}
+    vectors = {name: random.normal(size=steps["dt"].shape) for name in ("d_dt", "d_log_decay", "d_own")}
+    d_angle_out, d_state_in = random.normal(size=arrays["angle"].shape), random.normal(size=arrays["state"].shape)
+    for vector in vectors.values():
+        vector[..., seqlen:] = 0.0
+    back = {f"d_{name}": value for name, value in d.items() if name != "own"} | vectors
+    turn_back = calls("mamba3_turn_gradients", arrays, {**back, "gamma": steps["gamma"], "angle": steps["angle"]})
+    handed = {name: turn_back[name] for name in ("d_angle", "d_gamma")}
+    steps_back = calls(
+        "mamba3_step_gradients", arrays, {**vectors, **handed, "d_angle_out": d_angle_out}, HAS_LEAVING=True
+    )
+    enter_back = calls("mamba3_entering_gradients", arrays, {"d_state_in": d_state_in})
+
+    biases = {name: np.zeros_like(arrays[name]) for name in ("B_bias", "C_bias")}
+    for b in range(len(arrays["x"])):
+        tokens = of_graph(arrays, b)
+        made = evaluate(spec.tokens_graph(), tokens, {}, (*spec.TOKEN_OUTPUTS, "angle"))
+        same(steps["dt"][b, :, :seqlen], made["dt"], "dt")
+        same(steps["dA_cs"][b, :, : min(seqlen, CHUNK)], np.cumsum(made["log_decay"], 1)[:, :CHUNK], "dA_cs")
+        same(steps["angle"][b], np.moveaxis(made["angle"], 0, 1)[..., :RATES], "angle")
+        same(steps["angle_out"][b], made["angle_out"][..., :RATES], "angle_out")
+        same(turned["own"][b, :, :seqlen], made["own"], "own")
+        first = {name: arrays[name][b] for name in ("state", "x_before", "B_before")}
+        first |= {"step_first": tokens["step"][:, 0], "mix_first": tokens["mix"][:, 0]}
+        same(entering["state_in"][b], evaluate(spec.entering_graph(), first, {}, ("state_in",))["state_in"], "state_in")
+
+        adjoints = {name: vectors[name][b, :, :seqlen] for name in vectors}
+        adjoints["d_angle_out"] = padded_pairs(d_angle_out[b])
+        for name, k in ((name, k) for name in "BC" for k in (0, 1)):
+            same(np.moveaxis(turned[f"{name}_turned"][b, ..., k], 1, 0), made[f"{name}_{k}_turned"], f"{name}_{k}")
+            adjoints[f"d_{name}_{k}_turned"] = np.moveaxis(d[f"{name}_turned"][b, ..., k], 1, 0)
+        wanted = evaluate(
+            spec.tokens_adjoint(), {**tokens, **adjoints}, {}, [f"d_{name}" for name in spec.TOKEN_INPUTS]
+        )
+        for name in ("adt", "step", "mix"):
+            same(steps_back[f"d_{name}"][b].T, wanted[f"d_{name}"], f"d_{name}")
+        same(np.moveaxis(steps_back["d_rate"][b], 1, 0), wanted["d_rate"][..., :RATES], "d_rate")
+        same(steps_back["d_angle_in"][b], wanted["d_angle_in"][..., :RATES], "d_angle_in")
+        for name, k in ((name, k) for name in "BC" for k in (0, 1)):
+            same(turn_back[f"d_{name}"][b, :, 0, :, k], wanted[f"d_{name}_{k}"], f"d_{name}_{k}")
+            biases[f"{name}_bias"][:, k::2] += wanted[f"d_{name}_{k}_bias"]
+        names = [f"d_{name}" for name in spec.ENTERING_INPUTS if name != "state"]
+        wanted = evaluate(spec.entering_adjoint(), {**first, "d_state_in": d_state_in[b]}, {}, names)
+        for name, value in wanted.items():
+            same(enter_back[name][b], value, name)
+    for name, value in biases.items():
+        same(turn_back[f"d_{name}"].sum((0, 1)).reshape(value.shape), value, f"d_{name}")
+
+
+@pytest.mark.parametrize("name", sorted(mamba3.every()))
+def test_plans_are_well_formed(name: str):
+    """Tensors are those that the statements use, flags those that they ask for."""
+    kernel, graph = mamba3.every()[name]
+    used = {stmt.tensor for stmt in ir.walk(kernel.body) if isinstance(stmt, (ir.Load, ir.Store))}
+    assert used == {tensor.name for tensor in kernel.tensors}
+    asked = {stmt.condition for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.When)}
+    assert set(kernel.flags) == {flag for flag in asked if flag.isupper()}
+    assert all(equation in graph for equation in kernel.equations)
