@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 import torch
 
@@ -67,6 +67,4 @@ def _of_shape(direction: Direction, shape: Problem, every_batch: bool) -> dict[t
 
 
 def _problem(call: CallProblem) -> Problem:
-    sizes = asdict(call)
-    del sizes["sequences"]
-    return Problem(**sizes)
+    return Problem(**{each.name: getattr(call, each.name) for each in fields(Problem)})
