@@ -90,7 +90,6 @@ class FakeLaunch:
     grid: tuple[int, ...] = (64, 1, 1)
     num_stages: int = 2
     maxnreg: int = 0
-    early: bool = False
 
 
 class FakePass:

@@ -29,7 +29,6 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     maxnreg: int = 0
-    early: bool = False
 
 
 def launch(name: str, *grid: int, **args: Any) -> Launch:
