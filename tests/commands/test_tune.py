@@ -74,6 +74,7 @@ def test_a_gpu_that_is_not_the_one_here(an_h200: None) -> None:
     ("args", "says"),
     [
         (("--shapes", "9b"), "unknown shape '9b'"),
+        (("--pass", "norms"), "'norms' is not one of 'forward', 'backward', 'both', 'decode', 'conv', 'norm', 'layer'"),
         (("--shapes", "1,2048,80,64,128,7"), "not divisible by ngroups 7"),
         (("--shapes", "1,0,80,64,128,1"), "seqlen is 0"),
         (("--shapes", "1,2048"), "has 2 numbers"),
