@@ -55,7 +55,7 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     "--pass",
     "which",
     type=click.Choice([*SCOPES, *(each for each in DIRECTIONS if each not in SCOPES)]),
-    metavar="|".join(SCOPES),
+    metavar=f"[{'|'.join(SCOPES)}]",
     default="both",
     show_default=True,
     help="Of the scan its result, its gradients or both; its decode step, with and without replay; the convolution; "

@@ -53,7 +53,11 @@ def an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_teaches() -> None:
     text = run("--help").output
     assert all(name in text for name in NAMED) and "Examples:" in text and "Ctrl-C" in text
-    assert "--pass [forward|backward|decode|both|all]" in text and "ssd_PASS.json" in text
+    assert (
+        "--pass [forward|backward|both|decode|conv|norm|layer|all]" in text
+        and "norm_backward" in text
+        and "ssd_PASS.json" in text
+    )
 
 
 def test_an_unknown_gpu_lists_the_known_ones() -> None:
@@ -80,7 +84,7 @@ def test_a_gpu_that_is_not_the_one_here(an_h200: None) -> None:
         (("--shapes", "1,2048"), "has 2 numbers"),
         (("--budget", "soon"), "give a time such as 90s"),
         (("--trials", "0"), "--trials"),
-        (("--pass", "sideways"), "'sideways' is not one of 'forward', 'backward', 'decode', 'both', 'all'"),
+        (("--pass", "sideways"), "'sideways' is not one of 'forward', 'backward', 'both', 'decode', 'conv'"),
         (("--timing", "guess"), "--timing"),
     ],
 )

@@ -71,13 +71,13 @@ def test_heads_after_heads(case: Case, device: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("state", ["float32", "int8"])
-def test_replay_of_heads_after_heads(state: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_of_heads_after_heads(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three steps the second writes the state, and the third reads what it wrote."""
     ran = going_through_heads(monkeypatch, 2)
-    case = Case(dstate=16, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
-    ys, expected, _, replay = replayed(ops, case, 4, 6, device)
-    assert replay.count.sum() == 4 and {"replay_step_heads", "state_step_heads"} <= set(ran)
-    assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
+    case = Case(batch=2, headdim=4, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
+    ys, expected, _, replay = replayed(ops, case, 2, 3, device)
+    assert replay.count.sum() == 1 and {"replay_step_heads", "state_step_heads"} <= set(ran)
+    assert float((ys - expected).norm() / expected.norm()) < 1e-5
 
 
 def going_through_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> list[str]:

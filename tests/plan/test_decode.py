@@ -120,8 +120,9 @@ def test_a_step_without_anything() -> None:
     np.testing.assert_array_equal(found["state"][4], args["initial_states"][0])
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize(("family", "layout"), KINDS, ids=lambda value: value.name)
+@pytest.mark.parametrize(
+    ("family", "layout", "scaled"), [*((*kind, False) for kind in KINDS), (SSD, MULTI_INPUT, True)], ids=str
+)
 def test_heads_after_heads_are_the_oracle(family, layout, scaled: bool) -> None:
     """All heads of a group in one program."""
     layer = Layer(family=family, layout=layout)

@@ -31,6 +31,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     maxnreg: int = 0
+    early: bool = False
 
 
 @pytest.fixture(autouse=True)
