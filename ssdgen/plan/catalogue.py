@@ -18,7 +18,7 @@ from ..spec.layer import Layer
 from ..spec.layouts import MULTI_CONTRACT, MULTI_EXPAND, MULTI_INPUT, HeadLayout
 from ..spec.masks import GATED, SSD
 from ..spec.step import step_graph
-from ..spec.two_sided import upper_graph
+from ..spec.upper import upper_graph
 from .ir import Kernel
 from .schedules import (
     adjoint,
