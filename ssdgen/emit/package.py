@@ -9,6 +9,7 @@ import ast
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -37,6 +38,7 @@ from ..plan.tiles import (
 from ..spec import chain
 from ..spec.derivative import decay_exponent
 from ..spec.layer import Layer
+from ..spec.layouts import HeadLayout
 from . import fingerprint
 from . import kernel as kernels
 from .environment import render
@@ -80,7 +82,8 @@ def package(
         forwards, backwards = (
             [kernel for kernel in each if _needed(kernel, headdim, dstate)] for each in catalogue.variant(layer, layout)
         )
-        modules |= kernels.modules((*forwards, *backwards), other)
+        made = _variant(layer, layout)
+        modules |= {kernel.name: made[kernel.name] for kernel in (*forwards, *backwards)}
         forwards += [kernel for kernel in chosen if kernel.name in SHARED]
         backwards += [kernel for kernel in backward if kernel.name in SHARED]
         suffix = catalogue.variant_name("", layout)
@@ -105,6 +108,13 @@ def package(
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, *functions.values())),
     }
     return dict(sorted(texts.items()))
+
+
+@cache
+def _variant(layer: Layer, layout: HeadLayout) -> dict[str, str]:
+    """The kernels of another layout as text, by name: made once for packages of several sizes."""
+    forward, backward = catalogue.variant(layer, layout)
+    return kernels.modules((*forward, *backward), replace(layer, layout=layout))
 
 
 def _needed(kernel: Kernel, headdim: int | None, dstate: int | None) -> bool:

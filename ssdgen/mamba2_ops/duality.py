@@ -78,8 +78,8 @@ def ssd(
     Returns: y [batch, seqlen, nheads, headdim] in x's dtype; with states a tuple, as there.
 
     Shared operands are read in place and never repeated in memory, but for gradients above the diagonal of
-    multi-contract and multi-expand calls, and there where heads are few.  Gradients reach every floating operand, in its own
-    shape; what is said of them there, of torch.compile, autocast and the PyTorch path, holds here too.
+    multi-contract and multi-expand calls, and there where heads are few.  Gradients reach every floating operand, in
+    its own shape; what is said of them there, of torch.compile, autocast and the PyTorch path, holds here too.
     Multi-input and multi-head calls run on Mamba-2's kernels and their tuned records; the other layouts have kernels of
     their own, with the built-in config.
     A package that was emitted for another layout or without decays has kernels for that alone.

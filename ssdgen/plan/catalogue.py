@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from ..spec.layouts import MULTI_CONTRACT, MULTI_EXPAND, MULTI_INPUT, HeadLayout
-from ..spec.masks import GATED
+from ..spec.masks import GATED, SSD
 from ..spec.step import step_graph
-from ..spec.two_sided import upper_graph
+from ..spec.upper import upper_graph
 from .ir import Kernel
 from .schedules import (
     adjoint,
@@ -125,6 +125,7 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
     return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
 
 
+@cache
 def gated(layer: Layer) -> tuple[Kernel, ...]:
     """What calls with a decay for every token launch instead of `dt_cumsum`, `dt_gradients` and the inline walks.
 
@@ -145,11 +146,12 @@ def gated_name(name: str) -> str:
 def variants(layer: Layer) -> tuple[HeadLayout, ...]:
     """The head layouts that a package for `layer` has kernels for, beside its own.
 
-    With multi-input ones multi-head needs no others: there every head is a group.
+    Mamba-2's alone has others. With multi-input ones multi-head needs none: there every head is a group.
     """
-    return (MULTI_CONTRACT, MULTI_EXPAND) if layer.layout is MULTI_INPUT and layer.family.decays else ()
+    return (MULTI_CONTRACT, MULTI_EXPAND) if layer.layout is MULTI_INPUT and layer.family is SSD else ()
 
 
+@cache
 def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
     """The kernels of both passes that read x, B or C for another layout: the plain ones, that need no tuner.
 
@@ -171,6 +173,7 @@ def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple
     return named(forward), named(backward)
 
 
+@cache
 def mirrors(layer: Layer) -> tuple[Kernel, ...]:
     """The walks that add what a two-sided mask has above the diagonal, for the layout of `layer`."""
     return tuple(mirror.kernel(layer, n) for n in (1, 2)) if layer.family.decays else ()

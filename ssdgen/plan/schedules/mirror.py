@@ -1,4 +1,4 @@
-"""What a two-sided mask has above the diagonal, added to what is there.  two_sided.upper_graph -> Kernel
+"""What a two-sided mask has above the diagonal, added to what is there.  upper -> Kernel
 
 One program walks the chunks from the last to the first with the state of all later tokens in registers.  The pass over
 the mask up to the diagonal has left its y, which is read where the rest of it is made: nothing else goes over memory.
@@ -7,7 +7,7 @@ the mask up to the diagonal has left its y, which is read where the rest of it i
 from __future__ import annotations
 
 from ...spec.layer import Layer
-from ...spec.two_sided import upper_graph
+from ...spec.upper import upper_graph
 from ..ir import For, Full, Kernel, Scalar, Stmt, Store, Tensor, Value
 from ..lower import Lowering, Source, merge
 from . import common
