@@ -17,10 +17,10 @@ HAVE_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 CONSTRAINTS := $(if $(filter-out 0,$(HAVE_GPU)),,-c .ci/constraints-cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser tune test gpu quick lint format golden bench clean
+.PHONY: help env browser tune test gpu quick lint format golden bench docs docs-links figures clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY)  ## make the environment in .venv
 
@@ -67,8 +67,19 @@ format: $(READY)  ## let ruff rewrite the files
 golden: $(READY)  ## rewrite the golden files after a change that was meant; read the diff
 	$(BIN)/python -m pytest -n 0 --update-golden tests/golden
 
-bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training, recall or cold_start; BENCH_ARGS="--quick"
+bench: $(READY)  ## a benchmark (needs a CUDA GPU): BENCH=forward, training, growth, ... (benchmarks/README.md); BENCH_ARGS="--quick"
 	$(BIN)/python benchmarks/$(BENCH).py $(BENCH_ARGS)
+
+# warnings are errors, and a link inside that leads nowhere is one
+docs: $(READY)  ## the site, in build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/site
+	@echo "build/site/index.html"
+
+docs-links: $(READY)  ## follow the links to other sites (needs the network)
+	$(BIN)/python -m sphinx --keep-going -q -b linkcheck -d build/doctrees docs build/links
+
+figures: $(READY)  ## redraw the figures of docs/gallery.md from benchmarks/results
+	$(BIN)/python benchmarks/figures.py
 
 clean:  ## remove what was built, the environment too
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The decode step beside mamba_ssm's: error, GPU time, share of copy bandwidth; replay; drift.  -> a table and a JSON
 
     python benchmarks/decode.py [--batches 1,16,256] [--budget SECONDS] [--out FILE] [--no-peer] [--drift STEPS]
+    python benchmarks/decode.py --variants [--budget SECONDS] [--out FILE]
 
 Needs a CUDA GPU.  Every call is replayed in a CUDA graph with a cold L2, in the same process as the copy that it is
 compared with.  Nothing is timed before its y and state are known to be near float64.  The peer keeps states in fp32 and
@@ -208,11 +209,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--budget", type=float, default=240, metavar="SECONDS", help="begin nothing new after this long"
     )
+    parser.add_argument("--variants", action="store_true", help="configs of ours side by side instead of the peer")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("benchmarks/decode.py measures on a CUDA GPU, and torch sees none here.", file=sys.stderr)
         return 2
     begin = time.monotonic()
+    if options.variants:
+        return _variants(options)
     peer, about = (None, "not asked for") if options.no_peer else load_peer()
     document: dict[str, Any] = {**report.environment(), "peer": about, "copy_tbs": timing.copy_tbs(), "rows": []}
     out = options.out or ROOT / "benchmarks" / "results" / f"decode_{report.slug(document['gpu'])}.json"
@@ -252,6 +256,20 @@ def main(argv: list[str] | None = None) -> int:
     print(table(document))
     print(f"written: {out}")
     return 0 if all(row.get("passed", True) for row in document["rows"]) else 1
+
+
+def _variants(options: argparse.Namespace) -> int:
+    # the file takes what it measures from here
+    from benchmarks import decode_variants
+
+    document: dict[str, Any] = {**report.environment(), "copy_tbs": timing.copy_tbs()}
+    out = options.out or ROOT / "benchmarks" / "results" / f"variants_decode_{report.slug(document['gpu'])}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    timer = timing.ColdGpuTimer()
+    right = decode_variants.run(timer, document, out, options.budget, lambda text: print(text, file=sys.stderr))
+    print(decode_variants.table(document))
+    print(f"written: {out}")
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The language model with mamba_ssm's functions in the place of ours: same weights, same loop.  -> generate
+"""The language model with mamba_ssm's functions in the place of ours: same weights, same loop.  -> generate, end_to_end
 
 mamba_ssm's model takes its convolution from the package causal_conv1d and has none of its own on a GPU; where that is
 not installed torch's is used, as in mamba_ssm's module.
@@ -41,8 +41,11 @@ def swapped(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
             setattr(place, name, function)
 
 
-def load() -> tuple[dict[str, Callable[..., Any]] | None, str]:
-    """({name: function} or None, what was found or why not)."""
+def load(own_conv: bool = False) -> tuple[dict[str, Callable[..., Any]] | None, str]:
+    """({name: function} or None, what was found or why not).
+
+    own_conv: without causal_conv1d leave the model's own convolution in place, which leans towards the peer.
+    """
     try:
         from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update
@@ -54,7 +57,10 @@ def load() -> tuple[dict[str, Callable[..., Any]] | None, str]:
 
         conv, about = {"causal_conv1d_fn": causal_conv1d_fn, "causal_conv1d_update": causal_conv1d_update}, "its own"
     except ImportError:
-        conv, about = {"causal_conv1d_fn": conv_fn, "causal_conv1d_update": conv_update}, "torch's"
+        if own_conv:
+            conv, about = {}, "that of ssdgen"
+        else:
+            conv, about = {"causal_conv1d_fn": conv_fn, "causal_conv1d_update": conv_update}, "torch's"
     scan = {
         "mamba_chunk_scan_combined": _known(mamba_chunk_scan_combined),
         "rmsnorm_fn": rmsnorm_fn,

@@ -13,9 +13,23 @@ Call = Callable[[], object]
 
 def kernels(call: Call, calls: int = 5) -> tuple[int, float]:
     """(kernels, copies and fills that one call launches, the sum of their times in microseconds), with a warm L2."""
+    events = _events(call, calls, [ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    return round(len(events) / calls), sum(event.time_range.elapsed_us() for event in events) / calls
+
+
+def by_name(call: Call, calls: int = 1) -> dict[str, tuple[int, float]]:
+    """{kernel: (launches, the sum of their times in microseconds)} of one call, copies and fills included."""
+    found: dict[str, list[float]] = {}
+    # without what the host does: a step of a whole model has so many events that reading them takes minutes
+    for event in _events(call, calls, [ProfilerActivity.CUDA]):
+        found.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    return {name: (round(len(times) / calls), sum(times) / calls) for name, times in found.items()}
+
+
+def _events(call: Call, calls: int, activities: list[ProfilerActivity]) -> list:
     call()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+    with profile(activities=activities) as found:
         for _ in range(calls):
             call()
         torch.cuda.synchronize()
@@ -24,7 +38,7 @@ def kernels(call: Call, calls: int = 5) -> tuple[int, float]:
     events = [event for event in events if not getattr(event, "is_user_annotation", False)]
     if not events:
         raise RuntimeError("the profiler saw nothing on the GPU; it may need CUPTI, or permission to count")
-    return round(len(events) / calls), sum(event.time_range.elapsed_us() for event in events) / calls
+    return events
 
 
 def extra_mb(call: Call) -> float:

@@ -32,17 +32,20 @@ class Task:
         """Keys, then values, then one token that means nothing."""
         return self.keys + self.values + 1
 
-    def batch(self, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """(tokens, targets), both [size, seqlen] on the CPU; targets are IGNORED where nothing is asked."""
-        draw = torch.Generator().manual_seed(seed)
+    def batch(self, size: int, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """(tokens, targets), both [size, seqlen]; targets are IGNORED where nothing is asked.
+
+        Every device draws others; those of the CPU are the same everywhere.
+        """
+        draw = torch.Generator(device).manual_seed(seed)
 
         def some(of: int, count: int) -> Tensor:
-            return torch.rand(size, of, generator=draw).argsort(1)[:, :count]
+            return torch.rand(size, of, generator=draw, device=device).argsort(1)[:, :count]
 
         keys = some(self.keys, self.pairs)
-        values = self.keys + torch.randint(self.values, keys.shape, generator=draw)
+        values = self.keys + torch.randint(self.values, keys.shape, generator=draw, device=device)
         start = 2 * self.pairs
-        tokens = torch.full((size, self.seqlen), self.keys + self.values)
+        tokens = torch.full((size, self.seqlen), self.keys + self.values, device=device)
         tokens[:, :start] = torch.stack([keys, values], dim=2).flatten(1)
         targets = torch.full_like(tokens, IGNORED)
         places = start + some(self.seqlen - start, self.pairs)

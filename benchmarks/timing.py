@@ -91,6 +91,18 @@ def eager_us(call: Call, calls: int = 20, batches: int = 9) -> tuple[float, floa
     return 1e6 * statistics.median(wall) / calls, 1e6 * statistics.median(host) / calls
 
 
+def events_us(call: Call, calls: int) -> float:
+    """Median GPU time of a call between two events, microseconds: for calls so long that no gap counts."""
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
+    with torch.no_grad():
+        for begin, end in pairs:
+            begin.record()
+            call()
+            end.record()
+    torch.cuda.synchronize()
+    return 1e3 * statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+
+
 def copy_tbs(gigabytes: int = 4, repeats: int = 20) -> float:
     """Device-to-device copy, TB/s, bytes read plus bytes written: the ceiling for everything bound by memory."""
     source = torch.ones(gigabytes * 2**28, device="cuda")

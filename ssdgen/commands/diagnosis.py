@@ -21,9 +21,10 @@ from ..mamba2_ops.ladder import current_fingerprint
 from ..mamba2_ops.match import Gpu as Device
 from ..mamba2_ops.match import is_stale
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import BACKWARD, FORWARD, Direction
+from ..pack.records import BACKWARD, DIRECTIONS, FORWARD, Direction
 from ..plan.problem import Problem
 from ..tune import device
+from ..tune.problems import of_layer
 from ..tune.shapes import SIZES
 
 # of the folder that compiled kernels go to; a deep network leaves some hundred megabytes
@@ -50,7 +51,8 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """versions and GPU as text by name; folders and packs as rows; uses: what one call of a pass would run with."""
+    """versions and GPU as text by name; folders and packs as rows; uses: what one call of each
+    pass would run with."""
 
     system: dict[str, str]
     gpu: dict[str, Any]
@@ -85,8 +87,7 @@ def diagnose(problem: Problem, named: Gpu | None) -> Diagnosis:
         return found
     target = _target(named)
     if target is not None:
-        for direction in (FORWARD, BACKWARD):
-            _use(found, problem, direction, *target)
+        _uses(found, problem, *target)
     return found
 
 
@@ -142,46 +143,73 @@ def _target(named: Gpu | None) -> tuple[Device, Gpu] | None:
     return select.gpu_of(torch.device("cuda", torch.cuda.current_device())), device.gpu_here()
 
 
-def _use(found: Diagnosis, problem: Problem, direction: Direction, gpu: Device, target: Gpu) -> None:
-    """Which config a call of one pass would run with, and why; what is wrong with that goes to the findings."""
+def _uses(found: Diagnosis, problem: Problem, gpu: Device, target: Gpu) -> None:
+    """Which config a call of each pass would run with, and why; what is wrong with these goes to the findings."""
+    lacking: dict[str, list[str]] = {}
+    for direction in DIRECTIONS:
+        use = _use(found, of_layer(direction, problem), direction, gpu, target)
+        if use is None or not (lacks := _lacks(use)):
+            continue
+        if direction in (FORWARD, BACKWARD):
+            what = lacks.format(f"the {direction} pass")
+            found.findings.append(Finding("note", what, _retune(found, problem, direction, target)))
+        else:
+            lacking.setdefault(lacks, []).append(direction)
+    # one line for all parts with the same flaw
+    for lacks, directions in lacking.items():
+        what = lacks.format(
+            " and ".join((", ".join(directions[:-1]), directions[-1])) if directions[1:] else directions[0]
+        )
+        scope = directions[0] if len(directions) == 1 else "all"
+        found.findings.append(Finding("note", what, _retune(found, problem, scope, target)))
+
+
+def _use(found: Diagnosis, problem: Problem, direction: Direction, gpu: Device, target: Gpu) -> dict[str, Any] | None:
+    """Which config a call of one pass would run with; None, and a finding, where the look-up fails."""
     call = CallProblem(**problem.to_json()).bucketed()
-    shape = ",".join(str(getattr(problem, size)) for size in SIZES)
-    retune = f"ssdgen tune --shapes {shape} --dtype {problem.dtype} --pass {direction}"
-    if not found.gpu["here"]:
-        retune += f" --gpu {target.name}"
     with warnings.catch_warnings():
         # what they say is said here, with the reason
         warnings.simplefilter("ignore", SsdWarning)
         try:
             choice = select.choose(call, gpu, direction)
         except SsdError as error:
-            mend = "move the file that is named away" if isinstance(error, RecordError) else retune
-            found.findings.append(Finding("error", str(error), mend))
-            return
+            mend = "move the file that is named away"
+            if not isinstance(error, RecordError):
+                mend = _retune(found, problem, direction, target)
+            finding = Finding("error", str(error), mend)
+            found.findings += [finding] if finding not in found.findings else []
+            return None
     use: dict[str, Any] = {"pass": direction, "from": choice.step, "schedule": choice.config["schedule"]}
-    record = choice.record
-    if record is None:
-        found.findings.append(Finding("note", f"nobody tuned the {direction} pass for this shape and GPU", retune))
-    else:
-        stale = is_stale(record, current_fingerprint())
+    if (record := choice.record) is not None:
         use |= {
             "record": "measured" if record.measured else "predicted",
             "record_shape": ",".join(str(getattr(record.problem, size)) for size in SIZES),
             "time_us": record.time_us,
             "this_gpu": choice.exact,
-            "stale": stale,
+            "stale": is_stale(record, current_fingerprint()),
         }
-        if stale:
-            found.findings.append(Finding("note", f"the record of the {direction} pass is of other kernels", retune))
-        elif not choice.exact:
-            found.findings.append(
-                Finding("note", f"the record of the {direction} pass was made on another GPU: {choice.step}", retune)
-            )
-        elif not record.measured:
-            found.findings.append(Finding("note", f"the record of the {direction} pass is only predicted", retune))
     if found.packs and _version("triton") and target.backend == "cuda":
         use |= _compiled(problem, choice.config, direction, target)
     found.uses.append(use)
+    return use
+
+
+def _lacks(use: dict[str, Any]) -> str | None:
+    """What could be better about a config; braces stand for the name of its pass."""
+    if "record" not in use:
+        return "nobody tuned {} for this shape and GPU"
+    if use["stale"]:
+        return "the record of {} is of other kernels"
+    if not use["this_gpu"]:
+        return "the record of {} was made on another GPU: " + use["from"]
+    return None if use["record"] == "measured" else "the record of {} is only predicted"
+
+
+def _retune(found: Diagnosis, problem: Problem, scope: str, target: Gpu) -> str:
+    """The command that tunes a pass, or several, for the layer that was asked for."""
+    shape = ",".join(str(getattr(problem, size)) for size in SIZES)
+    command = f"ssdgen tune --shapes {shape} --dtype {problem.dtype} --pass {scope}"
+    return command if found.gpu["here"] else f"{command} --gpu {target.name}"
 
 
 def _compiled(problem: Problem, config: dict[str, Any], direction: Direction, target: Gpu) -> dict[str, Any]:

@@ -61,8 +61,11 @@ def text(found: Diagnosis, shape: str) -> str:
         lines += _section("Environment", found.environment)
     packs = {each["name"]: f"{each['version']}: {', '.join(each['gpus'])}; {each['use']}" for each in found.packs}
     lines += _section("Packs", packs or {"none": "`ssdgen pack install FILE.whl` installs one"})
-    for use in found.uses:
+    whole = [use for use in found.uses if use["pass"] in ("forward", "backward")]
+    for use in whole:
         lines += _section(f"The {use['pass']} pass of {shape} would run", _use(use))
+    if parts := {use["pass"]: _short(use) for use in found.uses if use not in whole}:
+        lines += _section(f"The other parts of {shape} would run", parts)
     lines.append("What is wrong" if found.findings else "Nothing is wrong.")
     for finding in found.findings:
         lines += [f"  {finding.kind}: {finding.what}", f"      {finding.mend}"]
@@ -77,6 +80,12 @@ def _section(title: str, rows: dict[str, Any]) -> list[str]:
 def _folder(each: dict[str, Any]) -> str:
     state = "" if each["exists"] else ", not made yet"
     return f"{each['path']} ({each['free'] / 2**30:.0f} GiB free{state})"
+
+
+def _short(use: dict[str, Any]) -> str:
+    """A pass on one line."""
+    record = f"; {use['record']}, {use['time_us']:.1f} us" if "record" in use else ""
+    return f"{use['schedule']}, config from {use['from']}{record}"
 
 
 def _use(use: dict[str, Any]) -> dict[str, str]:

@@ -7,13 +7,14 @@ from functools import partial
 
 from ..plan import catalogue, mamba3, parts
 from ..plan.ir import Kernel
-from ..plan.schedules import passing, prepare, scan, walk
+from ..plan.schedules import mirror, passing, prepare, scan, walk
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
 BY_NAME: dict[str, Callable[[Layer], Kernel]] = {"dt_cumsum": prepare.kernel, "state_passing": passing.kernel}
 BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED | catalogue.DECODE
+BY_NAME |= {mirror.name_of(n): partial(mirror.kernel, n_tiles=n) for n in (1, 2)}
 BY_NAME |= {
     shape.name: partial(walk.kernel if isinstance(shape, walk.Walk) else scan.kernel, shape=shape)
     for shape in catalogue.every_shape()

@@ -10,7 +10,7 @@ import click
 from ..plan.problem import Problem
 from ..spec.layer import Layer
 from ..spec.layouts import LAYOUTS
-from ..spec.masks import FAMILIES
+from ..spec.masks import FAMILIES, GATED
 from ..tune.shapes import DTYPES, NAMED, SIZES, ShapeNameError
 from .failures import Failure
 
@@ -28,6 +28,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "initial_states": {"initial_states": True},
     "seq_idx": {"boundaries": True},
 }
+
+_FAMILIES = {**FAMILIES, GATED.name: GATED}
 
 gpu_option = click.option("--gpu", "gpu_name", metavar="NAME", default="h200", show_default=True, help="A known GPU.")
 
@@ -69,10 +71,10 @@ def layer_options(command: F) -> F:
     )(command)
     return click.option(
         "--family",
-        type=click.Choice(list(FAMILIES)),
+        type=click.Choice(list(_FAMILIES)),
         default="ssd",
         show_default=True,
-        help="The mask: decay by input, constant decay, or none.",
+        help="The mask: decay by input, constant decay, none, or a decay of every token (to show).",
     )(command)
 
 
@@ -96,4 +98,4 @@ def layer_from(family: str, layout: str, extras: tuple[str, ...] = ()) -> Layer:
     options: dict[str, Any] = {}
     for extra in extras:
         options |= EXTRAS[extra]
-    return Layer(FAMILIES[family], LAYOUTS[layout], **options)
+    return Layer(_FAMILIES[family], LAYOUTS[layout], **options)

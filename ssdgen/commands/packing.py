@@ -31,6 +31,8 @@ from ..plan.problem import Problem
 from ..tune import device, host, precompile
 from ..tune.errors import CompileError, TuneError
 from ..tune.pool import default_jobs
+from ..tune.problems import of_layers
+from ..tune.shapes import NAMED
 from .tune import default_root
 
 
@@ -120,7 +122,8 @@ def _records(gpu: Gpu, root: Path, wanted: dict[str, Problem] | None) -> tuple[I
             "--records, or name shapes with --shapes to compile for them what runs without records"
         )
     if wanted is not None:
-        found = [record for record in found if record.problem in wanted.values()]
+        asked = {direction: of_layers(direction, wanted, NAMED).values() for direction in DIRECTIONS}
+        found = [record for record in found if record.problem in asked[record.direction]]
     return store.read_identity(folder) or device.predicted_identity(gpu), tuple(found)
 
 

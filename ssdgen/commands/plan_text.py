@@ -73,6 +73,8 @@ def _line(stmt: ir.Stmt) -> str:
             return f"widen    {_value(stmt.out)} = {_value(stmt.of)} as fp32"
         case ir.Narrow():
             return f"narrow   {_value(stmt.out)} = {_value(stmt.of)} in the state's format"
+        case ir.Wait():
+            return "wait for the kernel before"
         case ir.Leave():
             return "leave"
     raise TypeError(f"no text for a {type(stmt).__name__}")

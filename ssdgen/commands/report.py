@@ -52,9 +52,9 @@ def report(
     named = gpus.find(gpu_name) if gpu_name else None
     wanted = problems.parse(shapes).values() if shapes else None
 
-    from ..mamba2_ops import ladder
     from ..report import content, page, studies
     from ..tune import device
+    from ..tune.session import default_storage
 
     gpu = named or device.gpu_here()
     folder = (records or default_root()) / gpu.folder
@@ -72,7 +72,7 @@ def report(
     if not kernels:
         missing["kernels"] = "Left out, as asked."
     splits = _splits(ordered, gpu, missing) if kernels else []
-    journal = ladder.user_cache().parent / "studies" / f"{gpu.folder}.journal"
+    journal = default_storage(gpu.folder)
     where = storage or (str(journal) if journal.is_file() else None)
     histories = studies.read(where) if where else []
     if not histories:

@@ -9,6 +9,7 @@ import click
 from .. import gpus
 from ..emit import kernel as sources
 from ..pack import templates
+from ..pack.records import BACKWARD, DIRECTIONS, FORWARD, Direction
 from ..plan import backward_space, catalogue, parts
 from ..plan import space as forward_space
 from ..plan.problem import Problem
@@ -25,6 +26,10 @@ from .options import (
     refuse_options,
     variant_option,
 )
+
+_SCHEDULES = (*counts.SCHEDULES, *backward_space.SCHEDULES)
+# passes whose schedules have one kernel, and go by the pass
+PARTS: tuple[Direction, ...] = tuple(each for each in DIRECTIONS if each not in (FORWARD, BACKWARD))
 
 
 @click.group()
@@ -117,24 +122,34 @@ def roofline(
 
 
 @show.command()
-@click.argument("schedule", type=click.Choice((*counts.SCHEDULES, *backward_space.SCHEDULES)), required=False)
+@click.argument("schedule", type=click.Choice((*_SCHEDULES, *PARTS)), metavar="[SCHEDULE|PASS]", required=False)
 @gpu_option
 @problem_options
 def space(schedule: str | None, gpu_name: str, **sizes: Any) -> None:
     """What a search may choose for a shape on a GPU, with the reason for every bound.
 
-    Schedules of the forward pass: single_pass, segments, split; of the backward pass: walk, chunks.
+    Schedules of the forward pass: single_pass, segments, split; of the backward pass: walk, chunks.  Passes of one
+    kernel: decode, replay, conv_forward, conv_backward, conv_tile_forward, conv_tile_backward, conv_update,
+    norm_forward, norm_backward.
     """
     gpu = gpus.find(gpu_name)
     problem = problem_from(**sizes)
-    for name in [schedule] if schedule else (*counts.SCHEDULES, *backward_space.SCHEDULES):
-        click.echo(_axes(name, problem, gpu))
+    if (direction := next((each for each in PARTS if each == schedule), None)) is not None:
+        # torch takes a second, which the schedules of the scan need not wait for
+        from ..tune.passes import PASSES
+        from ..tune.problems import of_layer
+
+        found = PASSES[direction].space
+        click.echo(_axes(direction, found.SCHEDULES[0], found, of_layer(direction, problem), gpu))
+        return
+    for name in [schedule] if schedule else _SCHEDULES:
+        spaces = backward_space if name in backward_space.SCHEDULES else forward_space
+        click.echo(_axes(name, name, spaces, problem, gpu))
 
 
-def _axes(schedule: str, problem: Problem, gpu: gpus.Gpu) -> str:
+def _axes(title: str, schedule: str, spaces: Any, problem: Problem, gpu: gpus.Gpu) -> str:
     """The axes of one schedule, one paragraph each, and the config that fits everywhere."""
-    spaces = backward_space if schedule in backward_space.SCHEDULES else forward_space
-    lines = [f"{schedule}"]
+    lines = [title]
     for axis in spaces.axes(schedule, problem, gpu):
         lines.append(f"  {axis.name}: {', '.join(map(str, axis.values))}")
         lines.append(click.wrap_text(axis.why, 100, initial_indent="      ", subsequent_indent="      "))

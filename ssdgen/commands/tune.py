@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from .. import gpus
 from ..gpus import Gpu
 from ..pack import templates
-from ..pack.records import BACKWARD, DIRECTIONS, FORWARD
+from ..pack.records import BACKWARD, CONV, DECODE, DIRECTIONS, FORWARD, NORM, REPLAY, Direction
 from ..tune import budget as budgets
 from ..tune import shapes as problems
 from ..tune.errors import TuneError
@@ -28,6 +28,18 @@ PREDICTED_TRIALS = 24
 
 # what a run is, and is not changed by those who join it
 DECIDED = ("shapes", "which", "dtype", "trials", "seed", "timing", "l2")
+
+# what --pass may say: passes of the scan, parts of the layer, and what a step of training runs of them
+SCOPES: dict[str, tuple[Direction, ...]] = {
+    "forward": (FORWARD,),
+    "backward": (BACKWARD,),
+    "both": (FORWARD, BACKWARD),
+    "decode": (DECODE, REPLAY),
+    "conv": CONV,
+    "norm": NORM,
+    "layer": (FORWARD, BACKWARD, "conv_forward", "conv_backward", *NORM),
+    "all": DIRECTIONS,
+}
 
 EPILOG = """
 \b
@@ -42,10 +54,12 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
 @click.option(
     "--pass",
     "which",
-    type=click.Choice([*DIRECTIONS, "both", "all"]),
+    type=click.Choice([*SCOPES, *(each for each in DIRECTIONS if each not in SCOPES)]),
+    metavar="|".join(SCOPES),
     default="both",
     show_default=True,
-    help="Of the layer: its result, its gradients (both), its decode step (all).",
+    help="Of the scan its result, its gradients or both; its decode step, with and without replay; the convolution; "
+    "the gated norms; layer: what training runs of these; all.  One alone goes by its file: norm_backward, replay, ...",
 )
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
 @click.option(
@@ -87,7 +101,7 @@ def tune(
     resume: bool,
     worker: bool,
 ) -> None:
-    """Find the fastest configuration for each shape: of the forward and the backward pass, or of the decode step.
+    """Find the fastest configuration for each shape: of the scan's passes, the decode step, the convolution, the norms.
 
     With a GPU every candidate is compared with float64 first, gradient by gradient in the backward pass, then timed,
     and the best few are timed once more side by side.  Without one, or with --predict, candidates are compiled for the
@@ -95,9 +109,10 @@ def tune(
     measured one always wins.
 
     Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_PASS.json and are used from then on by
-    `import mamba2_ops`.  Decode records are for one token, several batches and states of 32, 16 and 8 bits.  Every
-    trial is written down before it begins and when it ends: after a crash --resume goes on where it stopped.  Other
-    processes, on this GPU's kind, help with --worker.
+    `import mamba2_ops`.  Decode records are for one token, several batches and states of 32, 16 and 8 bits; those of
+    the convolution for channels or positions side by side, and for one new token.  Every trial is written down before
+    it begins and when it ends: after a crash --resume goes on where it stopped.  Other processes, on this GPU's kind,
+    help with --worker.
 
     \b
     Examples:
@@ -106,6 +121,8 @@ def tune(
       ssdgen tune --shapes 1,8192,32,64,128,1      a shape of your own
       ssdgen tune --pass backward --shapes 2.7b    the gradients alone
       ssdgen tune --pass decode --shapes 2.7b --budget 1m   one token, batches of 1 to 256
+      ssdgen tune --pass layer --shapes 2.7b       all that a step of training runs
+      ssdgen tune --pass norm_backward --shapes 2.7b --budget 1m
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
       ssdgen tune --resume                         after a crash, or with more time
       ssdgen tune --storage postgresql://host/db   and on other machines: the same with --worker
@@ -141,8 +158,7 @@ def tune(
         storage=storage,
         join=join,
         ranks=own,
-        directions={"both": (FORWARD, BACKWARD), "all": DIRECTIONS}.get(which)
-        or tuple(each for each in DIRECTIONS if each == which),
+        directions=SCOPES.get(which) or tuple(each for each in DIRECTIONS if each == which),
     )
     with _terminate_as_interrupt():
         rows = session.run(wanted, gpu, options)
@@ -200,7 +216,13 @@ def _target(named: Gpu | None, here: str | None, predicted: bool) -> Gpu:
 def _announcement(gpu: Gpu, here: str | None, predicted: bool, root: Path) -> str:
     if predicted:
         why = "no GPU here" if here is None else "as asked"
-        return f"Predicting for {gpu.name} ({gpu.arch}) by compiling for it, {why}; records go to {root / gpu.folder}"
+        text = f"Predicting for {gpu.name} ({gpu.arch}) by compiling for it, {why}; records go to {root / gpu.folder}"
+        if gpu.arch in gpus.WITHOUT_MATRIX_UNITS:
+            text += (
+                f"\nTriton does not use the tensor cores of {gpu.arch}: large tiles spill, take minutes to compile and "
+                "are mostly rejected; raise --budget, and use --dtype float16, since bf16 is emulated there"
+            )
+        return text
     return f"Measuring on {here} ({gpu.arch}); records go to {root / gpu.folder}"
 
 

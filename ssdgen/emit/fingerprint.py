@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
 
 from ..plan import catalogue, parts
 from ..spec.layer import Layer
@@ -14,16 +16,24 @@ LENGTH = 16
 FUNCTIONS = ("functions", "warpgroup_functions", "storage_functions")  # modules that kernels import
 
 
+@lru_cache(maxsize=1024)  # packages of other sizes hold the same kernels
 def of_source(source: str) -> str:
     """Fingerprint of a Python source: of its statements without comments, docstrings and layout.
 
     The tree's own dump is no use: it has other fields in every version of Python.
     """
     tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+    for node in (tree, *_functions(tree)):
+        if ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
+
+
+def _functions(node: ast.Module | ast.FunctionDef) -> Iterator[ast.FunctionDef]:
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef):
+            yield child
+            yield from _functions(child)
 
 
 def of_kernels(
@@ -42,7 +52,8 @@ def of_kernels(
 def of_package(layer: Layer | None = None) -> dict[str, str]:
     """{kernel: fingerprint} of the kernels that a package for `layer` (default: Mamba-2's) holds."""
     layer = layer or Layer()
-    every = (*catalogue.kernels(layer), *catalogue.backward(layer), *catalogue.decoding(layer))
-    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
+    modules: dict[str, str] = {}
+    for own, every in catalogue.everything(layer):
+        modules |= kernels.modules(every, own)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
     return of_kernels(modules, *(render(f"kernels/{name}.py.jinja") for name in FUNCTIONS))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import sympy
 
-from ..plan import ir
+from ..plan import catalogue, ir
 from ..spec.graph import Contract, Cumsum, Graph, Largest, Last, Map, Shift, Sum
+from ..spec.layer import Layer
 from .environment import render
 from .layout import WIDTH, fit
 from .loader import loader as loader_lines
@@ -23,6 +25,11 @@ STORAGE_FUNCTIONS = ("narrow", "widen")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS = {1: 240, 2: 240, 3: 160}, 24
+
+
+def modules(kernels: Iterable[ir.Kernel], layer: Layer) -> dict[str, str]:
+    """{name: text} of kernels of `layer`."""
+    return {kernel.name: module(kernel, catalogue.graph(kernel, layer)) for kernel in kernels}
 
 
 def body(kernel: ir.Kernel) -> str:

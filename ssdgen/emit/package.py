@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,7 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, prepare
+from ..plan.schedules import adjoint, mirror, prepare
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import ROLES, Groups
@@ -42,6 +43,10 @@ from .environment import render
 from .fingerprint import FUNCTIONS
 from .parts import conv_launcher, norm_launcher
 
+# kernels that read neither x, B nor C: all head layouts share them
+SHARED = ("dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True)))
+GATED_NAMES = frozenset(map(catalogue.gated_name, SHARED))
+
 
 def package(
     layer: Layer | None = None,
@@ -54,14 +59,33 @@ def package(
     """{path: text} of a package for `layer` (default: Mamba-2's) that needs torch and triton only.
 
     runtime: {file name: text} of what is copied.  chunk: that of the built-in default config.  headdim, dstate: leave
-    out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes.
+    out the kernels that these sizes do not need.  Raises ValueError for sizes that no kernel takes, and for a family
+    with decays per token, which every package has.
     """
     layer = layer or Layer()
+    if layer.family.per_token:
+        raise ValueError(
+            f"the {layer.family.name} family has no package of its own: `ssd` of a package for a family that decays, "
+            "such as the default one, takes a decay for every token"
+        )
     chosen = [kernel for kernel in catalogue.kernels(layer) if _needed(kernel, headdim, dstate)]
     backward = [kernel for kernel in catalogue.backward(layer) if _needed(kernel, headdim, dstate)]
     decoding = [kernel for kernel in catalogue.decoding(layer) if _decodes(kernel, dstate)]
-    every = (*chosen, *backward, *decoding)
-    modules = {kernel.name: kernels.module(kernel, catalogue.graph(kernel, layer)) for kernel in every}
+    gated = [kernel for kernel in catalogue.gated(layer) if _needed(kernel, headdim, dstate)]
+    mirrors = [kernel for kernel in catalogue.mirrors(layer) if _needed(kernel, headdim, dstate)]
+    modules = kernels.modules((*chosen, *backward, *decoding, *gated, *mirrors), layer)
+    launchers: dict[str, str] = {}
+    for layout in catalogue.variants(layer):
+        other = replace(layer, layout=layout)
+        forwards, backwards = (
+            [kernel for kernel in each if _needed(kernel, headdim, dstate)] for each in catalogue.variant(layer, layout)
+        )
+        modules |= kernels.modules((*forwards, *backwards), other)
+        forwards += [kernel for kernel in chosen if kernel.name in SHARED]
+        backwards += [kernel for kernel in backward if kernel.name in SHARED]
+        suffix = catalogue.variant_name("", layout)
+        launchers[f"forward{suffix}"] = _launchers(other, forwards, gated, suffix)
+        launchers[f"backward{suffix}"] = _backward_launcher(other, forwards, backwards, gated, suffix)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
     functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
@@ -72,10 +96,11 @@ def package(
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
         **{f"kernels/{name}.py": text for name, text in functions.items()},
         "launchers/__init__.py": render("launchers/__init__.py.jinja"),
-        "launchers/backward.py": _backward_launcher(layer, chosen, backward),
+        "launchers/backward.py": _backward_launcher(layer, chosen, backward, gated),
         "launchers/conv.py": conv_launcher(),
         "launchers/decode.py": _decode_launcher(decoding),
-        "launchers/forward.py": _launchers(layer, chosen),
+        "launchers/forward.py": _launchers(layer, [*chosen, *mirrors], gated),
+        **{f"launchers/{name}.py": text for name, text in launchers.items()},
         "launchers/norm.py": norm_launcher(),
         "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, *functions.values())),
     }
@@ -121,19 +146,28 @@ def _decodes(kernel: Kernel, dstate: int | None) -> bool:
     return dstate is None or tiles in (0, len(power_tiles(dstate)))
 
 
-def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
+def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: str = "") -> str:
+    """The launcher of the forward pass.
+
+    gated: the kernels for a decay per token; suffix: of the names of kernels of another layout than the package's.
+    """
+    own = {"dt_cumsum_gated"} | {f"{shape.name}_gated" for shape in catalogue.walks(True) if not suffix}
+    chosen = [*chosen, *(kernel for kernel in gated if kernel.name in own)]
     names = {kernel.name for kernel in chosen}
+
+    def key(shape: Walk) -> str:
+        return (
+            f"({shape.heads}, {shape.n_tiles}, {shape.p_tiles}, "
+            f'"{shape.state_major}", {shape.prepared}, {shape.descriptors})'
+        )
+
     walks = [
         (
             table,
             [
-                (
-                    f"({shape.heads}, {shape.n_tiles}, {shape.p_tiles}, "
-                    f'"{shape.state_major}", {shape.prepared}, {shape.descriptors})',
-                    shape.name,
-                )
+                (key(shape), f"{shape.name}{suffix}")
                 for shape in catalogue.walks(outputs)
-                if shape.name in names and not shape.consumers
+                if f"{shape.name}{suffix}" in names and not shape.consumers and (shape.prepared or not suffix)
             ],
         )
         for table, outputs in (("SINGLE_PASS", True), ("SEGMENT_STATE", False))
@@ -159,14 +193,23 @@ def _launchers(layer: Layer, chosen: list[Kernel]) -> str:
         walks=walks,
         consumers=consumers,
         scans=scans,
+        mirrors=[(f"{n}", name) for n in (1, 2) if (name := f"{mirror.name_of(n)}{suffix}") in names],
+        gated=[
+            (key(shape), name)
+            for shape in catalogue.walks(outputs=True)
+            if not shape.prepared and (name := f"{shape.name}{suffix or '_gated'}") in names and gated
+        ],
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         minimal=_literal(space.smallest()),
         most_states=2 * LARGEST,
     )
 
 
-def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kernel]) -> str:
-    """The launcher of the backward pass, with the kernels of both passes that are there."""
+def _backward_launcher(
+    layer: Layer, forward: list[Kernel], backward: list[Kernel], gated: list[Kernel], suffix: str = ""
+) -> str:
+    """The launcher of the backward pass, with the kernels of both passes that are there; gated, suffix: see above."""
+    backward = [*backward, *(kernel for kernel in gated if kernel.name in GATED_NAMES)]
     names = {kernel.name for kernel in (*forward, *backward)}
     tables = {
         "SEGMENT_STATE": [(f"{n}", Walk(outputs=False, n_tiles=n).name) for n in (1, 2)],
@@ -179,10 +222,13 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         "GROUP_GRADIENTS_BLOCKS": [(f"{p}", Groups(p_tiles=p, blocks=True).name) for p in (1, 2)],
         "CHUNK_GRADIENTS": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
     }
-    there = {table: [row for row in rows if row[1] in names] for table, rows in tables.items()}
+    there = {
+        table: [(key, name) for key, shape in rows if (name := f"{shape}{suffix}") in names]
+        for table, rows in tables.items()
+    }
     specialised = {kernel: [row for row in rows if row[1] in names] for kernel, rows in _specialised().items()}
     used = {name for rows in (*there.values(), *specialised.values()) for _, name in rows}
-    used |= {"dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True))}
+    used |= {*SHARED, *(kernel.name for kernel in gated if kernel.name in GATED_NAMES)}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
     }
@@ -202,6 +248,8 @@ def _backward_launcher(layer: Layer, forward: list[Kernel], backward: list[Kerne
         # heads that share an operand leave a part each, in fp32
         parts=[name for name in ("x", "B", "C") if _in_parts(layer, name)],
         uses_a=layer.family.uses_a,
+        gated=bool(gated),
+        forward=f"forward{suffix}",
         most=2 * LARGEST,
     )
 
@@ -211,6 +259,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     names = {kernel.name for kernel in decoding}
     steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
+    of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(
@@ -219,6 +268,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         steps=[row for row in steps if row[1] in names],
         replays=[row for row in replays if row[1] in names],
+        of_heads=[row for row in of_heads if row[1] in names],
     )
 
 
@@ -258,6 +308,8 @@ def _settings(layer: Layer, chunk: int | None) -> str:
         about="Mamba-2's" if plain else f"the {layer.family.name} family in the {layer.layout.name} layout",
         chunk=chunk,
         layout=layer.layout,
+        layouts=catalogue.variants(layer),
+        gated=layer.family.decays,
         log_decay=_torch(layer.family.log_decay),
         **_combined(),
     )

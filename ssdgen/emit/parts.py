@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..plan import parts
-from ..plan.schedules import conv_tile, conv_update, conv_walk, norm
+from ..plan.schedules import conv_tile, conv_update, conv_walk, norm, sum_parts
 from ..spec.conv import WIDTHS
 from ..spec.norm import KINDS
 from .environment import render
@@ -21,7 +21,7 @@ def conv_launcher() -> str:
     every = {name for rows in tables.values() for name in rows.values()}
     return render(
         "launchers/conv.py.jinja",
-        modules=sorted(every),
+        modules=sorted((*every, sum_parts.NAME)),
         tables=[(table, list(rows.items())) for table, rows in tables.items()],
         dims=[(f"{kind}_DIMS", dims(*_of(tables, kind))) for kind in ("WALK", "TILE", "UPDATE")],
     )
@@ -38,7 +38,13 @@ def norm_launcher() -> str:
         for table, backward in (("FORWARD", False), ("BACKWARD", True))
     }
     every = [name for rows in tables.values() for _, name in rows]
-    return render("launchers/norm.py.jinja", modules=sorted(every), tables=list(tables.items()), dims=dims(*every))
+    modules = sorted((*every, sum_parts.NAME))
+    return render(
+        "launchers/norm.py.jinja",
+        modules=modules,
+        tables=list(tables.items()),
+        dims=dims(*every),
+    )
 
 
 def _of(tables: dict[str, dict[int, str]], kind: str) -> list[str]:

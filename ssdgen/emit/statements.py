@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import takewhile
 
 import sympy
@@ -56,6 +57,15 @@ def block_sizes(index: tuple[ir.Index, ...]) -> list[str]:
     return [at.size if isinstance(at, ir.Span) else "1" for at in ordered]
 
 
+def _outside_loops(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Stmt]:
+    """Every statement of a body but those of the loops in it."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, ir.When):
+            yield from _outside_loops(stmt.body)
+            yield from _outside_loops(stmt.otherwise)
+
+
 class StatementPrinter:
     """Prints the statements of one kernel."""
 
@@ -86,10 +96,12 @@ class StatementPrinter:
             lines = [f"{pad}if {stmt.condition}:", *self.lines(stmt.body, indent + 4)]
             return lines + ([f"{pad}else:", *self.lines(stmt.otherwise, indent + 4)] if stmt.otherwise else [])
         if isinstance(stmt, ir.For):
+            # of the loop that this one stands in, which goes on after it
+            outer = dict(self.bases), self._inner
             before = self._hoist(stmt, indent)
             trips = self.scalar(stmt.trips)
             lines = [*before, f"{pad}for {stmt.var} in range({trips}):", *self.lines(stmt.body, indent + 4)]
-            self.bases, self._inner = {}, set()
+            self.bases, self._inner = outer
             return lines
         if isinstance(stmt, ir.Note):
             return [f"{pad}# {stmt.text}"]
@@ -123,20 +135,23 @@ class StatementPrinter:
 
     def _hoist(self, loop: ir.For, indent: int) -> list[str]:
         """Pointers to what a loop reads, as far as they do not change from trip to trip."""
-        inner = {loop.var} | {s.name for s in ir.walk(loop.body) if isinstance(s, (ir.Scalar, ir.Arange, ir.Mask))}
+        own = tuple(_outside_loops(loop.body))
+        inner = self._inner | {loop.var} | {s.name for s in own if isinstance(s, (ir.Scalar, ir.Arange, ir.Mask))}
         found: dict[str, tuple[str, str]] = {}
-        for stmt in ir.walk(loop.body):
+        for stmt in own:
             if isinstance(stmt, (ir.Load, ir.Store)) and not stmt.descriptor:
                 tensor = self.kernel.tensor(stmt.tensor)
                 text = self._static(tensor, stmt.index, inner)
                 if tensor.flag is None and " + " in text:
                     name = stmt.out.name if isinstance(stmt, ir.Load) else stmt.value.name
                     found.setdefault(text, (tensor.name, name))
+        made: dict[str, str] = {}
         for text, (tensor_name, value) in found.items():
             alone = sum(1 for other, _ in found.values() if other == tensor_name) == 1
-            self.bases[text] = f"{tensor_name if alone else value}_base"
+            if text not in self.bases:
+                made[text] = self.bases[text] = f"{tensor_name if alone else value}_base"
         self._inner = inner
-        return [line for text, name in self.bases.items() for line in fit(f"{name} = {text}", indent)]
+        return [line for text, name in made.items() for line in fit(f"{name} = {text}", indent)]
 
     def _static(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], inner: set[str]) -> str:
         terms = [f"{tensor.name}_ptr"]
@@ -214,6 +229,8 @@ class StatementPrinter:
                 return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
             case ir.Leave():
                 return "return"
+            case ir.Wait():
+                return "tl.extra.cuda.gdc_wait()"
             case ir.Load(out, tensor, index, descriptor):
                 return self._load(out, self.kernel.tensor(tensor), index, descriptor)
             case ir.Store(tensor, index, value, descriptor):

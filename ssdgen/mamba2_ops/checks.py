@@ -13,7 +13,7 @@ import torch
 from .errors import DeviceError, DtypeError, OperandError, OptionError, ShapeError
 from .problem import Problem
 from .sequences import check_sequences
-from .settings import PER_HEAD
+from .settings import GATED, LAYOUT, LAYOUTS, PER_HEAD
 
 NAMES = {
     torch.bfloat16: "bfloat16",
@@ -44,9 +44,12 @@ def check_forward(
     dt_limit,
     return_varlen_states,
     state_dtype,
+    general=False,
 ) -> Problem:
     """Check the arguments of `mamba_chunk_scan_combined` (shapes and dtypes are listed there).
 
+    general: take all that kernels are there for, as `ssd` makes use of it: A in the shape of dt is the log-decay of
+    every token, and x, B and C may have the heads of any layout in `settings.LAYOUTS`.
     Returns: the sizes of the call.
     Errors: ShapeError, DtypeError, DeviceError, OptionError, SequenceError, OperandError.
     Reads one tensor's contents, those of cu_seqlens, and those once per tensor (see `sequences`).
@@ -58,18 +61,21 @@ def check_forward(
         batch, seqlen, nheads, headdim = shape
         if not (seqlen and nheads and headdim):
             _shape("x", x, "at least 1 in seqlen, nheads and headdim")
-        if not _X_PER_HEAD and len(dt.shape) == 3:
+        if (general or not _X_PER_HEAD) and len(dt.shape) == 3:
             nheads = dt.shape[2]
 
         if dt.shape != (batch, seqlen, nheads):
             _shape("dt", dt, "[batch, seqlen, nheads]", (batch, seqlen, nheads))
-        if A.shape != (nheads,):
+        if A.shape != (nheads,) and not (general and GATED and A.shape == dt.shape):
             _shape("A", A, "[nheads]", (nheads,))
         b_shape = B.shape
         if len(b_shape) != 4 or b_shape[0] != batch or b_shape[1] != seqlen:
             _shape("B", B, "[batch, seqlen, ngroups, dstate]", (batch, seqlen, "ngroups", "dstate"))
         ngroups, dstate = b_shape[2], b_shape[3]
-        if not _USUAL:
+        layout = ""
+        if general:
+            layout, ngroups = layout_of(x, B, C, nheads)
+        elif not _USUAL:
             ngroups = _groups(x, B, C, nheads)
         elif C.shape != b_shape:
             _c_shape(B, C)
@@ -165,7 +171,7 @@ def check_forward(
         ordered = False
     if not ordered:
         raise OptionError(f"dt_limit is {dt_limit!r}; it must be two numbers, (low, high), with low <= high")
-    return Problem(batch, seqlen, nheads, headdim, dstate, ngroups, name, sequences)
+    return Problem(batch, seqlen, nheads, headdim, dstate, ngroups, name, sequences, layout)
 
 
 def _shape(name: str, tensor, letters: str, expected: tuple | None = None) -> NoReturn:
@@ -202,6 +208,38 @@ def _groups(x, B, C, nheads: int) -> int:
         if tensor.shape[2] != wanted:
             raise ShapeError(f"{name} has {tensor.shape[2]} heads; in this layout it must have {word} = {wanted}")
     return ngroups
+
+
+def layout_of(x, B, C, nheads: int, named: str | None = None) -> tuple[str, int]:
+    """The head layout that the operands have, "" for the package's own, and its number of groups.
+
+    named: the layout that they must have, or None for the first of `settings.LAYOUTS` that fits.  Errors: ShapeError.
+    """
+    heads = {"x": x.shape[2], "B": B.shape[2], "C": C.shape[2]}
+    if B.shape[:2] != x.shape[:2] or C.shape[:2] != B.shape[:2] or C.shape[3:] != B.shape[3:]:
+        _shape("C" if B.shape[:2] == x.shape[:2] else "B", C if B.shape[:2] == x.shape[:2] else B,
+               "[batch, seqlen, nheads or ngroups, dstate]", (*x.shape[:2], "heads", B.shape[3]))  # fmt: skip
+    for layout, per_head in LAYOUTS.items():
+        # compared and never hashed: sizes may be a tracer's
+        shared = [count for name, count in heads.items() if not per_head[name]]
+        groups = shared[0] if shared else nheads
+        fits = all(heads[name] == (nheads if per_head[name] else groups) for name in heads)
+        if fits and (named is None or named == layout):
+            return "" if layout == LAYOUT else layout, groups
+    return _no_layout(heads, nheads, named)
+
+
+def _no_layout(heads: dict[str, int], nheads: int, named: str | None) -> NoReturn:
+    def words(per_head: dict[str, bool]) -> str:
+        return ", ".join(f"{name} {nheads if per_head[name] else 'ngroups'}" for name in heads)
+
+    allowed = {name: each for name, each in LAYOUTS.items() if named in (None, name)}
+    raise ShapeError(
+        f"x, B and C have {heads['x']}, {heads['B']} and {heads['C']} heads, of nheads {nheads}; "
+        + ("allowed are " if named is None else "this layout has ")
+        + "; ".join(f"{layout}: {words(per_head)}" for layout, per_head in allowed.items())
+        + ", with one ngroups that divides nheads: expand or name the operands accordingly"
+    )
 
 
 def _list(dtypes: frozenset) -> str:

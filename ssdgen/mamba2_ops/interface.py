@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 
 from . import autograd, fallback, paths
 from .checks import check_forward
+from .errors import ShapeError
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh, ProcessGroup
@@ -99,7 +100,7 @@ def mamba_chunk_scan_combined(
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
     if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        x, B, C, z = (_autocast(tensor) for tensor in (x, B, C, z))
+        x, B, C, z = (autocast(tensor) for tensor in (x, B, C, z))
         with torch.autocast(x.device.type, enabled=False):
             return mamba_chunk_scan_combined(
                 x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
@@ -113,6 +114,23 @@ def mamba_chunk_scan_combined(
             process_group, x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
             dt_limit, return_final_states, return_varlen_states, state_dtype,
         )  # fmt: skip
+    if is_compiling() and A.dim() != 1:
+        # the operator takes more than this call
+        raise ShapeError(f"A has shape {list(A.shape)}; it must be [nheads]: `ssd` takes a decay for every token")
+    return scan(
+        x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+        return_final_states, return_varlen_states, state_dtype,
+    )  # fmt: skip
+
+
+def scan(
+    x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+    return_final_states, return_varlen_states, state_dtype, general=False,
+) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+    """The call on one device: with gradients where they are wanted, on kernels where they can run.
+
+    Arguments and results as above, autocast aside; general: as in `check_forward`.
+    """
     states = return_final_states or return_varlen_states
     if is_compiling():
         # one operator, which checks its arguments itself: nothing below can be traced
@@ -120,7 +138,7 @@ def mamba_chunk_scan_combined(
     else:
         problem = check_forward(
             x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_limit,
-            return_varlen_states, state_dtype,
+            return_varlen_states, state_dtype, general,
         )  # fmt: skip
         if not (problem.batch and paths.runs_kernels(x)):
             run = fallback.forward
@@ -144,7 +162,7 @@ def mamba_chunk_scan_combined(
     return (y, final, ends) if return_final_states else (y, ends)
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
+def autocast(tensor: Tensor | None) -> Tensor | None:
     """In the dtype of the autocast that is on; float64 and what is no floating tensor stay as they are."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor

@@ -24,6 +24,7 @@ from .norm import RMSNorm
 class Mamba2LMConfig:
     """Sizes of a model.
 
+    d_model: width of the stream.  n_layer: layers, each a norm and a `Mamba2`.  vocab_size: tokens that there are.
     ssm_cfg: arguments of each `Mamba2`.  norm_epsilon: of the norms between layers.  residual_in_fp32: the sum of the
     layers' outputs is kept in fp32.  pad_vocab_size_multiple: the vocabulary is rounded up to a multiple of it.
     tie_embeddings: logits come from the embedding's weight.  eos_token_id: ends a generated row; None: nothing does.
@@ -87,7 +88,12 @@ class Backbone(nn.Module):
 
 
 class Mamba2LMHeadModel(nn.Module):
-    """Its parameters have the names of mamba_ssm's MambaLMHeadModel."""
+    """An embedding, layers of `Mamba2` with a norm before each, a norm, and logits; trains, and generates text.
+
+    Its parameters have the names of mamba_ssm's MambaLMHeadModel, so that its checkpoints load (`from_pretrained`).
+
+    config: the sizes.  device, dtype: of the parameters.
+    """
 
     def __init__(self, config: Mamba2LMConfig, device=None, dtype=None) -> None:
         super().__init__()

@@ -30,7 +30,8 @@ Block = tuple[tuple[int, ...], tuple[int, ...]]
 class Launch:
     """A kernel with its grid, its arguments by name in the kernel's order, and the compiler's options.
 
-    maxnreg: 0 for no cap on registers.  slots: argument -> tensor of the plan that it is, or that its descriptor is of.
+    maxnreg: 0 for no cap on registers.  early: while the kernel before it in the stream still runs, for which it waits
+    itself.  slots: argument -> tensor of the plan that it is, or that its descriptor is of.
     blocks: argument -> order of the dimensions and block of its descriptor.
     """
 
@@ -40,6 +41,7 @@ class Launch:
     num_warps: int
     num_stages: int
     maxnreg: int = 0
+    early: bool = False
     slots: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, Block] = field(default_factory=dict)
 
@@ -55,12 +57,13 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """What the compiler is told beside the arguments.  Only NVIDIA's knows a cap on registers.
 
-        A kernel in Gluon starts beside the one before it in the stream and waits for it where it reads its results.
+        A kernel in Gluon, or one that is launched early, starts beside the one before it in the stream and waits for it
+        where it reads its results.
         """
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.maxnreg and not torch.version.hip:
             options["maxnreg"] = self.maxnreg
-        if _is_gluon(self.kernel):
+        if self.early or _is_gluon(self.kernel):
             options["launch_pdl"] = True
         return options
 
@@ -117,7 +120,7 @@ class Sizes:
     def launch(self, module: ModuleType, numbers: dict[str, Any], slots: dict[str, str] | None = None, **names: Any):
         """Add a launch of the kernel that `module` holds.
 
-        numbers: num_warps, num_stages and maxnreg are read.  slots: parameter -> tensor, where the names differ.
+        numbers: num_warps, num_stages, maxnreg and early are read.  slots: parameter -> tensor, where the names differ.
         names: integers and constants beside those of the plan, or instead of them.
         """
         kernel = getattr(module, module.__name__.rpartition(".")[2])
@@ -142,7 +145,7 @@ class Sizes:
                 args[name] = self._stride(name, slots)
             else:
                 args[name] = names[name]
-        options = (numbers["num_warps"], numbers["num_stages"], numbers["maxnreg"])
+        options = (numbers["num_warps"], numbers["num_stages"], numbers["maxnreg"], bool(numbers.get("early")))
         grid = (*module.grid(**names), 1, 1)[:3]
         self.launches.append(Launch(kernel, grid, args, *options, slots=used, blocks=described))
 
@@ -199,6 +202,13 @@ def redescribe(described: Any, tensor: Tensor | None) -> Any:
     found = object.__new__(type(described))
     found.__dict__ = {**described.__dict__, "base": tensor}
     return found
+
+
+def can_start_early(device: torch.device) -> bool:
+    """Whether a kernel can be launched there while the one before it runs: from Hopper on.  "meta" is any GPU."""
+    if device.type == "meta":
+        return True
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def can_describe(tensor: Tensor) -> bool:

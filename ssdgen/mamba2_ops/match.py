@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
+from . import part_problem
 from .problem import Problem
 from .records import FORWARD, GpuRecords, Record
 
@@ -43,7 +44,7 @@ def nearest(
 ) -> tuple[GpuRecords, Record] | None:
     """The record to use for a pass of the problem and whose it is, or None.
 
-    measured: only measured ones, or only predicted.  direction: FORWARD, BACKWARD or DECODE.
+    measured: only measured ones, or only predicted.  direction: one of DIRECTIONS.
     """
     fitting = [(gpu, r) for gpu in gpus for r in gpu.records if r.measured is measured and fits(problem, r, direction)]
     return min(fitting, key=lambda pair: (distance(problem, pair[1].problem), pair[1].time_us), default=None)
@@ -57,9 +58,11 @@ def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
     tuned = record.problem
     return (
         record.direction == direction
+        and tuned.layout == problem.layout
         and tuned.dtype == problem.dtype
         and tuned.headdim >= problem.headdim
         and tuned.dstate >= problem.dstate
+        and part_problem.fits(problem, tuned, direction)
         # heads that one CTA takes must share a group
         and all(
             (problem.nheads // problem.ngroups) % kernel.get("heads", 1) == 0

@@ -62,7 +62,11 @@ def rmsnorm_fn(
 
 
 class LayerNorm(torch.nn.Module):
-    """`layernorm_fn` with weight [hidden_size] (ones) and bias [hidden_size] (zeros) of its own."""
+    """`layernorm_fn` with weight [hidden_size] (ones) and bias [hidden_size] (zeros) of its own.
+
+    hidden_size: the last dimension of what is normalised.  eps, group_size, norm_before_gate: see there.
+    device, dtype: of the parameters.
+    """
 
     bias: torch.nn.Parameter | None
 
@@ -101,7 +105,11 @@ class LayerNorm(torch.nn.Module):
 
 
 class RMSNorm(LayerNorm):
-    """`rmsnorm_fn` with a weight [hidden_size] (ones) of its own and no bias."""
+    """`rmsnorm_fn` with a weight [hidden_size] (ones) of its own and no bias.
+
+    hidden_size: the last dimension of what is normalised.  eps, group_size, norm_before_gate: see there.
+    device, dtype: of the weight.
+    """
 
     def _make_bias(self, hidden_size: int, **factory: Any) -> None:
         self.register_parameter("bias", None)

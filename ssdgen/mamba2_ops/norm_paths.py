@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from . import norm_defaults
 from .conv_paths import on_device
+from .part_problem import of_norm
 from .paths import runs_kernels as kernels_run
-from .select import gpu_of
+from .records import NORM_BACKWARD, NORM_FORWARD
+from .select import part_config_for
 
 
 def runs_kernels(x: Tensor, group_size: int) -> bool:
@@ -57,11 +61,10 @@ def backward(
     return {name: value.view(x.shape) if name in ("x", "z") else value for name, value in found.items()}
 
 
-def _config(backward: bool, x: Tensor, group_size: int) -> dict[str, int]:
+def _config(backward: bool, x: Tensor, group_size: int) -> dict[str, Any]:
     dim = x.shape[-1]
-    config = norm_defaults.norm_config(backward, x.numel() // dim, group_size, dim // group_size, gpu_of(x.device).sms)
-    assert config is not None, "runs_kernels says where there is none"
-    return config
+    problem = of_norm(x.numel() // dim, dim // group_size, group_size, x.dtype)
+    return part_config_for(NORM_BACKWARD if backward else NORM_FORWARD, problem, x.device)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ class Problem:
 
     batch: rows of x, 0 allowed.  dtype: that of x, B, C and z, as torch names it ("bfloat16").
     sequences: number of packed sequences (cu_seqlens), or 0 where nothing is packed.
+    layout: the head layout, where it is not the package's own (`settings.LAYOUT`).
     """
 
     batch: int
@@ -21,6 +22,7 @@ class Problem:
     ngroups: int
     dtype: str
     sequences: int = 0
+    layout: str = ""
 
     @property
     def rows(self) -> int:
@@ -32,7 +34,7 @@ class Problem:
         """Tokens per independent recurrence, on average, at least 1."""
         return max(1, self.seqlen // self.sequences) if self.sequences else self.seqlen
 
-    def bucket(self) -> tuple[int, int, int, int, int, int, str, int]:
+    def bucket(self) -> tuple[int, int, int, int, int, int, str, int, str]:
         """The fields with batch, seqlen and sequences rounded, so that many problems share one look-up.
 
         A new length or batch never needs a new kind of look-up: below 2**20 there are 40 buckets of each.
@@ -46,6 +48,7 @@ class Problem:
             self.ngroups,
             self.dtype,
             _round(self.sequences),
+            self.layout,
         )
 
     def bucketed(self) -> Problem:
@@ -56,7 +59,7 @@ class Problem:
         packed = f" in {self.sequences} sequences" if self.sequences else ""
         return (
             f"batch {self.batch}, seqlen {self.seqlen}{packed}, nheads {self.nheads}, headdim {self.headdim}, "
-            f"dstate {self.dstate}, ngroups {self.ngroups}, {self.dtype}"
+            f"dstate {self.dstate}, ngroups {self.ngroups}, {self.dtype}" + (self.layout and f", {self.layout}")
         )
 
 

@@ -12,9 +12,9 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import pack, unpack
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -67,14 +67,18 @@ def ranks_of(process_group: Any, operand: Any) -> Ranks:
     if rank < 0:
         raise GroupError(f"rank {dist.get_rank()} is not in the process group; call it on the ranks of the group alone")
     backends = dict(part.partition(":")[::2] for part in dist.get_backend_config(group).split(","))
-    # what is no tensor is a mistake that the other ranks are still told of
-    device = operand.device if isinstance(operand, Tensor) else torch.device("cpu" if "cpu" in backends else "cuda")
+    # what is no tensor, or lies elsewhere, is a mistake that the other ranks are still told of
+    reached = Ranks(group, rank, dist.get_world_size(group), torch.device("cpu" if "cpu" in backends else "cuda"))
+    if not isinstance(operand, Tensor):
+        return reached
+    device = operand.device
     if device.type not in backends or (device.type == "cuda" and backends["cuda"] == "gloo"):
         there = ", ".join(f"{backend} for {kind}" for kind, backend in backends.items())
-        raise GroupError(
+        error = GroupError(
             f"the operands are on {device}, and the process group has {there}; make one with nccl for cuda"
         )
-    return Ranks(group, rank, dist.get_world_size(group), device)
+        tell(reached, error)
+    return replace(reached, device=device)
 
 
 def _is_mesh(process_group: Any) -> bool:
@@ -102,6 +106,23 @@ def talking(ranks: Ranks, what: str) -> Iterator[None]:
             f"rank {ranks.rank} of {ranks.size} could not exchange {what}: another rank has died, raised an error or "
             f"made another call ({error})"
         ) from error
+
+
+def tell(ranks: Ranks, error: Exception) -> NoReturn:
+    """Raise an error of this rank alone; the others, who are in their next `Agreement`, are told of it before."""
+    Agreement(ranks, {}, error)
+    raise error
+
+
+@contextmanager
+def told(process_group: Any, operand: Any) -> Iterator[None]:
+    """What is raised inside is told to the other ranks; None: there are no others."""
+    try:
+        yield
+    except Exception as error:
+        if process_group is None:
+            raise
+        tell(ranks_of(process_group, operand), error)
 
 
 class Agreement:
@@ -148,9 +169,10 @@ class Agreement:
         for name, values in columns.items():
             if name not in _MAY_DIFFER and len(set(values)) > 1:
                 other = next(rank for rank, value in enumerate(values) if value != values[0])
+                shards = ", with shards that differ in seqlen alone" if _SEQLEN in self._names else ""
                 raise RankMismatchError(
                     f"ranks disagree on {name}: {_shown(name, values[0])} on rank 0, {_shown(name, values[other])} on "
-                    f"rank {other}; all ranks must make the same call, with shards that differ in seqlen alone"
+                    f"rank {other}; all ranks must make the same call{shards}"
                 )
         if any(columns.get(_INITIAL, ())[1:]):
             other = next(rank for rank, value in enumerate(columns[_INITIAL]) if rank and value)
@@ -159,7 +181,7 @@ class Agreement:
 
 # what the integers of some columns stand for
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-CALLS = ("mamba_chunk_scan_combined", "halo")
+CALLS = ("mamba_chunk_scan_combined", "halo", "SplitHeads", "a split Mamba2")
 
 
 def _shown(name: str, value: int) -> str:

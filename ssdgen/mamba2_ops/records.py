@@ -1,8 +1,9 @@
 """Tuned records as they lie on disk, read and checked.  a folder per GPU -> GpuRecords -> select
 
-A root (`tuned/`) holds one folder per GPU, `<arch>_<gpu>/`, with `gpu.json` (which GPU, which versions) and
-`ssd_forward.json`, `ssd_backward.json` and `ssd_decode.json` (the records of each pass).  `tuned/schema.json` describes
-them; here only what the look-up uses is checked.
+A root (`tuned/`) holds one folder per GPU, `<arch>_<gpu>/`, with `gpu.json` (which GPU, which versions) and one file of
+records for each pass: `ssd_forward.json`, `ssd_backward.json`, `ssd_decode.json`, `ssd_replay.json`, and those of the
+layer's other parts, `ssd_conv_*.json` and `ssd_norm_*.json`.  `tuned/schema.json` describes them; here only what the
+look-up uses is checked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from .problem import Problem
 
 SCHEMA = 1
 IDENTITY = "gpu.json"
-FORWARD, BACKWARD, DECODE = "forward", "backward", "decode"
-FILES = {direction: f"ssd_{direction}.json" for direction in (FORWARD, BACKWARD, DECODE)}
+FORWARD, BACKWARD, DECODE, REPLAY = "forward", "backward", "decode", "replay"
+# of a convolution whose channels lie side by side or, tile, whose positions do; of new tokens one by one
+CONV_FORWARD, CONV_BACKWARD = "conv_forward", "conv_backward"
+CONV_TILE_FORWARD, CONV_TILE_BACKWARD, CONV_UPDATE = "conv_tile_forward", "conv_tile_backward", "conv_update"
+NORM_FORWARD, NORM_BACKWARD = "norm_forward", "norm_backward"
+CONV = (CONV_FORWARD, CONV_BACKWARD, CONV_TILE_FORWARD, CONV_TILE_BACKWARD, CONV_UPDATE)
+NORM = (NORM_FORWARD, NORM_BACKWARD)
+PARTS = (*CONV, *NORM)
+DIRECTIONS = (FORWARD, BACKWARD, DECODE, REPLAY, *PARTS)
+FILES = {direction: f"ssd_{direction}.json" for direction in DIRECTIONS}
 
 SIZES = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
 
@@ -28,8 +37,7 @@ class Record:
     """The best known config for one pass of one problem on one GPU.
 
     time_us: GPU time of one call in microseconds.  measured: timed on that GPU, not predicted from compiled code.
-    fingerprint: of the kernels that were timed, as the file has it, or None.  direction: the pass, FORWARD, BACKWARD or
-    DECODE.
+    fingerprint: of the kernels that were timed, as the file has it, or None.  direction: the pass, one of DIRECTIONS.
     """
 
     problem: Problem

@@ -1,7 +1,7 @@
 """Which config a call runs with: the ladder from a tuned record down to the built-in rule.  Problem, device -> config
 
 Resolved once per (pass, problem bucket, device) and then a dict look-up.  The environment is read when a look-up is
-resolved, and counts for both passes:
+resolved, and counts for all passes:
 
     SSDGEN_TUNED=FOLDER     look there first
     SSDGEN_NO_TUNE=1        no records: the built-in default
@@ -14,18 +14,22 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Any
 
 import torch
 
-from . import precompiled
+from . import conv_defaults, norm_defaults, part_problem, precompiled
 from .decode_defaults import default_decode
 from .defaults import default_config
 from .errors import SsdWarning, UntunedError
 from .ladder import Step, current_fingerprint, steps
-from .match import Gpu, is_same, is_stale, nearest
+from .match import Gpu, distance, is_same, is_stale, nearest
 from .problem import Problem
-from .records import BACKWARD, DECODE, FORWARD, GpuRecords, Record
+from .records import BACKWARD, CONV, DECODE, FORWARD, NORM, PARTS, REPLAY, GpuRecords, Record
+
+# octaves between two problems that count as nearly the same: of twice the length, or four times the batch
+NEAR = 2.0
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -44,7 +48,8 @@ class Choice:
 _configs: dict[tuple, dict[str, Any]] = {}
 # None: no kernel takes that bucket
 _backward_configs: dict[tuple, dict[str, Any] | None] = {}
-_decode_configs: dict[tuple, dict[str, Any]] = {}
+# of decode steps, convolutions and norms
+_step_configs: dict[tuple, dict[str, Any]] = {}
 _warned: set[tuple] = set()
 
 
@@ -80,15 +85,23 @@ def replace_backward(problem: Problem, device: torch.device, config: dict[str, A
     _backward_configs[problem.bucket(), device] = config
 
 
-def decode_config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
-    """The same for a decode step.  problem: seqlen is 1, and dtype is the state's, by its bytes (`decode_paths`)."""
-    key = (problem, device)
-    config = _decode_configs.get(key)
+def decode_config_for(problem: Problem, device: torch.device, replay: bool = False) -> dict[str, Any]:
+    """The same for a decode step.  problem: seqlen is 1, and dtype is the state's, by its bytes (`decode_paths`).
+
+    replay: for one that keeps its inputs.
+    """
+    return part_config_for(REPLAY if replay else DECODE, problem, device)
+
+
+def part_config_for(direction: str, problem: Problem, device: torch.device) -> dict[str, Any]:
+    """The same for a part of the layer, one of PARTS.  problem: of `part_problem`."""
+    key = (direction, problem, device)
+    config = _step_configs.get(key)
     if config is None:
-        bucket = (problem.bucket(), device)
-        if bucket not in _decode_configs:
-            _decode_configs[bucket] = choose(problem.bucketed(), gpu_of(device), DECODE).config
-        config = _decode_configs[key] = _decode_configs[bucket]
+        bucket = (direction, problem.bucket(), device)
+        if bucket not in _step_configs:
+            _step_configs[bucket] = choose(problem.bucketed(), gpu_of(device), direction).config
+        config = _step_configs[key] = _step_configs[bucket]
     return config
 
 
@@ -96,7 +109,7 @@ def forget() -> None:
     """Resolve everything again at the next call, records and environment included."""
     _configs.clear()
     _backward_configs.clear()
-    _decode_configs.clear()
+    _step_configs.clear()
     _warned.clear()
     _read.cache_clear()
     gpu_of.cache_clear()
@@ -119,15 +132,16 @@ def choose(problem: Problem, gpu: Gpu, direction: str = FORWARD) -> Choice:
     choice = _look_up(problem, gpu, _read(steps()), direction) or default
     if choice.record is None and asserted:
         raise UntunedError(
-            f"no tuned record for {_of(direction)}{problem} on {gpu.name} ({gpu.arch}), and SSDGEN_ASSERT_TUNED=1 is "
+            f"no tuned record for {_call(direction, problem)} on {gpu.name} ({gpu.arch}), and SSDGEN_ASSERT_TUNED=1 is "
             "set; run `ssdgen tune` on this GPU, set SSDGEN_TUNED to a folder with records, or unset "
             "SSDGEN_ASSERT_TUNED"
         )
     if not choice.exact:
+        # a layer runs several parts, and one warning for them is enough
         _warn_once(
-            (gpu.name, choice.step, direction),
-            f"no config was tuned on {gpu.name} for {_of(direction)}{problem}: using {choice.step}; "
-            "`ssdgen tune` on this GPU makes it faster",
+            (gpu.name, choice.step, "parts" if direction in PARTS else direction),
+            f"no config was tuned on {gpu.name} for {_call(direction, problem)}: using {choice.step}; "
+            f"`ssdgen tune{' --pass layer' if direction in PARTS else ''}` on this GPU makes it faster",
         )
     return choice
 
@@ -155,39 +169,55 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     """What a pass that nobody tuned runs with."""
     if direction == FORWARD:
         return default_config(problem, gpu.sms)
-    if direction == DECODE:
+    if direction in (DECODE, REPLAY):
         return default_decode(problem, gpu.sms)
+    if direction in CONV:
+        return conv_defaults.default_conv(direction, problem, gpu.sms)
+    if direction in NORM:
+        return norm_defaults.default_norm(direction, problem, gpu.sms)
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
-    return default_backward(problem, gpu.sms, gpu.arch)
+    # kernels of another layout are none that are specialised for an architecture
+    return default_backward(problem, gpu.sms, "" if problem.layout else gpu.arch)
 
 
-def _of(direction: str) -> str:
-    """How a message names a pass before its problem."""
-    return {FORWARD: "", DECODE: "a decode step of "}.get(direction, f"the {direction} pass of ")
+def _call(direction: str, problem: Problem) -> str:
+    """How a message names a pass of a problem."""
+    if direction in PARTS:
+        return part_problem.describe(direction, problem)
+    steps = {FORWARD: "", DECODE: "a decode step of ", REPLAY: "a decode step that keeps its inputs, of "}
+    return steps.get(direction, f"the {direction} pass of ") + str(problem)
 
 
 def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choice | None:
     this = [(step, [g for g in gpus if is_same(gpu, g)]) for step, gpus in ladder]
     # another GPU of the same architecture: the one that has the nearest record
     related = [(step, [g for g in gpus if g.arch == gpu.arch]) for step, gpus in ladder]
-    for places, exact in ((this, True), (related, False)):
-        # a record that was measured counts more than one that lies earlier on the ladder
-        for measured in (True, False):
-            for step, gpus in places:
-                if found := nearest(problem, gpus, measured, direction):
-                    owner, record = found
-                    _check_fingerprint(owner, record)
-                    name = step if exact else f"a record of {owner.name} from {step}"
-                    return Choice(_fitted(record, problem, gpu), name, record, exact)
+    # a record that was measured counts more than one that lies earlier on the ladder, and so does one of a related GPU
+    # more than a prediction for this, if it is of nearly the same problem
+    order = (
+        (this, True, True, inf),
+        (related, False, True, NEAR),
+        (this, True, False, inf),
+        (related, False, True, inf),
+        (related, False, False, inf),
+    )
+    for places, exact, measured, within in order:
+        for step, gpus in places:
+            found = nearest(problem, gpus, measured, direction)
+            if found and distance(problem, found[1].problem) <= within:
+                owner, record = found
+                _check_fingerprint(owner, record)
+                name = step if exact else f"a record of {owner.name} from {step}"
+                return Choice(_fitted(record, problem, gpu), name, record, exact)
     return None
 
 
 def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
-    """The config of a record.  How many programs share out heads goes by the sizes that are there, not by its own."""
+    """The config of a record.  How many programs share out heads or tokens goes by the sizes of the call."""
     if "parts" not in record.config:
-        return record.config
+        return part_problem.fitted(record.config, record.problem, problem, record.direction)
     from .backward_defaults import parts_for
 
     parts = parts_for(problem, gpu.sms)

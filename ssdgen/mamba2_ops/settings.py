@@ -14,6 +14,17 @@ CHUNK: int | None = None
 # operands with an entry for every head; the others have one for every group
 PER_HEAD = {"x": True, "B": False, "C": False}
 
+# the layout of these kernels, and the others that kernels are there for, with their operands for every head
+LAYOUT = "multi-input"
+LAYOUTS = {
+    LAYOUT: PER_HEAD,
+    "multi-contract": {"x": False, "B": False, "C": True},
+    "multi-expand": {"x": False, "B": True, "C": False},
+}
+
+# whether kernels take a decay for every token
+GATED = True
+
 
 def log_decay(dt: Tensor, A: Tensor) -> Tensor | float:
     """Logarithm of the share of the state that a step keeps.  dt: [batch, seqlen, nheads]; A: [nheads]."""

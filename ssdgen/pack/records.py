@@ -13,8 +13,32 @@ FORWARD: Literal["forward"] = "forward"
 BACKWARD: Literal["backward"] = "backward"
 DECODE: Literal["decode"] = "decode"
 
-Direction = Literal["forward", "backward", "decode"]
-DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD, DECODE)
+REPLAY: Literal["replay"] = "replay"
+CONV_UPDATE: Literal["conv_update"] = "conv_update"
+
+Direction = Literal[
+    "forward",
+    "backward",
+    "decode",
+    "replay",
+    "conv_forward",
+    "conv_backward",
+    "conv_tile_forward",
+    "conv_tile_backward",
+    "conv_update",
+    "norm_forward",
+    "norm_backward",
+]
+# of a convolution whose channels lie side by side or, tile, whose positions do; of new tokens one by one
+CONV: tuple[Direction, ...] = (
+    "conv_forward",
+    "conv_backward",
+    "conv_tile_forward",
+    "conv_tile_backward",
+    CONV_UPDATE,
+)
+NORM: tuple[Direction, ...] = ("norm_forward", "norm_backward")
+DIRECTIONS: tuple[Direction, ...] = (FORWARD, BACKWARD, DECODE, REPLAY, *CONV, *NORM)
 
 MEASURED: Literal["measured"] = "measured"
 PREDICTED: Literal["predicted"] = "predicted"
@@ -28,7 +52,7 @@ class RecordError(ValueError):
 class Record:
     """The best config known for one pass of one problem on one GPU.
 
-    config: as plan.space, plan.backward_space or plan.decode_space makes it.
+    config: as the space of the pass makes it (plan.space, plan.backward_space, plan.*_space).
     provenance: timed on that GPU, or predicted from code compiled for it.
     time_us, spread_us, default_us: GPU time of a call, its interquartile range and the default config's time,
     microseconds; None where it was not found out.  error, error_limit: relative to float64, of y or of the gradient

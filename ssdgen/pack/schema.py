@@ -34,6 +34,20 @@ _POSITIVE: Json = {"type": "integer", "minimum": 1}
 # an axis is a number, a switch or a word: nothing nested
 _AXIS: Json = {"type": ["integer", "boolean", "string"]}
 
+# which pass a record is for
+_DIRECTIONS = (
+    "forward",
+    "backward",
+    "decode",
+    "replay",
+    "conv_forward",
+    "conv_backward",
+    "conv_tile_forward",
+    "conv_tile_backward",
+    "conv_update",
+    "norm_forward",
+    "norm_backward",
+)
 _DTYPE: Json = {"type": "string", "enum": ["bfloat16", "float16", "float32", "int8"]}
 _PROBLEM = _object({**dict.fromkeys(_SIZES, _POSITIVE), "dtype": _DTYPE})
 _CONFIG: Json = {
@@ -63,8 +77,8 @@ _RECORD = _object(
         "fingerprint": {"type": "object", "additionalProperties": _WORD},
         "space": _WORD,
     },
-    # which pass the record is for; without it, the forward pass
-    {"direction": {"type": "string", "enum": ["forward", "backward", "decode"]}},
+    # without it, the forward pass
+    {"direction": {"type": "string", "enum": list(_DIRECTIONS)}},
 )
 
 IDENTITY = _object(

@@ -8,19 +8,24 @@ of an odd size, packed sequences).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
+from ..spec.layouts import MULTI_CONTRACT, MULTI_EXPAND, MULTI_INPUT, HeadLayout
+from ..spec.masks import GATED
 from ..spec.step import step_graph
+from ..spec.two_sided import upper_graph
 from .ir import Kernel
 from .schedules import (
     adjoint,
     decode,
     gradients,
     groups,
+    mirror,
     passing,
     prepare,
     replay,
@@ -78,6 +83,9 @@ DECODE: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Step(n, tied)).name: partial(decode.kernel, shape=shape) for tied, n in product((True, False), (1, 2))
     },
     **{(shape := Replay(n)).name: partial(replay.kernel, shape=shape) for n in (1, 2)},
+    # heads after heads, where dstate is one tile
+    (shape := Step(heads=True)).name: partial(decode.kernel, shape=shape),
+    (shape := Replay(heads=True)).name: partial(replay.kernel, shape=shape),
     "replay_advance": replay.advance,
 }
 
@@ -117,6 +125,76 @@ def backward(layer: Layer) -> tuple[Kernel, ...]:
     return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
 
 
+def gated(layer: Layer) -> tuple[Kernel, ...]:
+    """What calls with a decay for every token launch instead of `dt_cumsum`, `dt_gradients` and the inline walks.
+
+    All other kernels read running sums and are the same. A family without decays has no sums to put there.
+    """
+    if not layer.family.decays:
+        return ()
+    own = replace(layer, family=GATED)
+    made = [prepare.kernel(own), *(walk.kernel(own, shape) for shape in walks(True) if not shape.prepared)]
+    made += [steps.kernel(own, Steps(blocks)) for blocks in (False, True)]
+    return tuple(replace(kernel, name=gated_name(kernel.name)) for kernel in made)
+
+
+def gated_name(name: str) -> str:
+    return f"{name}_gated"
+
+
+def variants(layer: Layer) -> tuple[HeadLayout, ...]:
+    """The head layouts that a package for `layer` has kernels for, beside its own.
+
+    With multi-input ones multi-head needs no others: there every head is a group.
+    """
+    return (MULTI_CONTRACT, MULTI_EXPAND) if layer.layout is MULTI_INPUT and layer.family.decays else ()
+
+
+def variant(layer: Layer, layout: HeadLayout) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
+    """The kernels of both passes that read x, B or C for another layout: the plain ones, that need no tuner.
+
+    Each head has scores and a state of its own there, so that nothing is gained by heads that share a program.
+    """
+    plain, per_token = replace(layer, layout=layout), replace(layer, layout=layout, family=GATED)
+    forward = [walk.kernel(plain, Walk(outputs, n_tiles=n, p_tiles=p)) for outputs in (False, True) for n, p in TILES]
+    forward += [walk.kernel(per_token, Walk(n_tiles=n, p_tiles=p, prepared=False)) for n, p in TILES]
+    forward += mirrors(plain)
+    backward: list[Kernel] = []
+    for n in (1, 2):
+        backward += [states.kernel(plain, shape) for shape in (States(n_tiles=n), States(True, False, n))]
+    backward += [reverse.kernel(plain, Reverse(n, p)) for n, p in TILES]
+    backward += [groups.kernel(plain, Groups(n, p)) for n, p in TILES]
+
+    def named(kernels: list[Kernel]) -> tuple[Kernel, ...]:
+        return tuple(replace(kernel, name=variant_name(kernel.name, layout)) for kernel in kernels)
+
+    return named(forward), named(backward)
+
+
+def mirrors(layer: Layer) -> tuple[Kernel, ...]:
+    """The walks that add what a two-sided mask has above the diagonal, for the layout of `layer`."""
+    return tuple(mirror.kernel(layer, n) for n in (1, 2)) if layer.family.decays else ()
+
+
+def variant_name(name: str, layout: HeadLayout) -> str:
+    return f"{name}_{layout.name.replace('-', '_')}"
+
+
+def everything(layer: Layer) -> Iterator[tuple[Layer, tuple[Kernel, ...]]]:
+    """The kernels of the layer that a package for `layer` holds, and with which layer each is to be read."""
+    yield layer, (*kernels(layer), *backward(layer), *decoding(layer), *gated(layer), *mirrors(layer))
+    for layout in variants(layer):
+        forward, back = variant(layer, layout)
+        yield replace(layer, layout=layout), (*forward, *back)
+
+
+def beside(layer: Layer) -> set[str]:
+    """Names of the kernels that `ssd` alone launches: those of `gated` and of the variants."""
+    _, *others = everything(layer)
+    own = (*gated(layer), *mirrors(layer))
+    return {kernel.name for every in (own, *(every for _, every in others)) for kernel in every}
+
+
 def decoding(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels of a decode step."""
     return tuple(make(layer) for make in DECODE.values())
@@ -124,8 +202,12 @@ def decoding(layer: Layer) -> tuple[Kernel, ...]:
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:
     """The graph that a kernel's equations are of: that of a chunk, its adjoint, or that of one token."""
+    if kernel.name.startswith("mirror"):
+        return upper_graph(layer)
     if kernel.name in DECODE:
         return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
+    if any(tensor.name == "A" and len(tensor.dims) == 3 for tensor in kernel.tensors):
+        layer = replace(layer, family=GATED)
     if kernel.spare:
         return reverse_tiles.graph(layer)
     forward = chunk_graph(layer)

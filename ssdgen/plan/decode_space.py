@@ -1,99 +1,106 @@
-"""The search space of a decode step: axes with the reason for every bound.  Problem, Gpu -> tune
+"""The search space of a decode step, with the reason for every bound.  Problem, Gpu -> tune
 
-A config is nested, {"schedule", "kernels": {kernel: {axis: value}}}; a kernel's axis is "kernel.axis".  A problem's
-dtype is that of the state here, by the bytes of a number, and its seqlen is 1.  A step with a replay streams the state
-in the same way and takes the same numbers.
+A problem's dtype is that of the state here, by the bytes of a number, and its seqlen is 1.  A step with a replay
+streams the state in the same way and takes the same numbers.
 """
 
 from __future__ import annotations
 
-from ..gpus import Gpu
-from .legal import Config
-from .problem import Problem
-from .space import Axis, Value, digest
-from .tiles import power_tiles
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-SCHEDULES = ("step",)
+from ..gpus import Gpu
+from .kernel_space import KernelSpace, Numbers, powers
+from .problem import Problem
+from .space import Axis
+from .tiles import power_tiles
 
 # numbers of the state that a thread has in registers: with fewer loads it waits, with more they spill
 LEAST_EACH, MOST_EACH = 4, 128
+# the same where a program has those of the next head as well
+MOST_AHEAD = 64
 MOST_ROWS = 128
+MOST_HEADS = 16
+# architectures whose kernels may be launched before the one in front of them has ended
+EARLY = ("sm90", "sm100", "sm103", "sm120")
 WARPS = (1, 2, 4, 8)
 
 
-def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
-    """The axes of a step for a problem on a GPU.  Raises ValueError for an unknown schedule."""
-    _check(schedule)
-    return (
-        Axis(
-            "state_step.block_p",
-            _rows(problem),
-            "rows of headdim of a program, which divide it so that none is masked; few make many programs for a small "
-            "batch, many read B, C and the step size less often",
-        ),
-        Axis("state_step.num_warps", WARPS, "enough loads in flight of each multiprocessor; more warps only wait"),
-    )
+@dataclass(frozen=True)
+class StepSpace(KernelSpace):
+    """Programs that have whole rows of dstate in registers."""
 
+    schedule: str = "step"
+    kernel: str = "state_step"
 
-def config(schedule: str, assignment: dict[str, Value]) -> Config:
-    """The config with these values of the axes."""
-    _check(schedule)
-    return {
-        "schedule": schedule,
-        "kernels": {"state_step": {name.partition(".")[2]: value for name, value in assignment.items()}},
-    }
+    def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        return (
+            Axis(
+                "block_p",
+                _rows(problem),
+                "rows of headdim of a program, which divide it so that none is masked; few make many programs for a "
+                "small batch, many read B, C and the step size less often",
+            ),
+            Axis("num_warps", WARPS, "enough loads in flight of each multiprocessor; more warps only wait"),
+            Axis(
+                "heads",
+                _heads(problem),
+                "heads of a group that a program goes through: several read B and C once and load ahead, one makes the "
+                "most programs; of one tile of dstate alone",
+            ),
+            Axis(
+                "early",
+                (False, True) if gpu.arch in EARLY and len(power_tiles(problem.dstate)) == 1 else (False,),
+                "True: the launch overlaps with the kernel before, which is much of a small batch's time",
+            ),
+            Axis(
+                "maxnreg",
+                (0, 96, 128) if gpu.backend == "cuda" else (0,),
+                "a cap on the registers lets more programs share a multiprocessor: only 8-bit states and replays are "
+                "bound by arithmetic, the others by what is on its way",
+            ),
+        )
 
-
-def flatten(config: Config) -> dict[str, Value]:
-    """{axis name: value} of a config, the schedule included."""
-    numbers = {f"state_step.{axis}": value for axis, value in config["kernels"]["state_step"].items()}
-    return {"schedule": config["schedule"], **numbers}
-
-
-def minimal(schedule: str, problem: Problem) -> Config:
-    """A config that runs on every GPU: one row and one warp."""
-    _check(schedule)
-    return {"schedule": schedule, "kernels": {"state_step": {"block_p": 1, "num_warps": 1}}}
-
-
-def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
-    """Legal configs that are often near the best: programs of a few hundred loads, whole heads or parts of them."""
-    pairs = ((64, 4), (32, 4), (16, 4), (16, 2), (8, 2), (4, 1))
-    found = (
-        config("step", {"state_step.block_p": rows, "state_step.num_warps": warps})
-        for rows, warps in pairs
-        if rows in _rows(problem)
-    )
-    return tuple(each for each in found if legal(each, problem, gpu) is None)
-
-
-def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
-    """Why a config is not worth compiling, or None."""
-    numbers = config["kernels"]["state_step"]
-    rows, warps = int(numbers["block_p"]), int(numbers["num_warps"])
-    if rows not in _rows(problem):
-        return f"a tile of {rows} rows does not divide headdim {problem.headdim}"
-    if config == minimal("step", problem):
+    def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
+        rows = numbers["block_p"]
+        if rows not in _rows(problem):
+            return f"a tile of {rows} rows does not divide headdim {problem.headdim}"
+        each = rows * sum(power_tiles(problem.dstate)) / (32 * numbers["num_warps"])
+        if each > MOST_EACH:
+            return f"a thread would have {each:g} numbers of the state, more than the {MOST_EACH} that registers hold"
+        if each < LEAST_EACH:
+            return f"a thread would have {each:g} numbers of the state, fewer than the {LEAST_EACH} of one load"
+        if numbers["maxnreg"] and 2 * each > numbers["maxnreg"]:
+            return f"{each:g} numbers of the state and as many of what they become do not fit {numbers['maxnreg']}"
+        if numbers["heads"] > 1 and each > MOST_AHEAD:
+            return f"a thread would have {each:g} numbers of each of two heads, more than the {MOST_AHEAD} that fit"
         return None
-    each = rows * sum(power_tiles(problem.dstate)) / (32 * warps)
-    if each > MOST_EACH:
-        return f"a thread would have {each:g} numbers of the state, more than the {MOST_EACH} that registers hold"
-    if each < LEAST_EACH:
-        return f"a thread would have {each:g} numbers of the state, fewer than the {LEAST_EACH} of one load"
-    return None
 
+    def smallest(self, problem: Problem) -> Numbers:
+        return {"block_p": 1, "num_warps": 1}
 
-def fingerprint() -> str:
-    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-    return digest(axes, SCHEDULES, LEAST_EACH, MOST_EACH, MOST_ROWS)
+    def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        """Programs of a few hundred loads, whole heads or parts of them."""
+        pairs = ((64, 4, 1), (32, 4, 1), (16, 4, 1), (16, 2, 1), (8, 2, 1), (4, 1, 1))
+        pairs += ((32, 4, 4), (64, 8, 4), (16, 2, 4), (32, 4, 8), (64, 4, 2))
+        plain = {"early": False, "maxnreg": 0}
+        return ({"block_p": rows, "num_warps": warps, "heads": heads, **plain} for rows, warps, heads in pairs)
 
+    def implied(self) -> Numbers:
+        return {"heads": 1, "early": False, "maxnreg": 0}
 
-def _check(schedule: str) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+    def bounds(self) -> tuple[object, ...]:
+        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD
 
 
 def _rows(problem: Problem) -> tuple[int, ...]:
     """Powers of two that divide headdim."""
-    most = min(MOST_ROWS, problem.headdim & -problem.headdim)
-    return tuple(1 << k for k in range(most.bit_length()))
+    return powers(1, min(MOST_ROWS, problem.headdim & -problem.headdim))
+
+
+def _heads(problem: Problem) -> tuple[int, ...]:
+    """Powers of two that divide the heads of a group."""
+    if len(power_tiles(problem.dstate)) > 1:
+        return (1,)
+    heads = problem.nheads // problem.ngroups
+    return powers(1, min(MOST_HEADS, heads & -heads))

@@ -248,6 +248,8 @@ class _Program:
             case ir.Widen(out, of) | ir.Narrow(out, of):
                 # a stored state is float64 here: nothing is rounded
                 scope[out.name] = self.tile(of)
+            case ir.Wait():
+                pass
             case ir.Leave():
                 raise _Left
             case ir.Load():

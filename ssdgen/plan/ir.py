@@ -219,6 +219,11 @@ class Leave:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Nothing below is done before the kernel that was launched before this one has ended."""
+
+
+@dataclass(frozen=True)
 class Store:
     """tensor[index] = value."""
 
@@ -262,6 +267,7 @@ Stmt = (
     | Widen
     | Narrow
     | Leave
+    | Wait
     | Store
     | When
     | For

@@ -221,7 +221,8 @@ class _Backward:
     def _steps(self) -> None:
         call = self.call
         for name in ("A", "dt_bias"):
-            call.tensors[f"d_{name}"] = call.buffer("batch", "nchunks", "nheads") if name in self.needs else None
+            rows = "seqlen" if name == "A" and self.layer.family.per_token else "nchunks"
+            call.tensors[f"d_{name}"] = call.buffer("batch", rows, "nheads") if name in self.needs else None
         call.tensors["d_dt"] = call.buffer("batch", "seqlen", "nheads")
         call.launch(steps.kernel(self.layer, Steps(self.blocks)), {"dt_raw": call.tensors["raw_dt"]})
 
@@ -257,7 +258,7 @@ class _Backward:
                 made = made.reshape(*made.shape[:2], heads, -1, made.shape[3]).sum(3)
             if name == "A" and not self.layer.family.uses_a:
                 made = inputs["A"] * 0.0
-            elif name in ("A", "D", "dt_bias"):
+            elif name in ("D", "dt_bias") or (name == "A" and not self.layer.family.per_token):
                 made = made.sum((0, 1))
             if name == "D" and inputs["D"].ndim == 1:
                 made = made.sum(1)

@@ -9,7 +9,7 @@ from ..spec.conv import WIDTHS, conv_adjoint, conv_graph
 from ..spec.graph import Graph
 from ..spec.norm import KINDS, norm_adjoint, norm_graph
 from .ir import Kernel
-from .schedules import conv_tile, conv_update, conv_walk, norm
+from .schedules import conv_tile, conv_update, conv_walk, norm, sum_parts
 
 
 @lru_cache(maxsize=1)
@@ -21,6 +21,8 @@ def kernels() -> dict[str, tuple[Kernel, Graph]]:
         found.append((conv_walk.kernel(conv_walk.Walk(width, backward)), graph))
         found.append((conv_tile.kernel(conv_tile.Tile(width, backward)), graph))
     found += [(conv_update.kernel(width), conv_graph(width)) for width in WIDTHS]
+    # it has no equation of its own: any graph does
+    found.append((sum_parts.kernel(), conv_graph(WIDTHS[0])))
     for kind, backward, tiles in product(KINDS, (False, True), (1, 2)):
         graph = norm_adjoint(kind) if backward else norm_graph(kind)
         found.append((norm.kernel(norm.Rows(kind, backward, tiles)), graph))

@@ -24,6 +24,11 @@ LEAST_TRIALS = 8
 # and the best tenth of them, Optuna's default, is three.
 FASTER = 0.5
 
+# as tune.jobs gives it: the GPU, when the search began, the shape and the pass
+_NAME = re.compile(
+    r"[^/]+/(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)-(?P<hour>\d\d)(?P<minute>\d\d)\d\d-\w+/(?P<shape>.+)"
+)
+
 
 class StudyError(ValueError):
     """A storage cannot be read.  The message holds no user and no password."""
@@ -45,8 +50,13 @@ class History:
 
     @property
     def title(self) -> str:
-        """The name without the fingerprints that make it unique."""
-        return re.sub(r"/[0-9a-f]{16,}(?=/|$)", "", self.name)
+        """What was searched for, and when the search began; any other name as it is."""
+        found = _NAME.fullmatch(self.name)
+        return (
+            "{shape}, begun on {year}-{month}-{day} at {hour}:{minute}".format(**found.groupdict())
+            if found
+            else self.name
+        )
 
     @property
     def best(self) -> tuple[tuple[int, float], ...]:

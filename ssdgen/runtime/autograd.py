@@ -92,7 +92,7 @@ def _checked(
 ) -> Problem:
     return check_forward(
         x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, (dt_min, dt_max), False,
-        state_dtype,
+        state_dtype, general=True,
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def _backward(
         "needs": frozenset(names),
     }
     found = None
-    if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher() is not None:
+    if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher(problem.layout):
         found = paths.backward(problem, x, dt, A, B, C, **options)
     if found is None:
         found = fallback.backward(x, dt, A, B, C, **options, cu_seqlens=cu_seqlens)

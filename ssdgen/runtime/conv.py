@@ -95,6 +95,7 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     """The last inputs of each packed sequence, as `causal_conv1d_update` takes them.
 
     x: [tokens, dim]; cu_seqlens: [number of sequences + 1], int32 or int64, none of the sequences empty.
+    state_len: inputs to keep of each, at least 1; as many as conv_state has there.
     Returns: [number of sequences, dim, state_len] in x's dtype, the newest input last, zero before a sequence's first.
     Errors: ShapeError, DtypeError, DeviceError, OptionError, OperandError, SequenceError.
     """

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conv_defaults
 from .conv_fallback import channels_last
+from .part_problem import of_conv
 from .paths import runs_kernels
-from .select import gpu_of
+from .records import CONV_BACKWARD, CONV_FORWARD, CONV_TILE_BACKWARD, CONV_TILE_FORWARD, CONV_UPDATE
+from .select import part_config_for
 
 __all__ = ["backward", "forward", "on_device", "runs_kernels", "update"]
 
@@ -77,7 +78,8 @@ def update(
     """`conv_fallback.update` by the emitted kernels."""
     from .launchers import conv as launcher
 
-    config = conv_defaults.update_config(x.shape[1])
+    problem = of_conv(x.shape[0], 1, x.shape[1], weight.shape[1], x.dtype)
+    config = part_config_for(CONV_UPDATE, problem, x.device)
     cache_seqlens, conv_state_indices, bias = (
         tensor if tensor is None else tensor.contiguous() for tensor in (cache_seqlens, conv_state_indices, bias)
     )
@@ -109,14 +111,14 @@ def _walks(x: Tensor) -> bool:
     return x.stride(1) == 1
 
 
-def _config(backward: bool, given: dict[str, Any]) -> dict[str, int]:
+def _config(backward: bool, given: dict[str, Any]) -> dict[str, Any]:
     x, cu_seqlens = given["x"], given["cu_seqlens"]
     batch, dim, seqlen = x.shape
-    if not _walks(x):
-        return conv_defaults.tile_config(backward, x.element_size(), seqlen, dim)
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     average = seqlen if cu_seqlens is None else -(-seqlen // rows)
-    return conv_defaults.walk_config(backward, x.element_size(), rows, average, dim, gpu_of(x.device).sms)
+    walked, tiled = (CONV_BACKWARD, CONV_TILE_BACKWARD) if backward else (CONV_FORWARD, CONV_TILE_FORWARD)
+    problem = of_conv(rows, average, dim, given["weight"].shape[1], x.dtype)
+    return part_config_for(walked if _walks(x) else tiled, problem, x.device)
 
 
 def _dense(tensor: Tensor, last: bool) -> Tensor:

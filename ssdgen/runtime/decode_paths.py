@@ -75,7 +75,7 @@ def _run_here(problem: Problem, tensors: dict[str, Tensor | None], options) -> N
 
     x = tensors["x"]
     assert x is not None
-    launcher.step(decode_config_for(problem, x.device), tensors, **options)
+    launcher.step(decode_config_for(problem, x.device, "kept_x" in tensors), tensors, **options)
 
 
 def _one_head(tensor: Tensor | None, axis: int) -> Tensor | None:

@@ -135,7 +135,7 @@ def differentiable() -> Iterator[None]:
 def _by_layout(x: Tensor, B: Tensor, C: Tensor | None, nheads: int) -> tuple[Tensor | None, ...]:
     """The operands with an x for every head, and B and C both for every group or both for every head."""
     given = {"x": x, "B": B, "C": C}
-    if settings.PER_HEAD["x"] and settings.PER_HEAD["B"] == settings.PER_HEAD["C"]:
+    if x.shape[2] == nheads and (C is None or C.shape[2] == B.shape[2]):
         return x, B, C
     return tuple(None if t is None else t.repeat_interleave(nheads // t.shape[2], dim=2) for t in given.values())
 
@@ -150,8 +150,12 @@ def step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: t
 
 
 def log_decays(dt: Tensor, A: Tensor) -> Tensor:
-    """Logarithm of the share of the state that a step keeps, at most 0.  dt: after its transform, [b, L, H]; A: [H]."""
-    found = torch.as_tensor(settings.log_decay(dt, A), dtype=dt.dtype, device=dt.device)
+    """Logarithm of the share of the state that a step keeps, at most 0.
+
+    dt: after its transform, [b, L, H]; A: [H], or [b, L, H] where it is the log-decay itself.
+    """
+    given = A if A.dim() == 3 else settings.log_decay(dt, A)
+    found = torch.as_tensor(given, dtype=dt.dtype, device=dt.device)
     return found.clamp(max=0).expand(dt.shape)
 
 

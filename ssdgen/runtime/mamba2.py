@@ -157,18 +157,17 @@ class Mamba2(nn.Module):
         Errors: ShapeError, OptionError, CacheError (the states do not fit; they are then untouched).
         """
         flat = seqlen is not None
-        if flat:
-            if u.dim() != 2 or u.shape[0] % seqlen:
-                raise ShapeError(
-                    f"u has shape {list(u.shape)}; with seqlen {seqlen} it must be [batch * seqlen, d_model]"
-                )
-            u = u.unflatten(0, (-1, seqlen))
-        if u.dim() != 3 or u.shape[2] != self.d_model:
-            raise ShapeError(
-                f"u has shape {list(u.shape)}; it must be [batch, seqlen, d_model] with d_model {self.d_model}"
-            )
-        if process_group is not None and inference_params is not None:
-            raise OptionError("inference_params with a process_group: states are kept by one process; leave one out")
+        if process_group is None:
+            u = self._rows(u, seqlen)
+        else:
+            from .ranks import told
+
+            with told(process_group, u):
+                u = self._rows(u, seqlen)
+                if inference_params is not None:
+                    raise OptionError(
+                        "inference_params with a process_group: states are kept by one process; leave one out"
+                    )
         conv_state = ssm_state = None
         going_on = False
         if inference_params is not None:
@@ -215,6 +214,20 @@ class Mamba2(nn.Module):
             ssm_state.copy_(states)
             self._keep(inputs, conv_state, cu_seqlens, attention_mask, going_on)
         return out.flatten(0, 1) if flat else out
+
+    def _rows(self, u: Tensor, seqlen: int | None) -> Tensor:
+        """The layer's input as [batch, seqlen, d_model].  Errors: ShapeError."""
+        if seqlen is not None:
+            if u.dim() != 2 or u.shape[0] % seqlen:
+                raise ShapeError(
+                    f"u has shape {list(u.shape)}; with seqlen {seqlen} it must be [batch * seqlen, d_model]"
+                )
+            u = u.unflatten(0, (-1, seqlen))
+        if u.dim() != 3 or u.shape[2] != self.d_model:
+            raise ShapeError(
+                f"u has shape {list(u.shape)}; it must be [batch, seqlen, d_model] with d_model {self.d_model}"
+            )
+        return u
 
     def _keep(self, inputs: Tensor, conv_state: Tensor, cu_seqlens, attention_mask, going_on: bool) -> None:
         """The last inputs of the convolution, [batch, seqlen, conv_dim], as the next step will want them."""

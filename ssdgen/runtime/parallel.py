@@ -19,7 +19,7 @@ from torch import Tensor
 from . import autograd, context_parallel, settings
 from .checks import check_forward
 from .context_parallel import Steps
-from .errors import ShapeError
+from .errors import DeviceError, DtypeError, ShapeError
 from .halo import halo
 from .interface import mamba_chunk_scan_combined
 
@@ -39,9 +39,21 @@ class Summary:
     state: Tensor
 
     def joined(self, after: Summary) -> Summary:
-        """The summary of these tokens with those of `after` behind them.  Associative and differentiable."""
+        """The summary of these tokens with those of `after` behind them.  Associative and differentiable.
+
+        after: of the same batch, heads and sizes, in the same dtype and on the same device.
+
+        Returns: a Summary of both runs.
+        Errors: ShapeError, DtypeError, DeviceError.
+        """
         if self.state.shape != after.state.shape or self.total.shape != after.total.shape:
             raise ShapeError(f"summaries are {list(self.state.shape)} and {list(after.state.shape)}; they must agree")
+        if self.state.dtype != after.state.dtype:
+            raise DtypeError(f"summaries are {self.state.dtype} and {after.state.dtype}; they must agree")
+        if self.state.device != after.state.device:
+            raise DeviceError(
+                f"summaries are on {self.state.device} and {after.state.device}; bring both to one device"
+            )
         return Summary(*settings.combine(self.total, self.state, after.total, after.state))
 
 
@@ -77,8 +89,8 @@ def summary(
         total = context_parallel.total_decay(dt, A, dt_bias, seq_idx, steps, state.dtype)
     else:
         total, state = context_parallel.leaving(problem, dict(zip(_LEAVING, operands, strict=True)), seq_idx, steps)
-    if seq_idx is not None and seq_before is not None:
-        total = context_parallel.cut_off(total, seq_idx[:, 0] == seq_before)
+    if (goes_on := _goes_on(seq_idx, seq_before)) is not None:
+        total = context_parallel.cut_off(total, goes_on)
     return Summary(total, state)
 
 
@@ -100,10 +112,23 @@ def apply(
     seq_before: [batch], the sequence of the token before the shard, with seq_idx: where the first token's is another,
     nothing enters.
     """
-    seq_idx = options.get("seq_idx")
-    if entering is not None and seq_idx is not None and seq_before is not None:
-        entering = context_parallel.kept(entering, seq_idx[:, 0] == seq_before)
+    goes_on = _goes_on(options.get("seq_idx"), seq_before)
+    if isinstance(entering, Tensor) and entering.dim() == 4 and goes_on is not None:
+        entering = context_parallel.kept(entering, goes_on)
     return mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, initial_states=entering, **options)
+
+
+def _goes_on(seq_idx: Tensor | None, seq_before: Tensor | None) -> Tensor | None:
+    """Whether the first token of each row belongs to the sequence before the shard, [batch]; None: it does.
+
+    Errors: ShapeError.
+    """
+    if not isinstance(seq_idx, Tensor) or seq_before is None:
+        return None
+    if not isinstance(seq_before, Tensor) or seq_before.shape != seq_idx.shape[:1]:
+        given = list(seq_before.shape) if isinstance(seq_before, Tensor) else type(seq_before).__name__
+        raise ShapeError(f"seq_before is {given}; it must be a tensor [batch] = {list(seq_idx.shape[:1])}, as seq_idx")
+    return seq_idx[:, 0] == seq_before
 
 
 _LEAVING = ("x", "dt", "A", "B", "dt_bias", "initial_states")

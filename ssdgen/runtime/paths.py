@@ -48,9 +48,11 @@ def runs_kernels(x: Tensor) -> bool:
 
 
 def forward(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options):
-    """Run the emitted kernels on the device of x.  They take dt with any strides, the rest with a last one of 1."""
-    from .launchers import forward as launcher
+    """Run the emitted kernels on the device of x.
 
+    They take what is one number for a token and head with any strides, the rest with a last one of 1.
+    """
+    launcher = import_module(f"{__package__}.launchers.forward{_suffix(problem.layout)}")
     options["state_dtype"] = options["state_dtype"] or torch.float32
     return _forward_on(launcher, "forward", problem, (x, dt, A, B, C), options)
 
@@ -62,11 +64,17 @@ def states(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, **opti
     return _forward_on(launcher, "states", problem, (x, dt, A, B), options)
 
 
+def mirror(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options) -> Tensor:
+    """Run the emitted kernel for what is above the diagonal.  Arguments and results: `launchers.forward.mirror`."""
+    launcher = import_module(f"{__package__}.launchers.forward{_suffix(problem.layout)}")
+    return _forward_on(launcher, "mirror", problem, (x, dt, A, B, C), options)
+
+
 def _forward_on(launcher, name: str, problem: Problem, operands: tuple[Tensor, ...], options: dict):
     """Run a function of the launchers on the device of x, whichever is current."""
-    x, dt, *others = operands
+    x, dt, A, *others = operands
     device = x.device
-    operands = (_unit_stride(x), dt, *(_unit_stride(operand) for operand in others))
+    operands = (_unit_stride(x), dt, _rates(A), *(_unit_stride(operand) for operand in others))
     options = {key: _unit_stride(value) if key in _OPTIONAL else value for key, value in options.items()}
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         # Triton launches on the current device, whatever the tensors are on
@@ -89,10 +97,15 @@ def _forward_here(launcher, name: str, problem: Problem, operands: tuple[Tensor,
     return run(launcher.MINIMAL, *operands, **options)
 
 
+def _suffix(layout: str) -> str:
+    """What follows the name of the launchers of a layout other than the package's own."""
+    return layout and f"_{layout.replace('-', '_')}"
+
+
 @cache
-def backward_launcher() -> ModuleType | None:
-    """The launchers of the backward pass, or None in a package without them."""
-    name = f"{__package__}.launchers.backward"
+def backward_launcher(layout: str = "") -> ModuleType | None:
+    """The launchers of the backward pass for a layout (`Problem.layout`), or None in a package without them."""
+    name = f"{__package__}.launchers.backward{_suffix(layout)}"
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -109,9 +122,9 @@ def backward(
 
     Arguments as in `fallback.backward`, without cu_seqlens.  Warns (SsdWarning) once per bucket that has no kernel.
     """
-    launcher = backward_launcher()
+    launcher = backward_launcher(problem.layout)
     assert launcher is not None
-    x, A, B, C = _unit_stride(x), _unit_stride(A), _unit_stride(B), _unit_stride(C)
+    x, A, B, C = _unit_stride(x), _rates(A), _unit_stride(B), _unit_stride(C)
     if d_y is None:
         d_y = x.new_zeros((*dt.shape, x.shape[3]))
     options["d_y"] = _without_zero_strides(d_y)
@@ -159,6 +172,11 @@ def _warn_too_large(problem: Problem, error: Exception) -> None:
 
 def _unit_stride(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _rates(A: Tensor) -> Tensor:
+    """A as the kernels take it: for every token it may have any strides."""
+    return A if A.dim() == 3 else _unit_stride(A)
 
 
 def _without_zero_strides(gradient: Tensor | None) -> Tensor | None:

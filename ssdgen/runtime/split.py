@@ -70,8 +70,10 @@ def mamba_split_conv1d_scan_combined(
     activation: "silu", "swish" (the same) or None.
     rmsnorm_weight: [d_ssm]: the norm of y over each group of d_ssm / ngroups; norm_before_gate: norm(y) silu(z),
         otherwise norm(y silu(z)).  None: y silu(z).
+    rmsnorm_eps: added to its mean of squares.
     outproj_weight: [d_out, d_nonssm + d_ssm], outproj_bias: [d_out]; None: h is returned.
     headdim: needed unless D is [nheads, headdim].
+    ngroups: of B and C, a divisor of nheads; dstate follows from the number of channels.
     initial_conv_states: [batch, d_ssm + 2 ngroups dstate, width - 1], the inputs of the convolution before position 0.
     return_final_conv_states: also return those after the last position, in the same shape.
     cu_seqlens: [number of sequences + 1], packed sequences as in `mamba_chunk_scan_combined`; the states that are
@@ -107,7 +109,18 @@ def mamba_split_conv1d_scan_combined(
         zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, initial_states, rmsnorm_weight, outproj_weight,
         outproj_bias, initial_conv_states, seq_idx, cu_seqlens, attention_mask,
     )  # fmt: skip
-    sizes = check(operands, headdim, ngroups, activation)
+    if process_group is None:
+        sizes = check(operands, headdim, ngroups, activation)
+    else:
+        # what ranks need is imported where there are some
+        from .ranks import told
+
+        with told(process_group, zxbcdt):
+            sizes = check(operands, headdim, ngroups, activation)
+            if cu_seqlens is not None or attention_mask is not None:
+                raise OptionError(
+                    "with a process_group give seq_idx: cu_seqlens and attention_mask are those of one process"
+                )
     if cu_seqlens is not None:
         operands = _packed(operands, return_final_states, return_final_conv_states)
     call = Split(
@@ -138,8 +151,6 @@ def _after_shards(call: Split, given: Operands) -> Operands:
     """The call with the convolution's inputs before the shard, from the ranks that have them."""
     from .halo import halo
 
-    if given.cu_seqlens is not None or given.attention_mask is not None:
-        raise OptionError("with a process_group give seq_idx: cu_seqlens and attention_mask are those of one process")
     initial = given.initial_conv_states
     before = halo(
         call.parts(given.zxbcdt)[2],

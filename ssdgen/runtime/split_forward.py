@@ -87,7 +87,14 @@ class Split:
 def compose(call: Split, given: Operands) -> Found:
     """The whole call, differentiable."""
     zx0, z, xBC, dt = call.parts(given.zxbcdt)
-    convolved, conv_states = convolve(call, xBC, given)
+    if call.process_group is None:
+        convolved, conv_states = convolve(call, xBC, given)
+    else:
+        from .ranks import told
+
+        # the scan of the other ranks waits for this one's
+        with told(call.process_group, xBC):
+            convolved, conv_states = convolve(call, xBC, given)
     y, states = scan(call, convolved, gate(call, given, z), dt, given)
     h = join(call, y, z, zx0, given.rmsnorm_weight)
     out = h if given.outproj_weight is None else F.linear(h, given.outproj_weight, given.outproj_bias)

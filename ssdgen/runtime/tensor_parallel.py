@@ -11,6 +11,7 @@ and a layer costs one all-reduce of [batch, seqlen, d_model] forwards and one ba
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from .errors import OptionError, ShapeError
-from .ranks import Ranks, ranks_of, talking
+from .ranks import CALLS, DTYPES, Agreement, Ranks, ranks_of, talking
 
 __all__ = ["Cut", "SplitHeads", "cuts", "load_whole_state", "whole_state"]
 
@@ -59,8 +60,11 @@ class Cut:
 
 
 def cuts(layer: nn.Module, size: int) -> dict[str, Cut]:
-    """{parameter of a `Mamba2`: how `size` ranks share it}; parameters that are whole on every rank are left out.
+    """How ranks share the parameters of a layer.
 
+    layer: a `Mamba2`.  size: how many ranks there are.
+
+    Returns: {parameter's name: its cut}; parameters that are whole on every rank are left out.
     Errors: OptionError, ShapeError (heads that do not divide, groups that a norm cannot be kept inside of a rank for).
     """
     if missing := [name for name in (*_SIZES, "d_state", "in_proj", "conv1d", "out_proj") if not hasattr(layer, name)]:
@@ -122,13 +126,26 @@ class SplitHeads(ParallelStyle):
     The rows of a DTensor lie in the order of the ranks; `whole_state` gives them in the order of the layer, and
     `load_whole_state` takes them so.  The first rank's parameters are sent to all others, as torch's own styles do
     (src_data_rank of parallelize_module).  Works together with FSDP2, applied afterwards, on another axis of the mesh.
-    Errors: GroupError (a mesh of more than one dimension), OptionError, ShapeError.
+    Every rank gives a layer of the same sizes, and from then on the same input: on the CPU the inputs' sizes are
+    compared at each call, on a GPU, where that would be a message more, with SSDGEN_CHECK_RANKS=1.
+
+    Errors: GroupError (a mesh of more than one dimension, or on another device than the layer), OptionError,
+    ShapeError; RankMismatchError where ranks give different layers or inputs, CommunicationError.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         layer: Any = module
-        ranks = ranks_of(device_mesh, layer.out_proj.weight)
-        found = cuts(layer, ranks.size)
+        ranks = ranks_of(device_mesh, getattr(getattr(layer, "out_proj", None), "weight", None))
+        found, call, failed = {}, {"call": CALLS.index("SplitHeads")}, None
+        try:
+            found = cuts(layer, ranks.size)
+            call |= {name: int(getattr(layer, name)) for name in ("d_model", *_SIZES, "headdim", "d_state", "d_conv")}
+            call |= {"dtype": DTYPES.index(layer.out_proj.weight.dtype)}
+            call |= {"parameters": len(list(layer.parameters()))}
+        except Exception as error:
+            # whatever it is: the others are told before it is raised here
+            failed = error
+        Agreement(ranks, call, failed).wait()
         split = _Split(layer, ranks, found)
         source = getattr(self, "src_data_rank", 0)
         for name, parameter in list(layer.named_parameters()):
@@ -169,6 +186,7 @@ class _Split:
         def whole(u: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.inside:
                 return run(u, *args, **kwargs)
+            self._agree(u)
             u = _ToAll.apply(self.ranks, u)
             with self._local():
                 found = run(u, *args, **kwargs)
@@ -177,6 +195,19 @@ class _Split:
             return (out, *others) if others else out
 
         return whole
+
+    def _agree(self, u: Tensor) -> None:
+        """That all ranks have an input of the same sizes; parts of others could not be added up."""
+        if self.ranks.device.type != "cpu" and os.environ.get("SSDGEN_CHECK_RANKS") != "1":
+            return
+        call, failed = {"call": CALLS.index("a split Mamba2")}, None
+        try:
+            call |= {"dtype": DTYPES.index(u.dtype), "dimensions": u.dim()}
+            call |= {f"size {axis}": size for axis, size in enumerate(u.shape)}
+            call |= {"gradients": int(torch.is_grad_enabled() and u.requires_grad)}
+        except Exception as error:
+            failed = error
+        Agreement(self.ranks, call, failed).wait()
 
     @contextmanager
     def _local(self) -> Iterator[None]:
@@ -206,23 +237,42 @@ class _Split:
         return local
 
 
+def _split_of(layer: Any) -> _Split:
+    split = getattr(layer, "tensor_parallel", None)
+    if not isinstance(split, _Split):
+        raise OptionError(
+            f"this {type(layer).__name__} is not split; split it first, parallelize_module(layer, mesh, SplitHeads())"
+        )
+    return split
+
+
 def whole_state(layer: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a split layer as one process has them, by name, on every rank; all ranks call it."""
-    split: _Split = layer.tensor_parallel
+    """The parameters of a split layer as one process has them; a collective call, which all ranks make.
+
+    layer: one that `SplitHeads` has split.
+
+    Returns: {parameter's name: tensor}, the same on every rank.
+    Errors: OptionError for a layer that is not split, CommunicationError.
+    """
+    split = _split_of(layer)
     found = {}
     for name, parameter in layer.named_parameters():
-        stacked = parameter.detach().full_tensor()
+        with talking(split.ranks, "parameters"):
+            stacked = parameter.detach().full_tensor()
         cut = split.cuts.get(name)
         found[name] = stacked if cut is None else cut.join(stacked)
     return found
 
 
 def load_whole_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take this rank's parts of the parameters that one process has, by name, [the layer's shapes]; nothing is sent.
+    """Take this rank's parts of the parameters that one process has; nothing is sent.
 
-    Errors: OptionError for names that are missing or too many, ShapeError; nothing is changed then.
+    layer: one that `SplitHeads` has split.  state: {parameter's name: tensor} as `whole_state` gives it.
+
+    Errors: OptionError for a layer that is not split and for names that are missing or too many, ShapeError; nothing
+    is changed then.
     """
-    split: _Split = layer.tensor_parallel
+    split = _split_of(layer)
     own = dict(layer.named_parameters())
     if wrong := sorted(own.keys() ^ state.keys()):
         raise OptionError(

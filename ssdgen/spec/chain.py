@@ -66,7 +66,7 @@ def chunk(tokens: Tokens, head: int, start: int, stop: int, before: Summary, gra
         "dt_bias": lambda h: tokens.dt_bias(head),
         "dt_min": lambda: sympy.Integer(0),
         "dt_max": lambda: sympy.oo,
-        "A": lambda h: tokens.a(head),
+        "A": lambda h, j=None: tokens.a(head, j if j is None else start + j),
         "x": operand("x"),
         "B": operand("B"),
         "C": operand("C"),

@@ -7,6 +7,8 @@ pair (total log-decay, state) is what a block hands to the next one at either le
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import sympy
 
 from . import layer as formulas
@@ -37,6 +39,12 @@ def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
 
 def chunk_graph(layer: Layer) -> Graph:
     """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
+    return _made(layer, (decay, _keep, *formulas.pointwise()))
+
+
+@lru_cache(maxsize=64)
+def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
+    """The graph, made once for a layer and what its formulas are now: they belong to the key, whoever replaces one."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
     hcb = ("h",) if hb or hc else ()
     dt, seq_before = entry("dt", "h", "j"), sympy.Symbol("seq_before", real=True)
@@ -143,7 +151,7 @@ def _given(layer: Layer) -> list[Node]:
         Input("dt_bias", ("h",), "added to the step size"),
         Input("dt_min", (), "lower limit of the step size"),
         Input("dt_max", (), "upper limit of the step size"),
-        Input("A", ("h",), "decay rate of a head"),
+        Input("A", layer.family.rate("j"), "log-decay of a token" if layer.family.per_token else "decay rate of a head"),
     ]
 
 
@@ -159,7 +167,7 @@ def _steps(layer: Layer) -> list[Node]:
         Map("dt", ("h", "j"), formulas.clamp(positive, low, high)),
     ]
     if layer.family.decays:
-        log_decay = layer.log_decay(entry("dt", "h", "j"), entry("A", "h")) / sympy.log(2)
+        log_decay = layer.log_decay(entry("dt", "h", "j"), entry("A", *layer.family.rate("j"))) / sympy.log(2)
         found.append(Map("log_decay", ("h", "j"), log_decay))
     return found
 

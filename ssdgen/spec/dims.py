@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -23,6 +24,7 @@ AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL,
 EXTENT = {"h": NHEADS, "i": CHUNK, "j": CHUNK, "p": HEADDIM, "n": DSTATE}
 
 
+@lru_cache(maxsize=4096)
 def entry(name: str, *axes: str) -> sympy.Indexed:
     """Entry of the named array at the given axes, e.g. `entry("x", "h", "j", "p")` is x[h, j, p]."""
     if not axes:
@@ -33,9 +35,14 @@ def entry(name: str, *axes: str) -> sympy.Indexed:
 
 def axes_of(indexed: sympy.Indexed) -> tuple[str, ...]:
     """Axis names of an entry, in order."""
-    return tuple(str(index) for index in indexed.indices)
+    return tuple(_text(index) for index in indexed.indices)
 
 
 def name_of(indexed: Any) -> str:
     """Array name of an entry."""
-    return str(indexed.base.label)
+    return _text(indexed.base.label)
+
+
+def _text(expr: Any) -> str:
+    # sympy's printer would say the same, and is slow
+    return expr.name if isinstance(expr, sympy.Symbol) else str(expr)

@@ -18,7 +18,10 @@ from .masks import SSD, MaskFamily
 class Layer:
     """One SSD layer.  h_t = a_t h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t, then y silu(z).
 
+    family: how much of the state a step keeps.  layout: which operands heads share.
     skip: D is absent, a scalar per head, or a vector of headdim per head.
+    gate: y silu(z).  dt_bias, dt_softplus: added to the step size, and what makes it positive, before its limits.
+    initial_states: a state enters the first token.  boundaries: several sequences in a row, each from a zero state.
     """
 
     family: MaskFamily = SSD
@@ -77,3 +80,8 @@ def skip(y: sympy.Expr, d: sympy.Expr, x: sympy.Expr) -> sympy.Expr:
 def gate(y: sympy.Expr, z: sympy.Expr) -> sympy.Expr:
     """y silu(z)."""
     return y * silu(z)
+
+
+def pointwise() -> tuple[Any, ...]:
+    """The formulas of this module that graphs are made of, as they are now."""
+    return add_bias, rectify, clamp, input_weight, own_input, skip, gate

@@ -55,8 +55,8 @@ def oracle(
     The layer names the mask family, the head layout and whether dt passes a softplus. Every other option is on where
     its array is given; a layer that asks for an array which is not given is an error.
 
-    x: [b, L, H or G, P] and B, C: [b, L, H or G, N], by layout; dt: [b, L, H], before its transform; A: [H];
-    D: [H] or [H, P]; z: [b, L, H, P]; dt_bias: [H];
+    x: [b, L, H or G, P] and B, C: [b, L, H or G, N], by layout; dt: [b, L, H], before its transform; A: [H], of a
+    family per token [b, L, H]; D: [H] or [H, P]; z: [b, L, H, P]; dt_bias: [H];
     initial_states: [b, H, P, N]; with cu_seqlens [nseq, H, P, N], or [1, H, P, N] for the first sequence alone;
     seq_idx: [b, L], a new value starts from a zero state; cu_seqlens: [nseq + 1], rising from 0 to L, and b is 1.
 
@@ -80,7 +80,7 @@ def oracle(
     headdim, dstate = x.shape[-1], B.shape[-1]
     for name, array, last in (("x", x, headdim), ("B", B, dstate), ("C", C, dstate)):
         _shape(name, array, (batch, seqlen, array.shape[2], last))
-    _shape("A", A, (nheads,))
+    _shape("A", A, dt.shape if layer.family.per_token else (nheads,))
 
     # infinite limits, a NaN and exp(-inf) are all meant
     with np.errstate(all="ignore"):

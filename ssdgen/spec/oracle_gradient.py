@@ -141,7 +141,8 @@ class _Run:
     def _places(self, part: slice) -> dict[str, Any]:
         """Where the gradients of a chunk belong."""
         tokens = np.arange(part.start, part.stop)
-        places: dict[str, Any] = {"d_dt_raw": (self.b, tokens[:, None], self.heads), "d_A": (self.heads,)}
+        places: dict[str, Any] = {"d_dt_raw": (self.b, tokens[:, None], self.heads)}
+        places["d_A"] = places["d_dt_raw"] if self.layer.family.per_token else (self.heads,)
         for name in ("x", "B", "C"):
             heads = self._operand(name)
             places[f"d_{name}"] = (self.b, tokens[:, None] if isinstance(heads, list) else tokens, heads)
@@ -155,8 +156,10 @@ class _Run:
         given, b, heads = self.given, self.b, self.heads
         low, high = self.arguments.get("dt_limit", (0.0, np.inf))
         inputs: dict[str, Any] = {
-            "dt_raw": given["dt"][b, part][:, heads].T, "A": given["A"][heads], "dt_min": low, "dt_max": high,
+            "dt_raw": given["dt"][b, part][:, heads].T, "dt_min": low, "dt_max": high,
         }  # fmt: skip
+        per_token = self.layer.family.per_token
+        inputs["A"] = given["A"][b, part][:, heads].T if per_token else given["A"][heads]
         for name in ("x", "B", "C"):
             mine = given[name][b, part][:, self._operand(name)]
             inputs[name] = np.moveaxis(mine, 1, 0) if self.layer.layout.per_head(name) else mine
@@ -179,9 +182,9 @@ def _as_stored(name: str, value: Array, ndim: int) -> Array:
     """A gradient over (h, i, p) as the arrays have it: positions before heads."""
     if name == "d_D":
         return value.sum(axis=1) if ndim == 1 else value
-    if name in ("d_A", "d_dt_bias"):
+    if name == "d_dt_bias" or (name == "d_A" and ndim == 1):
         return value
-    return np.moveaxis(value, 0, 1) if name == "d_dt" or value.ndim == 3 else value
+    return np.moveaxis(value, 0, 1) if name in ("d_dt", "d_A") or value.ndim == 3 else value
 
 
 __all__ = ["backward"]

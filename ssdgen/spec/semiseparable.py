@@ -55,8 +55,9 @@ class Tokens:
     def dt_bias(self, head: int) -> sympy.Symbol:
         return _symbol("dt_bias", head)
 
-    def a(self, head: int) -> sympy.Symbol:
-        return _symbol("A", head, negative=True)
+    def a(self, head: int, t: int | None = None) -> sympy.Symbol:
+        """Decay rate of a head, or of its token t where the family has one per token."""
+        return _symbol("A", head, *(() if t is None else (t,)), negative=True)
 
     def d(self, head: int, p: int) -> sympy.Symbol:
         return _symbol("D", head, p) if self.layer.skip == "headdim" else _symbol("D", head)
@@ -82,7 +83,8 @@ class Tokens:
         """a_t: what is left of the state at token t, 0 where a sequence starts."""
         if self.sequence_of(t) != self.sequence_of(t - 1):
             return sympy.Integer(0)
-        return sympy.exp(sympy.Min(self.layer.log_decay(self.step(head, t), self.a(head)), 0))
+        rate = self.a(head, t if self.layer.family.per_token else None)
+        return sympy.exp(sympy.Min(self.layer.log_decay(self.step(head, t), rate), 0))
 
     def output(self, y: sympy.Expr, head: int, t: int, p: int) -> sympy.Expr:
         """What leaves the layer for the sum y: skip and gate, where the layer has them."""

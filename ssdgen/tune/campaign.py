@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from ..gpus import Gpu
 from ..pack import store
-from ..pack.records import DIRECTIONS, MEASURED, Identity, Record, records_from_json, records_to_json
+from ..pack.records import DIRECTIONS, MEASURED, PREDICTED, Identity, Record, records_from_json, records_to_json
 from ..plan.problem import Problem
 from . import prior
 from .budget import Budget
@@ -221,16 +221,23 @@ class _Campaign:
     def _opened(self, task: Task) -> Search:
         if task not in self._searches:
             setting, job = self._setting, self._setting.stored.job
+            space = PASSES[task.direction].space
+            warm, known = warm_start(task, self._known, self._folder), list[Config]()
+            if setting.provenance == PREDICTED:
+                # what the model thinks of them is all that will ever be known
+                known = [config for config in warm if config["schedule"] in space.SCHEDULES]
+                known += space.starts(task.problem, setting.gpu)
+            guessed = prior.ranked(task.direction, task.problem, setting.gpu, job.seed, known)
             self._searches[task] = Search(
                 task.problem,
                 setting.gpu,
-                PASSES[task.direction].space,
+                space,
                 self._bench_of(task),
                 Ledger(setting.storage, setting.stored.study_of(task), setting.presence),
                 seed=self._seed(),
                 trials=job.trials,
-                warm=warm_start(task, self._known, self._folder),
-                prior=prior.ranked(task.direction, task.problem, setting.gpu, job.seed),
+                warm=guessed if setting.provenance == PREDICTED else warm,
+                prior=guessed,
                 listener=self._listener.event,
             )
         return self._searches[task]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from ..gpus import Gpu
+from ..mamba2_ops.problem import Problem as CallProblem
 from ..plan.problem import Problem
 from .results import Config
 
@@ -39,6 +41,22 @@ class Space(Protocol):
     def default(self, problem: Problem, gpu: Gpu) -> Config: ...
     def starts(self, problem: Problem, gpu: Gpu) -> tuple[Config, ...]: ...
     def fingerprint(self) -> str: ...
+
+
+class PackagedSpace:
+    """A space of plans, with the default of the package: what runs where nobody tuned.
+
+    plans: `plan.space` or another module or object with its names.
+    """
+
+    def __init__(self, plans: Any, default: Callable[[CallProblem, Gpu], Config]) -> None:
+        self._plans, self._default = plans, default
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plans, name)
+
+    def default(self, problem: Problem, gpu: Gpu) -> Config:
+        return self._default(CallProblem(**problem.to_json()), gpu)
 
 
 class Choices:

@@ -13,9 +13,11 @@ from .compile import Launch
 class Work:
     """Totals of one launch.
 
-    ctas: programs; steps: trips of each through its loop, one after the other; chain: dependent matrix products a trip.
+    ctas: programs; consumers: groups of warps of each that go their own way, where a program is specialised by warps,
+    else 0; steps: trips of each group, or of the whole program, through its loop, one after the other; chain: dependent
+    matrix products of a trip.
     memory_bytes: every operand once; loaded_bytes: what all CTAs load, from the L2 cache mostly.
-    flops: of matrix products on padded tiles; exps: exponentials.
+    flops: of matrix products on padded tiles; exps: exponentials; entries: of tiles that pointwise formulas go through.
     rows: of the tile that a matrix product works on.
     """
 
@@ -26,7 +28,24 @@ class Work:
     loaded_bytes: float
     flops: float
     exps: float
+    entries: float
     rows: int
+    consumers: int = 0
+
+    @property
+    def teams(self) -> int:
+        """Groups of warps of a program that wait for themselves alone."""
+        return max(1, self.consumers)
+
+    @property
+    def trips(self) -> int:
+        """Of all teams together."""
+        return self.ctas * self.steps * self.teams
+
+
+def moving(ctas: int, steps: int, memory: float, rows: int) -> Work:
+    """A kernel that loads, adds and stores; it multiplies nothing.  memory: bytes."""
+    return Work(ctas, steps, 0, memory, memory, 0.0, 0.0, 0.0, rows)
 
 
 def memory_of(launch: Launch) -> float:

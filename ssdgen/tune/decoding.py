@@ -12,24 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gpus import Gpu
-from ..mamba2_ops import select, selective_state_update
+from ..mamba2_ops import Replay, select, selective_state_update
 from ..mamba2_ops.decode_defaults import default_decode
 from ..mamba2_ops.launchers import decode as launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..plan import decode_space
+from ..plan.decode_space import StepSpace
 from ..plan.problem import Problem
-from . import gate, inputs, work
-from .choices import Space
+from . import gate, inputs, parts, work
+from .choices import PackagedSpace, Space
 from .compile import Launch
 from .counted import Work
 from .gate import Checked
 
 # |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
 STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
-# batches of the problems that a named shape stands for: between two of them the nearest is used
-BATCHES = (1, 4, 16, 64, 256)
 LARGEST = 127
+# inputs that a replay keeps, as many as public reports of it found best; how many are kept when its time is taken
+KEPT, KEPT_THEN = 15, 7
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,10 @@ class Token:
     scale: Tensor | None
 
 
-class _DecodeSpace:
-    """The space of plans, with the default of the package."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(decode_space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> dict[str, Any]:
-        return default_decode(CallProblem(**problem.to_json()), gpu.sms)
-
-
 class Decode:
     """y and the state; with more, rows of the batch have slots."""
 
-    space: Space = _DecodeSpace()
+    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         # a sequence of one token for each row
@@ -136,19 +125,64 @@ class Decode:
         return max((Checked(*pair) for pair in zip(errors, limits, strict=True)), key=lambda each: each.share)
 
 
-def problems(shapes: dict[str, Problem], named: dict[str, tuple[int, ...]]) -> dict[str, Problem]:
-    """The problems that shapes stand for, by name: one token, each batch of BATCHES, each way to store a state.
+class ReplayStep(Decode):
+    """The same where inputs are kept: y, and the state as it was; with more, none can be kept and it is written."""
 
-    A shape of numbers has its own batch alone; shapes that differ only in batch and length are one.
-    """
-    found: dict[str, Problem] = {}
-    for name, shape in shapes.items():
-        for batch in BATCHES if name in named else (shape.batch,):
-            for dtype in STATE_LIMITS:
-                problem = replace(shape, batch=batch, seqlen=1, dtype=dtype)
-                if problem not in found.values():
-                    found[f"{name} decode {batch} {dtype}"] = problem
-    return found
+    def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
+        token = super().draw(problem, device, seed, more)
+        p, generator = problem, None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**21)
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, device=device, dtype=torch.bfloat16, generator=generator)
+
+        kept = {
+            "kept_x": normal(p.batch, p.nheads, KEPT, p.headdim),
+            # as a transform leaves them
+            "kept_dt": 0.05 * torch.rand(p.batch, p.nheads, KEPT, device=device, generator=generator),
+            "kept_B": normal(p.batch, p.ngroups, KEPT, p.dstate),
+            "count": torch.full((p.batch,), KEPT if more else KEPT_THEN, device=device, dtype=torch.int32),
+        }
+        return replace(token, tensors={**token.tensors, **kept})
+
+    def fresh(self, given: Token) -> Token:
+        token = super().fresh(given)
+        kept = {name: t.clone() for name in _OF_A_REPLAY if (t := given.tensors[name]) is not None}
+        return replace(token, tensors={**token.tensors, **kept})
+
+    def expect(self, given: Token, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The recurrence over the kept inputs, and one step of it more."""
+        kept_x, kept_dt, kept_B, A = (
+            given.tensors[name].double()  # type: ignore[union-attr]
+            for name in ("kept_x", "kept_dt", "kept_B", "A")
+        )
+        count = given.tensors["count"]
+        assert count is not None
+        state = _restored(given.state, given.scale).double()
+        group = torch.arange(problem.nheads, device=state.device) // (problem.nheads // problem.ngroups)
+        for k in range(int(count[0])):
+            step = kept_dt[:, :, k]
+            state *= (step * A).exp()[..., None, None]
+            state += (step[..., None] * kept_x[:, :, k])[..., None] * kept_B[:, group, None, k]
+        y, states = super().expect(replace(given, state=state, scale=None), problem)
+        return y, states if int(count[0]) == KEPT else _restored(given.state, given.scale)
+
+    def call(self, given: Token, more: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        tensors = dict(self.fresh(given).tensors)
+        kept = [tensors.pop(name) for name in _OF_A_REPLAY]
+        y = selective_state_update(**tensors, dt_softplus=True, replay=Replay(*kept))  # type: ignore[arg-type]
+        state = tensors["state"]
+        assert state is not None
+        return y, state, tensors["state_scale"]
+
+    def work(self, launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
+        return parts.work(launch, 1)
+
+    def found_by(self, problem: Problem, device: torch.device) -> dict[str, Any]:
+        return select.decode_config_for(CallProblem(**problem.to_json()), device, replay=True)
+
+
+# in the order of `Replay`
+_OF_A_REPLAY = ("kept_x", "kept_dt", "kept_B", "count")
 
 
 def _restored(state: Tensor, scale: Tensor | None) -> Tensor:

@@ -1,33 +1,75 @@
 """How long compiled kernels would take: a roofline with the costs of walking in steps.  Work, Resources -> microseconds
 
-It ranks candidates for a GPU that is not there, no more.  Its constants are those with which it agrees with a prototype
-of the single pass on an H200 (2.7b shape): with tensor descriptors and chunk 64 in 4 warps it took 287 us and is
-predicted to take 277, with pointers 348 and 332, with chunk 128 in 8 warps 380 and 401.
+It ranks candidates for a GPU that is not there, no more.  A multiprocessor holds some CTAs, of one team of warps each
+or of several that go their own way.  A trip of one team waits for its loads, barriers and products in turn; beside
+others it takes at least its share of what the multiprocessor does in a cycle.  CTAs beyond what all multiprocessors
+hold wait for the next wave, and no launch is faster than its bytes.
+
+What a trip costs is counted in cycles, so that it carries over to a GPU with another clock.  The numbers are
+`Constants`, fitted to measured candidates by benchmarks/calibrate.py and kept in constants.json beside this file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
 from math import ceil
+from pathlib import Path
 
-from ..gpus import Gpu
+from ..gpus import WITHOUT_MATRIX_UNITS, Gpu
 from .compile import Compiled
 from .counted import Work
 from .resources import ctas_per_sm
 
-# from one launch to the next in a CUDA graph
-LAUNCH_US = 2.5
-# a trip through a loop: barriers and scalar work; a matrix product that waits for another; a load that is waited for
-STEP_US, PRODUCT_US, LOAD_US = 0.4, 0.35, 0.8
-# per multiprocessor and microsecond at 1.7 GHz: 16 exponentials a cycle, 128 other operations of which each takes 8
-EXPS_PER_US = 16 * 1700.0
-WEIGHTS_PER_US = 128 * 1700.0 / 8
-# bandwidth of the L2 cache over that of memory
-L2_OVER_MEMORY = 2.0
-# of the rate of large tiles, when a tile has fewer rows than the tensor cores of a Hopper work on together
-SMALL_TILE_SHARE, LARGE_TILE_ROWS = 0.5, 64
+FILE = Path(__file__).with_name("constants.json")
+
+# special functions that a multiprocessor begins in a cycle, of every architecture in gpus.KNOWN
+EXPS_PER_CYCLE = 16
+# rows of a tile that one warp of a group multiplies
+WARP_ROWS = 16
 # fp32 operands go through the tensor cores as tf32, at half the rate
 RATE_SHARE = {"bfloat16": 1.0, "float16": 1.0, "float32": 0.5, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is fitted.
+
+    launch_us: from one launch to the next in a CUDA graph.  memory_share: of a copy's bandwidth that a kernel reaches.
+    l2_over_memory: bandwidth of the L2 cache over that of memory.
+    trip, product, load: cycles that a team waits in a trip: barriers and scalar work; a matrix product that others wait
+    for; a load that no pipeline hides.
+    entry, entry_apart: operations for an entry of a tile in a pointwise formula: where all warps load, multiply and
+    compute, and of consumers that another warp loads for.
+    spill: cycles for a word that a thread keeps in memory for want of registers, there and back.
+    crossing: how much longer the pointwise work takes where more warps share a tile than its rows give work to.
+    overlap: share of what a multiprocessor is busy with that goes on beside the largest part of it.
+    """
+
+    launch_us: float
+    memory_share: float
+    l2_over_memory: float
+    trip: float
+    product: float
+    load: float
+    entry: float
+    entry_apart: float
+    spill: float
+    crossing: float
+    overlap: float
+
+
+@cache
+def fitted() -> Constants:
+    """The constants of today."""
+    return Constants(**json.loads(FILE.read_text())["constants"])
+
+
+def to_json(constants: Constants, **about: object) -> str:
+    """The text of constants.json.  about: what they were fitted to."""
+    rounded = {name: float(f"{value:.3g}") for name, value in asdict(constants).items()}
+    return json.dumps({**about, "constants": rounded}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -42,36 +84,58 @@ class Estimate:
     per_sm: int
 
 
-def launch_time(work: Work, code: Compiled, gpu: Gpu, dtype: str, num_stages: int) -> Estimate:
+def launch_time(
+    work: Work, code: Compiled, gpu: Gpu, dtype: str, num_stages: int, constants: Constants | None = None
+) -> Estimate:
     """Predicted time of one launch, alone on the GPU."""
-    needs = code.resources
+    c, needs = constants or fitted(), code.resources
     per_sm = ctas_per_sm(needs, gpu)
-    # what a step costs one CTA if it has the multiprocessor for itself
-    trips = work.ctas * work.steps
-    rate = gpu.bf16_tflops / gpu.sms * 1e6 * RATE_SHARE[dtype] * _tile_share(work.rows, needs.num_warps, gpu)
-    products_us = work.flops / trips / rate
-    exps_us = work.exps / trips / EXPS_PER_US
-    weights_us = work.exps / trips / WEIGHTS_PER_US
-    # a pipeline hides the latency of loads behind the steps between
-    load_us = LOAD_US if num_stages <= 1 else LOAD_US / (2 * num_stages)
-    waiting_us = STEP_US + PRODUCT_US * work.chain + load_us
-    alone_us = waiting_us + products_us + exps_us + weights_us
+    trips = work.trips
+    # what a multiprocessor is busy with for one trip of one team, in cycles
+    rate = gpu.bf16_tflops * 1e6 / (gpu.sms * gpu.clock_mhz) * RATE_SHARE[dtype]
+    if gpu.arch in WITHOUT_MATRIX_UNITS:
+        rate = 2.0 * gpu.fp32_lanes
+    warps = needs.num_warps // work.teams
+    products = work.flops / trips / rate
+    exps = work.exps / trips / EXPS_PER_CYCLE
+    entries = work.entries / trips * (c.entry_apart if work.consumers else c.entry) / gpu.fp32_lanes
+    if work.chain and warps * WARP_ROWS > work.rows:
+        entries *= c.crossing
+    parts = (products, exps, entries + c.spill * needs.spilled / 4)
+    # a pipeline hides the latency of loads behind the trips between
+    load = c.load if num_stages <= 1 else c.load / (2 * num_stages)
+    alone = c.trip + c.product * work.chain + load + sum(parts)
+    busy = max(parts) + (1.0 - c.overlap) * (sum(parts) - max(parts))
 
-    def step_us(resident: int) -> float:
-        # several CTAs hide each other's waiting until one unit of the multiprocessor is busy all the time
-        return max(alone_us, resident * max(products_us, exps_us, weights_us))
+    def step(resident: int) -> float:
+        # teams hide each other's waiting until the multiprocessor is busy all the time
+        return max(alone, resident * work.teams * busy)
 
     whole, rest = divmod(work.ctas, gpu.sms * per_sm)
-    walk_us = work.steps * (whole * step_us(per_sm) + (step_us(ceil(rest / gpu.sms)) if rest else 0.0))
+    cycles = work.steps * (whole * step(per_sm) + (step(ceil(rest / gpu.sms)) if rest else 0.0))
+    walk_us = cycles / gpu.clock_mhz
 
-    memory_us = work.memory_bytes / gpu.copy_tbs / 1e6
-    # what does not fit into registers goes to the cache and back at every step
-    spilled = 2.0 * needs.spilled * needs.num_warps * gpu.warp_size * trips
-    l2_us = (work.loaded_bytes + spilled) / (L2_OVER_MEMORY * gpu.copy_tbs) / 1e6
-    return Estimate(LAUNCH_US + max(walk_us, memory_us, l2_us), walk_us, memory_us, l2_us, per_sm)
+    spilled, far = _spilled_bytes(work, code, gpu, min(per_sm, ceil(work.ctas / gpu.sms)))
+    memory_us = (work.memory_bytes + far) / (c.memory_share * gpu.copy_tbs) / 1e6
+    l2_us = (work.loaded_bytes + spilled) / (c.l2_over_memory * gpu.copy_tbs) / 1e6
+    return Estimate(c.launch_us + _longest(walk_us, memory_us, l2_us), walk_us, memory_us, l2_us, per_sm)
 
 
-def _tile_share(rows: int, num_warps: int, gpu: Gpu) -> float:
-    """Share of the tensor cores' rate that a tile can reach: Hopper's wide products want 64 rows and four warps."""
-    wide = gpu.arch in ("sm90", "sm100")
-    return SMALL_TILE_SHARE if wide and (rows < LARGE_TILE_ROWS or num_warps < 4) else 1.0
+def _longest(*times: float) -> float:
+    """The longest of what goes on at the same time, and a little for the others: they do not overlap perfectly."""
+    return sum(each**4 for each in times) ** 0.25
+
+
+def _spilled_bytes(work: Work, code: Compiled, gpu: Gpu, resident: int) -> tuple[float, float]:
+    """What goes to the L2 cache and back for want of registers, and what of it does not stay there either.
+
+    The L1 cache has what shared memory leaves of a multiprocessor.  resident: CTAs of a multiprocessor.
+    """
+    needs = code.resources
+    of_cta = needs.spilled * needs.num_warps * gpu.warp_size
+    kept = resident * of_cta
+    if not kept:
+        return 0.0, 0.0
+    nearest = max(0, gpu.smem_per_sm - resident * needs.shared)
+    traffic = 2.0 * of_cta * work.ctas * work.steps
+    return traffic * max(0.0, 1 - nearest / kept), traffic * max(0.0, 1 - gpu.l2_bytes / (kept * gpu.sms))

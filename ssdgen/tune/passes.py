@@ -13,22 +13,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..gpus import Gpu
 from ..mamba2_ops import mamba_chunk_scan_combined, select
 from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
 from ..mamba2_ops.launchers import backward as backward_launcher
 from ..mamba2_ops.problem import Problem as CallProblem
-from ..pack.records import BACKWARD, DECODE, FORWARD, Direction
+from ..pack.records import BACKWARD, CONV, CONV_UPDATE, DECODE, FORWARD, NORM, REPLAY, Direction
 from ..plan import backward_space, space
 from ..plan.problem import Problem
 from . import gate, gradient_reference, inputs, kernels, reference, work
-from .choices import Space
+from .choices import PackagedSpace, Space
 from .compile import Launch
+from .convolving import Convolution, Update
 from .counted import Work
-from .decoding import Decode
+from .decoding import Decode, ReplayStep
 from .gate import Checked
 from .inputs import Inputs
+from .norming import GatedNorm
 from .results import Config
 
 
@@ -84,30 +85,10 @@ def used_kernels(direction: Direction, config: Config, problem: Problem) -> list
     return [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, False), False).launches]
 
 
-class _ForwardSpace:
-    """The space of plans, with the default of the package."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_config(CallProblem(**problem.to_json()), gpu.sms)
-
-
-class _BackwardSpace:
-    """The same for the backward pass."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(backward_space, name)
-
-    def default(self, problem: Problem, gpu: Gpu) -> Config:
-        return default_backward(CallProblem(**problem.to_json()), gpu.sms, gpu.arch)
-
-
 class Forward:
     """y and, with more, the final states."""
 
-    space: Space = _ForwardSpace()
+    space: Space = PackagedSpace(space, lambda call, gpu: default_config(call, gpu.sms))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Inputs:
         return inputs.random(problem, device, seed)
@@ -154,7 +135,7 @@ class Adjoint:
 class Backward:
     """The gradients of all operands that a model's layer has; with more, the final states have an adjoint."""
 
-    space: Space = _BackwardSpace()
+    space: Space = PackagedSpace(backward_space, lambda call, gpu: default_backward(call, gpu.sms, gpu.arch))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Adjoint:
         given = inputs.random(problem, device, seed)
@@ -196,7 +177,15 @@ class Backward:
         return gate.check_gradients(found, expected, _heads(problem), problem.dtype)
 
 
-PASSES: dict[Direction, Pass] = {FORWARD: Forward(), BACKWARD: Backward(), DECODE: Decode()}
+PASSES: dict[Direction, Pass] = {
+    FORWARD: Forward(),
+    BACKWARD: Backward(),
+    DECODE: Decode(),
+    REPLAY: ReplayStep(),
+    **{direction: Convolution(direction) for direction in CONV if direction != CONV_UPDATE},
+    CONV_UPDATE: Update(),
+    **{direction: GatedNorm(direction) for direction in NORM},
+}
 
 
 def _public(operands: Any, options: dict[str, Any], more: bool) -> Any:

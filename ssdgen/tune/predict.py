@@ -20,6 +20,7 @@ from .jobs import Task
 from .model import Estimate
 from .passes import PASSES
 from .pool import Pool
+from .remembered import Remembered
 from .results import Config, Result
 
 
@@ -43,10 +44,15 @@ class Report:
 
 
 class Compiler:
-    """Compiles candidates for one GPU; lives in a process of its own."""
+    """Compiles candidates for one GPU; lives in a process of its own.
 
-    def __init__(self, gpu: Gpu) -> None:
+    remembers: what is known of the same code in another shape will do; else a launch on the GPU finds its code
+    compiled.
+    """
+
+    def __init__(self, gpu: Gpu, remembers: bool = False) -> None:
         self._gpu = gpu
+        self._compile = Remembered() if remembers else compile_launch
 
     def report(self, direction: Direction, problem: Problem, config: Config, more: bool = False) -> Report:
         """Compile every launch of a candidate.  more: with the final states or their adjoint.
@@ -59,7 +65,7 @@ class Compiler:
             raise CompileError(str(error)) from error
         found = []
         for launch in plan.launches:
-            code = compile_launch(launch, self._gpu)
+            code = self._compile(launch, self._gpu)
             counted = PASSES[direction].work(launch, config, problem)
             estimate = model.launch_time(counted, code, self._gpu, problem.dtype, launch.num_stages)
             found.append(LaunchReport(code, estimate))
@@ -93,7 +99,7 @@ class PredictingBench:
 @contextmanager
 def benches(gpu: Gpu, jobs: int) -> Iterator[Callable[[Task], PredictingBench]]:
     """A bench for any task.  jobs: processes that compile."""
-    with Pool(jobs, Compiler, gpu) as pool:
+    with Pool(jobs, Compiler, gpu, True) as pool:
         yield lambda task: PredictingBench(task, pool)
 
 

@@ -7,7 +7,9 @@ begin with, and is never shown or stored.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 from ..gpus import Gpu
 from ..mamba2_ops.errors import OptionError
@@ -27,27 +29,38 @@ DRAWN, SUGGESTED, KEPT = 64, 1024, 3
 _REGISTERS = 224
 
 
-def ranked(direction: Direction, problem: Problem, gpu: Gpu, seed: int) -> list[Config]:
-    """The best few of each schedule, by estimated time; the same seed gives the same."""
+def ranked(direction: Direction, problem: Problem, gpu: Gpu, seed: int, also: Iterable[Config] = ()) -> list[Config]:
+    """The best few of each schedule, and those of `also` that are legal, by estimated time.
+
+    The same seed gives the same.
+    """
     it = PASSES[direction]
     given = it.draw(problem, "meta", 0, False)
-    found: list[tuple[float, str, Config]] = []
+    given_too = [config for config in also if it.space.legal(config, problem, gpu) is None]
+    found = _estimates(direction, given_too, given, problem, gpu)
     for schedule in it.space.SCHEDULES:
-        estimates: dict[str, tuple[float, str, Config]] = {}
-        for config in _drawn(direction, schedule, problem, gpu, seed):
-            try:
-                launches = it.plan(config, given, False).launches
-            except OptionError:
-                continue
-            works = [(launch, it.work(launch, config, problem)) for launch in launches]
-            total = sum(_estimate(launch, counted, problem, gpu) for launch, counted in works)
-            key = key_of(config)
-            estimates[key] = (total, key, config)
-        found += sorted(estimates.values(), key=lambda each: each[:2])[:KEPT]
-    return [config for _, _, config in sorted(found, key=lambda each: each[:2])]
+        estimates = _estimates(direction, drawn(direction, schedule, problem, gpu, seed), given, problem, gpu)
+        found |= dict(sorted(estimates.items(), key=lambda item: (item[1][0], item[0]))[:KEPT])
+    return [config for _, (_, config) in sorted(found.items(), key=lambda item: (item[1][0], item[0]))]
 
 
-def _drawn(direction: Direction, schedule: str, problem: Problem, gpu: Gpu, seed: int) -> list[Config]:
+def _estimates(
+    direction: Direction, configs: Iterable[Config], given: Any, problem: Problem, gpu: Gpu
+) -> dict[str, tuple[float, Config]]:
+    """{key of a config: microseconds, itself}, of those that can be planned."""
+    it, found = PASSES[direction], {}
+    for config in configs:
+        try:
+            launches = it.plan(config, given, False).launches
+        except OptionError:
+            continue
+        works = [(launch, it.work(launch, config, problem)) for launch in launches]
+        found[key_of(config)] = sum(_estimate(launch, counted, problem, gpu) for launch, counted in works), config
+    return found
+
+
+def drawn(direction: Direction, schedule: str, problem: Problem, gpu: Gpu, seed: int) -> list[Config]:
+    """Legal configs of a schedule, at random; the same seed gives the same."""
     space = PASSES[direction].space
     # a seed of its own: the sampler's draws do not depend on how many are drawn here
     numbers, axes = random.Random(f"{seed}/{schedule}"), space.axes(schedule, problem, gpu)

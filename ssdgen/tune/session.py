@@ -16,9 +16,9 @@ from ..gpus import Gpu
 from ..mamba2_ops import ladder
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack import templates
-from ..pack.records import DECODE, FORWARD, MEASURED, PREDICTED, Direction, Identity
+from ..pack.records import FORWARD, MEASURED, PREDICTED, Direction, Identity
 from ..plan.problem import Problem
-from . import campaign, decoding, device, jobs, measure, predict, shapes
+from . import campaign, device, jobs, measure, predict, shapes
 from .budget import Budget
 from .campaign import Listener, Row, Setting
 from .jobs import Job, JobError, Stored, Task
@@ -26,6 +26,7 @@ from .measure import Users
 from .passes import PASSES
 from .pool import default_jobs
 from .presence import Pace, Presence
+from .problems import of_layers
 from .progress import BarProgress, PlainProgress, table
 from .ranks import Ranks, group, share
 from .results import Bench
@@ -126,13 +127,11 @@ def tasks_of(problems: dict[str, Problem], directions: Iterable[Direction]) -> t
     """
     found: list[Task] = []
     for direction in directions:
-        named = decoding.problems(problems, shapes.NAMED) if direction == DECODE else problems
+        named = of_layers(direction, problems, shapes.NAMED)
         buckets: dict[tuple, str] = {}
         for name, problem in named.items():
             buckets.setdefault(CallProblem(**problem.to_json()).bucket(), name)
-        for name in buckets.values():
-            full = name if direction in (FORWARD, DECODE) else f"{name} {direction}"
-            found.append(Task(full, direction, named[name]))
+        found += [Task(name, direction, named[name]) for name in buckets.values()]
     return tuple(found)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..plan import backward_space
 from ..plan.problem import Problem
-from ..plan.tiles import SMALLEST, cut, next_power_of_two
+from ..plan.tiles import CONSUMER_ROWS, SMALLEST, cut, next_power_of_two
 from . import backward_work
 from .compile import Launch
-from .counted import Work, memory_of
+from .counted import Work, memory_of, moving
 
 KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan", "state_step")
 
@@ -30,35 +30,79 @@ def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     if config["schedule"] in backward_space.SCHEDULES and kernel in backward_work.KERNELS:
         return backward_work.of_launch(kernel, launch, config, problem)
     numbers = config["kernels"].get(kernel, {})
-    ctas = prod(launch.grid)
-    memory = memory_of(launch)
+    ctas, memory = prod(launch.grid), memory_of(launch)
     if kernel == "state_step":
         # the state is written as well
         state = problem.batch * problem.nheads * problem.headdim * problem.dstate * problem.element_bytes
-        return Work(ctas, 1, 0, memory + state, memory + state, 0.0, 0.0, SMALLEST)
+        return moving(ctas, 1, memory + state, SMALLEST)
     chunk = config["chunk"]
     # tokens from one state that is kept to the next
     length = {"single_pass": problem.seqlen, "split": chunk}.get(config["schedule"])
-    length = length or config.get("segment") or problem.seqlen
-    if kernel in ("dt_cumsum", "state_passing"):
-        # the passing goes through the states of a head in order
-        steps = -(-problem.seqlen // length) if kernel == "state_passing" else 1
-        return Work(ctas, steps, 0, memory, memory, 0.0, 0.0, chunk)
+    length = min(problem.seqlen, length or config.get("segment") or problem.seqlen)
+    if kernel == "state_passing":
+        # it goes through the states of a head in order
+        return moving(ctas, -(-problem.seqlen // length), memory, chunk)
+    if kernel == "dt_cumsum":
+        return moving(ctas, 1, memory, chunk)
+    if kernel == "chunk_scan":
+        return _of_scan(ctas, memory, numbers, chunk, problem)
+    return _of_walk(kernel, ctas, memory, numbers, chunk, -(-length // chunk), problem)
 
-    heads = int(numbers.get("heads", 1))
-    p_tile = min(int(numbers.get("block_p", problem.headdim)), max(SMALLEST, next_power_of_two(problem.headdim)))
-    n_tile = sum(cut(problem.dstate))
-    # a program of one chunk has one trip; what it does in it is counted the same way
-    steps = -(-min(length, problem.seqlen) // chunk) if kernel in ("single_pass", "segment_state") else 1
+
+def _of_walk(
+    kernel: str, ctas: int, memory: float, numbers: dict[str, Any], chunk: int, steps: int, problem: Problem
+) -> Work:
+    """A walk through `steps` chunks, with outputs or without; each consumer walks for a tile of its own."""
+    consumers, heads = int(numbers.get("consumers", 0)), int(numbers.get("heads", 1))
+    p, n = _p_tile(numbers, problem), sum(cut(problem.dstate))
+    score, outer, size = chunk * chunk, chunk * n * p, problem.element_bytes
     trips = ctas * steps
-    score, outer = chunk * chunk, chunk * n_tile * p_tile
-    loaded = chunk * (heads * p_tile + n_tile) * problem.element_bytes
     if kernel == "segment_state":
-        flops, exps, chain = 2.0 * heads * outer, float(heads * chunk), 1
+        # the operand that the decays weight; the state itself is but scaled, which takes a quarter of what others take
+        flops, exps, entries, chain = 2.0 * heads * outer, heads * chunk, heads * (n * p // 4 + chunk * p), 1
+        loaded = chunk * n
     else:
-        # C B^T is made once for the heads of a CTA; the scores are applied, the old state read and, in a walk, renewed
-        states = 2 if kernel == "single_pass" else 1
-        flops = 2.0 * score * n_tile + heads * (2.0 * score * p_tile + 2.0 * states * outer)
-        exps, chain = float(heads * (score + 2 * chunk)), 2 + states
-        loaded += chunk * n_tile * problem.element_bytes
-    return Work(ctas, steps, chain, memory, float(trips * loaded), trips * flops, trips * exps, chunk)
+        # C B^T is made once for the heads of a CTA; the scores are applied, the old state is read and renewed
+        flops, chain = 2.0 * score * n + heads * (2.0 * score * p + 4.0 * outer), 4
+        exps, loaded = heads * (score + 2 * chunk), 2 * chunk * n
+        # with states by rows of headdim they stay where they are; else they go through shared memory to be multiplied
+        states = 1 if consumers or numbers.get("state_major") == "p" else 2
+        entries = heads * (2 * score + states * n * p + 2 * chunk * p)
+    teams = max(1, consumers)
+    # consumers have one copy of B and C
+    loaded_bytes = float(trips * (loaded + teams * heads * chunk * p) * size)
+    mine = trips * teams
+    return Work(
+        ctas,
+        steps,
+        chain,
+        memory,
+        loaded_bytes,
+        mine * flops,
+        float(mine * exps),
+        float(mine * entries),
+        chunk,
+        consumers,
+    )
+
+
+def _of_scan(ctas: int, memory: float, numbers: dict[str, Any], chunk: int, problem: Problem) -> Work:
+    """The output of a tile of rows of a chunk: what the state gives, then the columns up to the diagonal."""
+    rows, columns = (min(chunk, int(numbers.get(name, CONSUMER_ROWS))) for name in ("block_m", "block_k"))
+    p, n, size = _p_tile(numbers, problem), sum(cut(problem.dstate)), problem.element_bytes
+    # of all rows of a chunk, on average
+    steps = max(1, round((chunk + rows) / (2 * columns)))
+    score = rows * columns
+    once, trip = 2.0 * rows * n * p, 2.0 * score * (n + p)
+    trips = ctas * steps
+    loaded = ctas * (rows * n + n * p + steps * columns * (n + p)) * size
+    entries = trips * 2 * score + ctas * 2 * rows * p
+    return Work(
+        ctas, steps, 2, memory, float(loaded), ctas * once + trips * trip, float(trips * score), float(entries), rows
+    )
+
+
+def _p_tile(numbers: dict[str, Any], problem: Problem) -> int:
+    whole = max(SMALLEST, next_power_of_two(problem.headdim))
+    tile = CONSUMER_ROWS if numbers.get("consumers") else int(numbers.get("block_p", problem.headdim))
+    return min(max(SMALLEST, tile), whole)

@@ -70,6 +70,14 @@ def test_space_has_a_reason_for_every_bound() -> None:
     assert "single_pass" in refused("show", "space", "quadratic")
 
 
+def test_space_of_a_part_is_that_of_the_layer_s_part() -> None:
+    text = shown("show", "space", "norm_backward", "--shape", "nemotron-h")
+    assert text.startswith("norm_backward\n") and "norm.programs" in text and "minimal:" in text
+    # 640 channels are cut into two tiles, 1024 are not
+    assert "norm.tiles: 1\n" in text and "norm.tiles: 1, 2" in shown("show", "space", "norm_forward", "--headdim", "8")
+    assert "state_step.heads: 1, 2, 4, 8, 16" in shown("show", "space", "replay")
+
+
 def test_plan_and_kernel_of_the_same_name() -> None:
     plan = shown("show", "plan", "single_pass")
     assert "contract" in plan and "load " in plan and "grid:" in plan

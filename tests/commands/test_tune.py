@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ssdgen.commands import main
+from ssdgen import gpus
+from ssdgen.commands import main, tune
 from ssdgen.pack import store
-from ssdgen.pack.records import DECODE, DIRECTIONS
+from ssdgen.pack.records import DECODE, DIRECTIONS, REPLAY
 from ssdgen.tune import device
 from ssdgen.tune.passes import PASSES
 from ssdgen.tune.shapes import NAMED
@@ -122,6 +123,11 @@ def test_a_corrupt_journal_is_named(no_gpu: None, tmp_path: Path, own_journal: P
     assert "is broken in line 2" in message
 
 
+def test_what_triton_cannot_do_well_is_told(tmp_path: Path) -> None:
+    said = [tune._announcement(gpus.find(name), None, True, tmp_path) for name in ("t4", "a100")]
+    assert "tensor cores of sm75" in said[0] and "--dtype float16" in said[0] and "tensor cores" not in said[1]
+
+
 @pytest.mark.slow
 def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
     args = ("--gpu", "H200", "--shapes", SMALL, "--pass", "all", "--trials", "2", "--jobs", "1", "--out", str(tmp_path))
@@ -131,16 +137,16 @@ def test_a_prediction_from_end_to_end(no_gpu: None, tmp_path: Path) -> None:
     for direction in DIRECTIONS:
         records = store.read(tmp_path / "sm90_h200", direction)
         # of a decode step one for each way to store a state
-        assert len(records) == (3 if direction == DECODE else 1)
+        assert len(records) == (3 if direction in (DECODE, REPLAY) else 1), direction
         for record in records:
             assert record.direction == direction and record.provenance == "predicted" and record.time_us > 0
             assert record.fingerprint and record.space == PASSES[direction].space.fingerprint()
     identity = json.loads((tmp_path / "sm90_h200" / "gpu.json").read_text())
     assert identity["name"] == "NVIDIA H200" and identity["driver"] is None
-    # the same seed, the same answer
+    # the same seed, the same answer, and what is not asked for stays
     files = [tmp_path / "sm90_h200" / f"ssd_{direction}.json" for direction in DIRECTIONS]
     before = [path.read_bytes() for path in files]
-    assert run(*args).exit_code == 0
+    assert run(*args[:4], "--pass", "norm", *args[6:]).exit_code == 0
     assert [path.read_bytes() for path in files] == before
 
 

@@ -15,8 +15,9 @@ import torch
 import triton
 
 from ssdgen import gpus
-from ssdgen.mamba2_ops import conv_defaults
+from ssdgen.mamba2_ops.conv_defaults import default_conv
 from ssdgen.mamba2_ops.launchers import conv as launcher
+from ssdgen.mamba2_ops.part_problem import of_conv
 from ssdgen.tune import compile as compiling
 from ssdgen.tune.compile import compile_launch
 
@@ -43,15 +44,17 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 @cache
-def launch(direction: str, width: int, walk: bool, options: bool) -> Any:
-    """The launch of a call with a layer's sizes, without options or with all of them."""
+def launches(direction: str, width: int, walk: bool, options: bool) -> Any:
+    """The launches of a call with a layer's sizes, without options or with all of them."""
     row = (8, SEQLEN, DIM) if walk else (8, DIM, SEQLEN)
     states = meta(8, DIM, width - 1) if options else None
     tensors: dict[str, Any] = {"weight": meta(DIM, width), "bias": meta(DIM)}
+    of = direction if walk else f"tile_{direction}"
+    config = default_conv(f"conv_{of}", of_conv(8, SEQLEN, DIM, width, torch.bfloat16), 132)
     if direction == "update":
         tensors |= {"x": meta(8, DIM, 1), "conv_state": meta(8, DIM, 4), "cache_seqlens": None}
         tensors["conv_state_indices"] = meta(8, dtype=torch.int32) if options else None
-        return launcher.launches(direction, conv_defaults.update_config(DIM), tensors, True, True).launches[0]
+        return launcher.launches(direction, config, tensors, True, True).launches
     # channels are a slice of a projection
     x = meta(8, SEQLEN, 10576)[..., 5120 : 5120 + DIM] if walk else meta(*row)
     tensors |= {"x": x, "initial_states": states, "cu_seqlens": None}
@@ -59,13 +62,8 @@ def launch(direction: str, width: int, walk: bool, options: bool) -> Any:
     backward = direction == "backward"
     if backward:
         tensors |= {"d_y": meta(*row), "d_states": states}
-    config = (
-        conv_defaults.walk_config(backward, 2, 8, SEQLEN, DIM, 132)
-        if walk
-        else conv_defaults.tile_config(backward, 2, SEQLEN, DIM)
-    )
     flags = (True,) if backward else (True, options)
-    return launcher.launches(direction, config, tensors, walk, *flags).launches[0]
+    return launcher.launches(direction, config, tensors, walk, *flags).launches
 
 
 KERNELS = [
@@ -82,14 +80,14 @@ KERNELS = [
 @pytest.mark.parametrize(("direction", "width", "walk"), KERNELS)
 def test_every_kernel_compiles(direction: str, width: int, walk: bool) -> None:
     """Of the widest, with all options."""
-    compiled = compile_launch(launch(direction, width, walk, width == 4), gpus.find("h200"))
-    assert compiled.resources.spilled == 0
+    for launch in launches(direction, width, walk, width == 4):
+        assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0
 
 
 @pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu != "h200"])
 @pytest.mark.parametrize(("direction", "width"), [("forward", 4), ("backward", 3)])
 def test_compiles(direction: str, width: int, gpu: str) -> None:
-    assert compile_launch(launch(direction, width, True, False), gpus.find(gpu)).resources.registers > 0
+    assert compile_launch(launches(direction, width, True, False)[0], gpus.find(gpu)).resources.registers > 0
 
 
 @pytest.mark.parametrize("direction", ("forward", "backward"))
@@ -98,7 +96,7 @@ def test_loads_of_a_real_layer_are_wide(direction: str, monkeypatch: pytest.Monk
     kept: list[Any] = []
     compile_it = triton.compile
     monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: kept.append(compile_it(*a, **k)) or kept[-1])
-    found = compile_launch(launch(direction, 4, True, False), gpus.find("h200"))
+    found = compile_launch(launches(direction, 4, True, False)[0], gpus.find("h200"))
     assert found.resources.spilled == 0
     ptx = kept[0].asm["ptx"]
     words = "v4" if direction == "forward" else "v2"

@@ -11,12 +11,14 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+import triton
 
 from ssdgen import gpus
 from ssdgen.mamba2_ops.decode_defaults import default_decode
 from ssdgen.mamba2_ops.launchers import decode as launcher
 from ssdgen.mamba2_ops.problem import Problem
 from ssdgen.plan import catalogue
+from ssdgen.tune import compile as compiling
 from ssdgen.tune.compile import compile_launch
 
 pytestmark = [
@@ -39,7 +41,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def launches(
-    state: str, dstate: int, *, batch: int = 4, tied: bool = True, kept: int = 0, everything: bool = True, rows: int = 8
+    state: str,
+    dstate: int,
+    *,
+    batch: int = 4,
+    tied: bool = True,
+    kept: int = 0,
+    everything: bool = True,
+    rows: int = 8,
+    heads: int = 1,
+    tokens: int | None = None,
+    **numbers: Any,
 ) -> list[Any]:
     """Of one step on tensors without contents."""
     h, p, bf16 = 8, 64, torch.bfloat16
@@ -47,13 +59,14 @@ def launches(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    row = (batch,) if tokens is None else (batch, tokens)
     each, every = ((), ()) if tied else ((p,), (p, dstate))
     tensors: dict[str, torch.Tensor | None] = {
         "state": empty(batch, h, p, dstate, dtype=STATES[state]),
         "state_scale": empty(batch, h, p) if state in ("int8", "float8") else None,
-        **{name: empty(batch, h, p, dtype=bf16) for name in ("x", "y")},
-        **{name: empty(batch, 2, dstate, dtype=bf16) for name in ("B", "C")},
-        "dt": empty(batch, h, *each, dtype=bf16),
+        **{name: empty(*row, h, p, dtype=bf16) for name in ("x", "y")},
+        **{name: empty(*row, 2, dstate, dtype=bf16) for name in ("B", "C")},
+        "dt": empty(*row, h, *each, dtype=bf16),
         "A": empty(h, *every),
         "D": empty(h),
         "dt_bias": empty(h, *each),
@@ -62,7 +75,7 @@ def launches(
         tensors["z"] = empty(batch, h, p, dtype=bf16)
         tensors["state_batch_indices"] = empty(batch, dtype=torch.int32)
         tensors["seed"] = empty(1, dtype=torch.int64) if state != "float32" else None
-        if not kept:
+        if not kept and heads == 1:
             tensors["step_states"] = empty(batch, 1, h, p, dstate, dtype=STATES[state])
             tensors["step_scales"] = empty(batch, 1, h, p) if tensors["state_scale"] is not None else None
     if kept:
@@ -72,8 +85,8 @@ def launches(
             "kept_B": empty(batch, 2, kept, dstate, dtype=bf16),
             "count": empty(batch, dtype=torch.int32),
         }
-    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16)}}}
-    options = {"tied": tied, "tokens": None, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
+    config = {"kernels": {"state_step": {"block_p": rows, "num_warps": max(1, rows // 16), "heads": heads, **numbers}}}
+    options = {"tied": tied, "tokens": tokens, "dt_softplus": True, "dt_limit": (0.0, inf), "pad_slot_id": -1}
     return launcher.launches(config, tensors, **options, update_state=True).launches
 
 
@@ -84,6 +97,8 @@ CALLS = {
     "state_step_untied_2n": launches("float32", 12, tied=False),
     "replay_step": launches("float8", 32, kept=3),
     "replay_step_2n": launches("bfloat16", 20, kept=5),
+    "state_step_heads": launches("int8", 32, heads=2),
+    "replay_step_heads": launches("bfloat16", 32, kept=3, heads=2),
 }
 
 
@@ -97,6 +112,52 @@ def test_every_kernel_is_here() -> None:
 def test_compiles(name: str, gpu: str) -> None:
     for launch in CALLS[name]:
         assert compile_launch(launch, gpus.find(gpu)).resources.registers > 0
+
+
+@pytest.mark.parametrize(("state", "kept", "most"), [("int8", 0, 176), ("bfloat16", 0, 200), ("bfloat16", 15, 254)])
+def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: int) -> None:
+    """The state that is computed and the next one's numbers, at the sizes of the 2.7B shape."""
+    launch = launches(state, 128, batch=256, everything=False, rows=32, kept=kept, heads=4)[0]
+    resources = compile_launch(launch, gpus.find("h200")).resources
+    assert resources.spilled == 0 and resources.registers <= most
+
+
+@pytest.mark.parametrize(
+    ("dstate", "options"),
+    [
+        # a group has four heads
+        (32, {"heads": 8}),
+        (96, {"heads": 2}),
+        (32, {"heads": 2, "tied": False}),
+        (32, {"heads": 2, "tokens": 3}),
+        (96, {"early": True}),
+    ],
+)
+def test_heads_that_do_not_go_together(dstate: int, options: dict[str, Any]) -> None:
+    """Where a group has too few, or a call has what their kernel lacks, programs have one head each."""
+    launch = launches("bfloat16", dstate, everything=False, **options)[0]
+    assert "heads" not in launch.kernel.__name__ and not launch.early
+    again = launches("bfloat16", 32, everything=False, heads=2, tokens=1)[0]
+    assert again.kernel.__name__ == "state_step_heads" and again.args["HEADS"] == 2
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_one_that_starts_early_waits_before_it_reads(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launch says so to the driver, and the wait stands in front of every load."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    launch = launches("int8", 32, kept=kept, everything=False, early=True)[0]
+    assert launch.early and launch.options["launch_pdl"]
+    compile_launch(launch, gpus.find("h200"))
+    ptx = made[0].asm["ptx"]
+    assert made[0].metadata.launch_pdl and 0 < ptx.index("griddepcontrol.wait") < ptx.index("ld.global")
+    assert "griddepcontrol" not in compile_text(launches("int8", 32, kept=kept, heads=2)[0], made)
+
+
+def compile_text(launch: Any, made: list[Any]) -> str:
+    compile_launch(launch, gpus.find("h200"))
+    return made[-1].asm["ptx"]
 
 
 @pytest.mark.parametrize("state", STATES)

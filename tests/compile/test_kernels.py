@@ -45,6 +45,7 @@ SHIPPED = sorted(
         *catalogue.SPECIALISED,
         *catalogue.DECODE,
         *parts.kernels(),
+        *catalogue.beside(Layer()),
     }
 )
 

@@ -13,8 +13,9 @@ pytest.importorskip("triton")
 import torch
 
 from ssdgen import gpus
-from ssdgen.mamba2_ops import norm_defaults
 from ssdgen.mamba2_ops.launchers import norm as launcher
+from ssdgen.mamba2_ops.norm_defaults import default_norm
+from ssdgen.mamba2_ops.part_problem import of_norm
 from ssdgen.tune.compile import compile_launch
 
 pytestmark = [
@@ -37,10 +38,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @cache
 def launch(backward: bool, rms: bool, before: bool, dim: int, group: int) -> Any:
     row, channel = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((ROWS, dim), (dim,)))
-    config = norm_defaults.norm_config(backward, ROWS, group, dim // group, 132)
+    of = "norm_backward" if backward else "norm_forward"
+    config = default_norm(of, of_norm(ROWS, dim // group, group, torch.bfloat16), 132)
     tensors = {"x": row, "z": row, "weight": channel, "bias": None if rms else channel}
     tensors |= {"d_y": row} if backward else {}
-    assert config is not None
     return launcher.launches(config, tensors, backward, 1e-5, group, before, rms).launches[0]
 
 

@@ -75,6 +75,7 @@ PARTS = {
         "conv_update_3w",
         "layer_norm_2d",
         "rms_norm_gate_first_backward",
+        "sum_parts",
     )
 }
 # of another recurrence's kernels, those that are new in it, and of the chunks' what changes most

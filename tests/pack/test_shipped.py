@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
 from ssdgen import gpus
 from ssdgen.emit import fingerprint
+from ssdgen.mamba2_ops import select
+from ssdgen.mamba2_ops.errors import SsdWarning
+from ssdgen.mamba2_ops.match import Gpu as CallGpu
+from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.pack import schema, templates
 from ssdgen.pack.records import Direction
 from ssdgen.plan import backward_space, space
 from ssdgen.plan.problem import Problem
 from ssdgen.tune.passes import PASSES
+from ssdgen.tune.shapes import NAMED
 
 TUNED = Path(__file__).resolve().parents[2] / "tuned"
 FOLDERS = sorted(path.parent for path in TUNED.glob("*/gpu.json"))
@@ -81,3 +87,36 @@ def test_records_are_legal_or_what_runs_without_them(folder: Path, direction: Di
         problem, config = Problem(**record["problem"]), record["config"]
         reason = SPACES[direction].legal(config, problem, gpu)
         assert reason is None or config == PASSES[direction].space.default(problem, gpu), reason
+
+
+# GPUs that nobody measured on yet; of the named shapes
+PREDICTED = ("sm80_a100", "sm86_rtx3090", "sm89_l40s", "sm89_rtx4090", "sm100_b200", "sm120_rtx5090", "gfx942_mi300x")
+
+
+@pytest.mark.parametrize("direction", SPACES)
+@pytest.mark.parametrize("name", PREDICTED)
+def test_every_named_shape_has_a_record_for_other_gpus(name: str, direction: Direction) -> None:
+    found = records(TUNED / name, direction)
+    sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
+    assert {tuple(record["problem"][size] for size in sizes) for record in found} == set(NAMED.values())
+    for record in found:
+        assert record["provenance"] == "predicted" and record["error"] is None
+        # the default is a candidate too, unless it does not fit that GPU
+        assert record["default_us"] is None or record["time_us"] <= record["default_us"]
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_a_call_on_that_gpu_finds_its_prediction(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a driver names the GPU, without a warning; another GPU of the architecture is warned."""
+    gpu = gpus.find(json.loads((TUNED / name / "gpu.json").read_text())["gpu"])
+    monkeypatch.setenv("SSDGEN_TUNED", str(TUNED))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    select.forget()
+    problem = CallProblem(8, 2048, 80, 64, 128, 1, "bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choice = select.choose(problem, CallGpu(gpu.device_names[0], gpu.arch, gpu.sms))
+    assert choice.exact and choice.record is not None and not choice.record.measured
+    with pytest.warns(SsdWarning, match="no config was tuned on"):
+        select.choose(problem, CallGpu("Another One", gpu.arch, gpu.sms))
+    select.forget()

@@ -21,6 +21,7 @@ from ssdgen.mamba2_ops.errors import SsdWarning
 from ssdgen.mamba2_ops.launchers import forward as launcher
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import catalogue, parts, space
+from ssdgen.spec.layer import Layer
 from tests.parity import configs, settings
 from tests.parity import test_consumers as consumers
 from tests.parity.cases import ALONE, DTYPES, PACKED, TOGETHER, Case, arguments, compare, draw
@@ -66,6 +67,7 @@ def test_every_kernel_is_there() -> None:
     by_consumers = {name for name in of_hopper if "consumer" in name}
     shipped = {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS}
     others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *parts.kernels()}
+    others |= catalogue.beside(Layer())
     assert launched | by_consumers == shipped - others
     assert not launched & by_consumers
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import ssdgen.mamba2_ops as ops
 from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths
+from ssdgen.mamba2_ops.launchers import decode as launcher
 from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -60,6 +62,42 @@ def test_replay(state: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", [Case(options=(*MODEL, "slots")), Case(state="int8", options=EVERYTHING[:6])], ids=str)
+def test_heads_after_heads(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same results where a program goes through the heads of a group, and their kernels are those that ran."""
+    ran = going_through_heads(monkeypatch, 2)
+    check(case, ops.selective_state_update, device)
+    assert ran == ["state_step_heads"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("state", ["float32", "int8"])
+def test_replay_of_heads_after_heads(state: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = going_through_heads(monkeypatch, 2)
+    case = Case(dstate=16, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
+    ys, expected, _, replay = replayed(ops, case, 4, 6, device)
+    assert replay.count.sum() == 4 and {"replay_step_heads", "state_step_heads"} <= set(ran)
+    assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
+
+
+def going_through_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> list[str]:
+    """Have every step run with that many heads of a program; what is launched is noted."""
+    config = {"schedule": "step", "kernels": {"state_step": {"block_p": 4, "num_warps": 1, "heads": heads}}}
+    monkeypatch.setattr(decode_paths, "decode_config_for", lambda *_: config)
+    ran: list[str] = []
+    plan = launcher._plan
+
+    def noting(*args: Any, **options: Any) -> Any:
+        found = plan(*args, **options)
+        ran.append(found.launches[0].kernel.__name__)
+        return found
+
+    monkeypatch.setattr(launcher, "_recipes", type(launcher._recipes)())
+    monkeypatch.setattr(launcher, "_plan", noting)
+    return ran
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("state", ["float16", "int8", "float8"])
 def test_random_bits_are_those_of_the_pytorch_path(state: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same seed rounds the same way everywhere, but where fp32 itself rounds another way."""
@@ -76,14 +114,15 @@ def test_random_bits_are_those_of_the_pytorch_path(state: str, device: str, monk
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_seed_repeats_itself_whatever_the_tile(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for rows, warps in ((4, 1), (16, 4)):
-        config = {"schedule": "step", "kernels": {"state_step": {"block_p": rows, "num_warps": warps}}}
+    for rows, warps, heads in ((4, 1, 1), (16, 4, 1), (8, 1, 2)):
+        numbers = {"block_p": rows, "num_warps": warps, "heads": heads}
+        config = {"schedule": "step", "kernels": {"state_step": numbers}}
         monkeypatch.setattr(decode_paths, "decode_config_for", lambda *_, config=config: config)
         args = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)
         ops.selective_state_update(**args)
         found.append(args["state"])
     # the sum over dstate does not enter the state
-    assert torch.equal(*found)
+    assert all(torch.equal(found[0], other) for other in found[1:])
     other = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)
     ops.selective_state_update(**other | {"rng_seed": 5})
     assert not torch.equal(found[0], other["state"])

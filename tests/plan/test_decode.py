@@ -22,7 +22,7 @@ SLOTS = np.array([4, -1, 0])
 NSLOTS = 6
 KINDS = [(family, MULTI_INPUT) for family in FAMILIES.values()]
 KINDS += [(SSD, layout) for layout in LAYOUTS.values() if layout is not MULTI_INPUT]
-OPTIONS = {"HAS_D": True, "HAS_Z": True, "HAS_DT_BIAS": True, "DT_SOFTPLUS": True, "RANDOM": False}
+OPTIONS = {"HAS_D": True, "HAS_Z": True, "HAS_DT_BIAS": True, "DT_SOFTPLUS": True, "RANDOM": False, "EARLY": True}
 
 
 def drawn(layer: Layer, tokens: int, dstate: int) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def names(args: dict[str, Any], tokens: int, **constants: int) -> tuple[dict, di
     ngroups = min(args[name].shape[2] for name in "xBC")
     sizes = {"batch": BATCH, "tokens": tokens, "nslots": NSLOTS, "nheads": HEADS, "ngroups": ngroups, "pad_slot_id": 3}
     known = {"HEADDIM": P, "DSTATE": dstate, "TOKENS": tokens, "FORMAT": 0, "BLOCK_P": 4, **blocks, **constants}
+    known["HEADS"] = HEADS // ngroups
     return sizes, known, {"dt_min": 0.05, "dt_max": 0.6, "stored_step": 1 / 127}
 
 
@@ -119,18 +120,40 @@ def test_a_step_without_anything() -> None:
     np.testing.assert_array_equal(found["state"][4], args["initial_states"][0])
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("family", "layout"), KINDS, ids=lambda value: value.name)
-def test_a_replay_is_the_oracle(family, layout) -> None:
+def test_heads_after_heads_are_the_oracle(family, layout, scaled: bool) -> None:
+    """All heads of a group in one program."""
+    layer = Layer(family=family, layout=layout)
+    args = drawn(layer, 1, 8)
+    exact = oracle(Layer(family, layout, dt_softplus=True), **args, dt_limit=(0.05, 0.6))
+    found = run_step(layer, args, decode.Step(heads=True), HAS_SCALE=scaled, STORE_STEPS=False)
+    rows = SLOTS >= 0
+    np.testing.assert_allclose(found["y"][rows], exact.y[rows], rtol=1e-9)
+    assert not found["y"][~rows].any()
+    state = found["state"] * (found["state_scale"][..., None] if scaled else 1)
+    np.testing.assert_allclose(state[SLOTS[rows]], exact.final_states[rows], rtol=1e-9)
+    assert np.isnan(np.delete(state, SLOTS[rows], axis=0)).all(), "another slot was touched"
+
+
+def test_heads_that_have_nothing_of_their_own() -> None:
+    with pytest.raises(ValueError, match="one number for each"):
+        decode.kernel(Layer(), decode.Step(tied=False, heads=True))
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize(("family", "layout"), KINDS, ids=lambda value: value.name)
+def test_a_replay_is_the_oracle(family, layout, heads: bool) -> None:
     """Five steps of which three inputs are kept: the state is written at the fourth, and y is right at each."""
-    check_replay(Layer(family=family, layout=layout), 8)
+    check_replay(Layer(family=family, layout=layout), 8, heads)
 
 
-@pytest.mark.parametrize("dstate", [1, 5])
-def test_a_replay_of_every_shape(dstate: int) -> None:
-    check_replay(Layer(), dstate, HAS_SCALE=True)
+@pytest.mark.parametrize(("dstate", "heads"), [(1, False), (5, False), (4, True)])
+def test_a_replay_of_every_shape(dstate: int, heads: bool) -> None:
+    check_replay(Layer(), dstate, heads, HAS_SCALE=True)
 
 
-def check_replay(layer: Layer, dstate: int, **flags: bool) -> None:
+def check_replay(layer: Layer, dstate: int, heads: bool, **flags: bool) -> None:
     tokens, kept = 5, 3
     args = drawn(layer, tokens, dstate)
     exact = oracle(Layer(layer.family, layer.layout, dt_softplus=True), **args, dt_limit=(0.05, 0.6))
@@ -151,7 +174,7 @@ def check_replay(layer: Layer, dstate: int, **flags: bool) -> None:
     memory |= {f"new_{name}": memory[f"kept_{name}"] for name in ("x", "dt", "B")}
     sizes, constants, reals = names(args, 1, KEPT=kept, BLOCK_K=4)
     chosen = {**OPTIONS, "HAS_SLOTS": True, "HAS_SCALE": False, **flags}
-    shape = replay.Replay(len(power_tiles(dstate)))
+    shape = replay.Replay(len(power_tiles(dstate)), heads)
     before = state.copy()
     for t in range(tokens):
         y = np.full((BATCH, 1, HEADS, P), np.nan)
@@ -184,4 +207,4 @@ def test_a_slot_named_twice_is_a_race_and_one_past_the_end_is_not_read(monkeypat
 
 def test_the_catalogue_has_every_shape() -> None:
     assert {kernel.name for kernel in catalogue.decoding(Layer())} == set(catalogue.DECODE)
-    assert len(catalogue.DECODE) == 7
+    assert len(catalogue.DECODE) == 9

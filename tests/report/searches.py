@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from ssdgen.report import studies
 from ssdgen.report.studies import History
 
-NAME = "sm90_h200/measured/8,2048,80,64,128,1,bfloat16/0123456789abcdef/fedcba9876543210"
+NAME = "sm90_h200/20260102-030405-0a1b/2.7b"
 
 
 def history(name: str = NAME, seed: int = 0) -> History:

@@ -126,7 +126,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "1 records, 1 searches" in result.output
     text = (tmp_path / "a.html").read_text()
-    assert "sm90_h200/measured/8,2048" in text and "Left out, as asked." in text
+    assert "2.7b, begun on 2026-01-02 at 03:04" in text and "Left out, as asked." in text
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from ssdgen.runtime.backward_defaults import default_backward
 from ssdgen.runtime.defaults import default_config
 from ssdgen.runtime.errors import RecordError, SsdWarning, UntunedError
 from ssdgen.runtime.match import Gpu, is_same
+from ssdgen.runtime.part_problem import of_conv, of_norm
 from ssdgen.runtime.problem import Problem
-from ssdgen.runtime.records import GpuRecords
+from ssdgen.runtime.records import DIRECTIONS, PARTS, GpuRecords
 
 H200 = Gpu("NVIDIA H200", "sm90", 132)
 PROBLEM = Problem(8, 2048, 80, 64, 128, 1, "bfloat16")
@@ -38,7 +39,7 @@ def put(root: Path, records: list[dict], name: str = "NVIDIA H200", arch: str = 
     folder = root / f"{arch}_{name.replace(' ', '_')}"
     folder.mkdir(parents=True)
     (folder / "gpu.json").write_text(json.dumps({"arch": arch, "name": name, "schema": 1}))
-    for direction in ("forward", "backward"):
+    for direction in DIRECTIONS:
         own = [entry for entry in records if entry.get("direction", "forward") == direction]
         (folder / f"ssd_{direction}.json").write_text(json.dumps({"schema": 1, "records": own}))
 
@@ -140,6 +141,23 @@ def test_measured_beats_predicted(roots: dict[str, Path]) -> None:
     put(roots["bundled"], [record("measured", replace(PROBLEM, batch=1))])
     select.forget()
     assert chosen() == "measured"
+
+
+def test_measured_on_a_related_gpu_beats_predicted_where_the_problem_is_near(roots: dict[str, Path]) -> None:
+    far = replace(PROBLEM, batch=1)
+    put(
+        roots["own"],
+        [record("predicted", provenance="predicted"), record("predicted far", far, provenance="predicted")],
+    )
+    put(roots["bundled"], [record("h100", replace(PROBLEM, seqlen=3072))], name="NVIDIA H100")
+    with pytest.warns(SsdWarning, match=r"NVIDIA H200.*a record of NVIDIA H100"):
+        assert not select.choose(PROBLEM, H200).exact
+    assert chosen() == "h100" and chosen(far) == "predicted far"
+    # without a prediction it need not be near, and what was measured on this GPU always comes first
+    assert chosen(replace(far, dtype="bfloat16"), Gpu("NVIDIA GH200 480GB", "sm90", 132)) == "h100"
+    put(roots["cache"], [record("h200", far)])
+    select.forget()
+    assert chosen() == "h200"
 
 
 def test_the_nearest_problem(roots: dict[str, Path]) -> None:
@@ -318,3 +336,60 @@ def test_a_backward_look_up_is_resolved_once_and_may_be_replaced(
     assert select.backward_config_for(PROBLEM, device) is None and select.config_for(PROBLEM, device) is forward
     select.forget()
     assert select.backward_config_for(PROBLEM, device) == first and len(calls) == 3
+
+
+CONV = of_conv(8, 2048, 5376, 4, torch.bfloat16)
+NORM = of_norm(16384, 8, 640, torch.bfloat16)
+
+
+def of_part(direction: str, problem: Problem, **numbers: int) -> dict:
+    made = record(direction, problem, direction=direction)
+    made["config"]["kernels"] = {"kernel": numbers}
+    return made
+
+
+@pytest.mark.parametrize("direction", PARTS)
+def test_every_part_goes_down_the_same_ladder(direction: str, roots: dict[str, Path]) -> None:
+    problem = NORM if direction.startswith("norm") else CONV
+    with pytest.warns(SsdWarning, match="no config was tuned on NVIDIA H200 for .*built-in default.*--pass layer"):
+        default = select.choose(problem, H200, direction)
+    assert default.record is None and len(default.config["kernels"]) == 1
+    put(roots["bundled"], [of_part(direction, problem, block_d=256)])
+    select.forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choice = select.choose(problem, H200, direction)
+        found = select.part_config_for(direction, problem, torch.device("cpu"))
+    assert choice.config["kernels"] == {"kernel": {"block_d": 256}} and choice.exact
+    # there is no GPU here; what a look-up has found stays the same object
+    assert found is select.part_config_for(direction, problem, torch.device("cpu"))
+    other = next(each for each in PARTS if each != direction)
+    assert chosen(problem, H200, other) != direction
+
+
+def test_one_warning_for_all_parts(roots: dict[str, Path]) -> None:
+    with pytest.warns(SsdWarning) as heard:
+        for direction in PARTS:
+            select.choose(NORM if direction.startswith("norm") else CONV, H200, direction)
+    assert len(heard) == 1
+
+
+def test_a_convolution_of_other_sizes_has_as_many_programs(roots: dict[str, Path]) -> None:
+    """8 rows x 21 tiles of channels x 16 parts were tuned."""
+    put(roots["own"], [of_part("conv_forward", CONV, block_d=256, part=128, num_warps=1)])
+    for rows, length, parts in ((8, 2048, 16), (4, 4096, 32), (1, 2048, 64), (64, 2048, 2), (4096, 2048, 1)):
+        found = select.choose(of_conv(rows, length, 5376, 4, torch.float16), H200, "conv_forward").config
+        assert found["schedule"] == "conv_forward"
+        assert -(-length // found["kernels"]["kernel"]["part"]) == parts, (rows, length)
+
+
+def test_a_norm_takes_no_record_of_rows_of_another_width(roots: dict[str, Path]) -> None:
+    put(roots["own"], [of_part("norm_backward", NORM, block_t=4, programs=33)])
+    near, wider, narrower = (of_norm(4096, 16, size, torch.bfloat16) for size in (600, 1280, 320))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SsdWarning)
+        found = select.choose(near, H200, "norm_backward").config["kernels"]
+        # twice as many groups share the programs
+        assert found == {"kernel": {"block_t": 4, "programs": 16}}
+        for problem in (wider, narrower):
+            assert select.choose(problem, H200, "norm_backward").record is None

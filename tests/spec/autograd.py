@@ -47,6 +47,7 @@ def _layer(layer: Layer, given: dict[str, torch.Tensor], arrays: Arrays) -> tupl
         "ssd": lambda: dt * given["A"],
         "constant": lambda: given["A"].expand(dt.shape),
         "none": lambda: torch.zeros_like(dt),
+        "gated": lambda: given["A"].clamp(max=0),
     }[layer.family.name]()
 
     def of_heads(name: str) -> torch.Tensor:

@@ -36,7 +36,7 @@ def draw(layer: Layer, sizes: Sizes, seed: int) -> Arrays:
     arrays: Arrays = {
         "x": random.normal(size=(b, length, heads("x"), p)),
         "dt": random.normal(size=(b, length, h)),
-        "A": -random.uniform(0.1, 2, size=h),
+        "A": -random.uniform(0.1, 2, size=(b, length, h) if layer.family.per_token else h),
         "B": random.normal(size=(b, length, heads("B"), n)),
         "C": random.normal(size=(b, length, heads("C"), n)),
     }

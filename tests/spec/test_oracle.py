@@ -10,7 +10,7 @@ import pytest
 
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, MULTI_CONTRACT, HeadLayout
-from ssdgen.spec.masks import CONSTANT, FAMILIES, NONE, SSD, MaskFamily
+from ssdgen.spec.masks import CONSTANT, FAMILIES, GATED, NONE, SSD, MaskFamily
 from ssdgen.spec.oracle import OracleInput, oracle
 from tests.spec.cases import Sizes, draw
 
@@ -33,7 +33,10 @@ def by_hand(arrays: dict[str, Any], mask: str, layout: str, softplus: bool, limi
                 step += float(arrays["dt_bias"][h]) if "dt_bias" in arrays else 0.0
                 step = math.log(1.0 + math.exp(step)) if softplus else step
                 step = min(max(step, limits[0]), limits[1])
-                kept = {"ssd": math.exp(step * A[h]), "constant": math.exp(A[h]), "none": 1.0}[mask]
+                if mask == "gated":
+                    kept = math.exp(A[b, t, h])
+                else:
+                    kept = {"ssd": math.exp(step * A[h]), "constant": math.exp(A[h]), "none": 1.0}[mask]
                 if "seq_idx" in arrays and t > 0 and arrays["seq_idx"][b, t] != arrays["seq_idx"][b, t - 1]:
                     kept = 0.0
                 state = kept * state + step * np.outer(x[b, t, at["x"]], B[b, t, at["B"]])
@@ -55,7 +58,7 @@ def agrees(layer: Layer, seed: int, limits=(0.0, math.inf)) -> bool:
     return np.allclose(found.y, y, 1e-10, 1e-10) and np.allclose(found.final_states, last, 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+@pytest.mark.parametrize("family", (*FAMILIES.values(), GATED), ids=lambda family: family.name)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
 def test_layouts_and_masks(family: MaskFamily, layout: HeadLayout, seed: int):
     assert agrees(Layer(family, layout), seed)

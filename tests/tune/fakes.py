@@ -106,7 +106,7 @@ class FakePass:
 
     def work(self, launch: FakeLaunch, config: Config, problem: Problem) -> Work:
         """More the further from the best; the model adds to that what it knows of warps."""
-        return Work(64, 1, 1, 1e6 * time_of(config), 1e6, 1e6, 1e6, 64)
+        return Work(64, 1, 1, 1e6 * time_of(config), 1e6, 1e6, 1e6, 1e6, 64)
 
 
 @dataclass

@@ -10,14 +10,15 @@ from ssdgen import gpus
 from ssdgen.plan.problem import Problem
 from ssdgen.tune import passes, prior
 from ssdgen.tune.choices import Choices
+from ssdgen.tune.problems import of_layer
 from ssdgen.tune.results import key_of
 from tests.tune.fakes import H200, PROBLEM, FakePass, time_of
 
 
 @pytest.mark.parametrize("name", ["h100", "a100", "mi300x"])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", "backward", "conv_backward", "conv_tile_forward", "norm_backward"])
 def test_every_one_can_be_tried(direction: passes.Direction, name: str) -> None:
-    problem, gpu = Problem(2, 1024, 16, 64, 128, 2), gpus.find(name)
+    problem, gpu = of_layer(direction, Problem(2, 1024, 16, 64, 128, 2)), gpus.find(name)
     space = passes.PASSES[direction].space
     found = prior.ranked(direction, problem, gpu, 0)
     assert found == prior.ranked(direction, problem, gpu, 0) != prior.ranked(direction, problem, gpu, 1)
@@ -27,6 +28,16 @@ def test_every_one_can_be_tried(direction: passes.Direction, name: str) -> None:
     for config in found:
         assert space.legal(config, problem, gpu) is None and choices.parameters(config) is not None
         assert passes.used_kernels(direction, config, problem)
+
+
+def test_given_ones_stand_among_them_if_they_are_legal() -> None:
+    problem, gpu, space = Problem(2, 1024, 16, 64, 128, 2), gpus.find("a100"), passes.PASSES["forward"].space
+    good, bad = space.starts(problem, gpu)[0], space.minimal("split", problem)
+    illegal = {**good, "chunk": 48}
+    found = prior.ranked("forward", problem, gpu, 0, [bad, illegal, good])
+    assert illegal not in found and found.index(good) < found.index(bad)
+    # the smallest tiles are the last of all
+    assert len(found) > prior.KEPT and bad not in found[: prior.KEPT]
 
 
 def test_the_best_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

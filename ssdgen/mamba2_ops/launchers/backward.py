@@ -42,8 +42,11 @@ from ..kernels import (
     chunk_states_2n_1consumer,
     chunk_states_2n_2consumers,
     dt_cumsum,
+    dt_cumsum_gated,
     dt_gradients,
     dt_gradients_blocks,
+    dt_gradients_blocks_gated,
+    dt_gradients_gated,
     group_gradients,
     group_gradients_2n,
     group_gradients_2n_2p,
@@ -80,6 +83,7 @@ from .forward import _blocks, _narrow, _precision
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
+    "A": ("batch", "seqlen", "nheads"),
     "B": ("batch", "seqlen", "ngroups", "DSTATE"),
     "C": ("batch", "seqlen", "ngroups", "DSTATE"),
     "D": ("nheads", "HEADDIM"),
@@ -170,7 +174,6 @@ CONSUMERS = {
         (2, 2): segment_adjoint_2n_2consumers,
     },
 }
-
 # runs in 48 KB of shared memory up to a headdim * dstate of 32768
 MINIMAL_BACKWARD: dict[str, Any] = {
     "schedule": "walk",
@@ -231,6 +234,7 @@ def backward(
     where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
+    A may have the shape of dt: the log-decay of every token, whatever its step size.
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
     needs: any of "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", those that are there.
     Returns: each in the shape and dtype of its input, d_dt of the step size before its transform; the same bits from
@@ -283,12 +287,13 @@ def _in_slices(
     """Some rows of the batch after the other: what they do not share is put together, the rest added up."""
     batch = tensors["x"].shape[0]
     rows = -(-batch // slices)
+    shared = SHARED - {"A"} if tensors["A"].dim() == 3 else SHARED
     found: dict[str, Tensor] = {}
     for first in range(0, batch, rows):
         some = slice(first, min(first + rows, batch))
-        part = {name: value if value is None or name in SHARED else value[some] for name, value in tensors.items()}
+        part = {name: value if value is None or name in shared else value[some] for name, value in tensors.items()}
         for name, made in _all_rows(config, part, dt_softplus, dt_limit, needs).items():
-            if name in SHARED:
+            if name in shared:
                 # in float32, whatever the parameter's dtype
                 found[name] = made.float() + found[name] if name in found else made.float()
             else:
@@ -401,8 +406,9 @@ def _plan(
     vector = (batch, nheads, whole)
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
+    module = dt_cumsum_gated if tensors["A"].dim() == 3 else dt_cumsum
     sizes.launch(
-        dt_cumsum, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
+        module, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
     )
     if "initial_states" in needs:
         initial = tensors["initial_states"]
@@ -546,18 +552,26 @@ def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: s
 def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     names, dt = sizes.names, sizes.tensors["dt"]
     sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
-    sizes.allocate("d_A+d_dt_bias", (2, names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+    parts = (names["batch"], names["nchunks"], names["nheads"])
+    whole = names["p_blocks"] == names["n_blocks"] == 1
+    if (given := sizes.tensors["A"]).dim() == 3:
+        sizes.allocate("d_A", tuple(given.shape), given.dtype)
+        sizes.allocate("d_dt_bias", parts, torch.float32)
+        module = dt_gradients_gated if whole else dt_gradients_blocks_gated
+    else:
+        sizes.allocate("d_A+d_dt_bias", (2, *parts), torch.float32)
+        module = dt_gradients if whole else dt_gradients_blocks
     numbers = _numbers(config, "dt_gradients")
-    whole = sizes.names["p_blocks"] == sizes.names["n_blocks"] == 1
-    module = dt_gradients if whole else dt_gradients_blocks
     sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
 
 
 def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
     """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
     made = {name: tensors.get("d_initial" if name == "initial_states" else f"d_{name}") for name in needs}
-    if needs & {"A", "dt_bias"}:
+    if "d_A+d_dt_bias" in tensors and needs & {"A", "dt_bias"}:
         made["A"], made["dt_bias"] = tensors["d_A+d_dt_bias"].sum((1, 2)).unbind()
+    elif "dt_bias" in needs:
+        made["dt_bias"] = tensors["d_dt_bias"].sum((0, 1))
     if needs & {"B", "C"} and "d_B+d_C" in tensors:
         whole = tensors["d_B+d_C"]
         # one part is the gradient itself

@@ -23,6 +23,7 @@ from ..kernels import (
     conv_walk_backward_2w,
     conv_walk_backward_3w,
     conv_walk_backward_4w,
+    sum_parts,
 )
 from ..launching import Plan, Recipes, Sizes, key_of
 
@@ -77,6 +78,9 @@ UPDATE_DIMS = {
     "x": ("batch", "dim", "tokens"),
     "y": ("batch", "dim", "tokens"),
 }
+# parts of a gradient: few, and in the cache
+SUM = {"num_warps": 4}
+
 _recipes = Recipes()
 
 
@@ -93,7 +97,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y and the states after the last token, if asked for.  On the current device; arguments already checked.
 
-    config: {"block_d", "num_warps"} and "part" for a walk, "block_t" for tiles; never changed.
+    config: {"schedule", "kernels": {kernel: numbers}}, numbers {"block_d", "num_warps"} and "part" of "conv_walk",
+    "block_t" of "conv_tile"; never changed.
     x: [batch, dim, seqlen], with a stride of 1 along dim (a walk) or seqlen (tiles, without cu_seqlens).
     Returns: y [batch, dim, seqlen], dense in the order of x; states [rows, dim, width - 1].
     """
@@ -120,12 +125,9 @@ def backward(
     tensors = _tensors(x, weight, bias, initial_states, seq_idx, cu_seqlens)
     tensors |= {"d_y": _turned(d_y, walk), "d_states": d_states}
     tensors = _run(config, tensors, walk, _plan_backward, (silu,))
-    width = weight.shape[1]
-    # the parts are added up in one order
-    summed = tensors["parts"].flatten(0, 1).sum(0)
-    found = {"x": _turned(tensors["d_x"], walk), "weight": summed[:width].T.to(weight.dtype).contiguous()}
+    found = {"x": _turned(tensors["d_x"], walk), "weight": tensors["d_weight"]}
     if bias is not None:
-        found["bias"] = summed[width].to(bias.dtype, copy=True)
+        found["bias"] = tensors["d_bias"]
     if initial_states is not None:
         found["initial_states"] = tensors["d_initial_states"]
     return found
@@ -184,8 +186,9 @@ def _plan_forward(config, tensors, walk: bool, silu: bool, final_states: bool) -
     sizes.allocate("y", tuple(x.shape), x.dtype)
     if final_states:
         sizes.allocate("final_states", (names["rows"], names["dim"], names["state_len"]), x.dtype)
-    table = CONV_WALK if walk else CONV_TILE
-    sizes.launch(table[names["width"]], config, **_blocks(config, names, walk, 0))
+    table, numbers = (CONV_WALK, "conv_walk") if walk else (CONV_TILE, "conv_tile")
+    numbers = config["kernels"][numbers]
+    sizes.launch(table[names["width"]], numbers, **_blocks(numbers, names, walk, 0))
     return sizes.plan()
 
 
@@ -196,14 +199,21 @@ def _plan_backward(config, tensors, walk: bool, silu: bool) -> Plan:
     )
     names, x = sizes.names, sizes.tensors["x"]
     early = names["state_len"] if initial is not None else 0
-    blocks = _blocks(config, names, walk, early)
+    table, numbers = (CONV_WALK_BACKWARD, "conv_walk") if walk else (CONV_TILE_BACKWARD, "conv_tile")
+    numbers = config["kernels"][numbers]
+    blocks = _blocks(numbers, names, walk, early)
     parts = blocks["nsegments"] if walk else blocks["ntiles"]
     sizes.allocate("d_x", tuple(x.shape), x.dtype)
-    sizes.allocate("parts", (names["rows"], parts, names["sums"], names["dim"]), torch.float32)
+    weight, bias = sizes.tensors["weight"], sizes.tensors["bias"]
+    sizes.allocate("d_weight", tuple(weight.shape), weight.dtype)
+    if bias is not None:
+        sizes.allocate("d_bias", tuple(bias.shape), bias.dtype)
+    sizes.scratch("parts", (names["rows"], parts, names["sums"], names["dim"]), torch.float32)
     if initial is not None:
         sizes.allocate("d_initial_states", tuple(initial.shape), initial.dtype)
-    table = CONV_WALK_BACKWARD if walk else CONV_TILE_BACKWARD
-    sizes.launch(table[names["width"]], config, **blocks)
+    sizes.launch(table[names["width"]], numbers, **blocks)
+    columns = names["width"] + (bias is not None)
+    sizes.launch(sum_parts, SUM, nparts=names["rows"] * parts, columns=columns, BLOCK_T=64, BLOCK_D=32)
     return sizes.plan()
 
 
@@ -224,7 +234,8 @@ def _plan_update(config, tensors, _: bool, silu: bool) -> Plan:
         HAS_INDICES=tensors["conv_state_indices"] is not None,
     )
     sizes.allocate("y", (batch, dim, tokens), x.dtype)
-    sizes.launch(CONV_UPDATE[weight.shape[1]], config, BLOCK_D=config["block_d"])
+    numbers = config["kernels"]["conv_update"]
+    sizes.launch(CONV_UPDATE[weight.shape[1]], numbers, BLOCK_D=numbers["block_d"])
     return sizes.plan()
 
 
@@ -272,13 +283,13 @@ def _sizes(tensors: dict[str, Tensor | None], walk: bool, silu: bool, **flags: b
     )
 
 
-def _blocks(config: dict[str, Any], names: dict[str, Any], walk: bool, early: int) -> dict[str, int]:
+def _blocks(numbers: dict[str, Any], names: dict[str, Any], walk: bool, early: int) -> dict[str, int]:
     """Tile sizes, and how many programs go along a row.  early: tokens before the first that get a gradient too."""
     if not walk:
-        tiles = -(-(names["seqlen"] + early) // config["block_t"])
-        return {"BLOCK_D": config["block_d"], "BLOCK_T": config["block_t"], "ntiles": tiles}
+        tiles = -(-(names["seqlen"] + early) // numbers["block_t"])
+        return {"BLOCK_D": numbers["block_d"], "BLOCK_T": numbers["block_t"], "ntiles": tiles}
     # of packed sequences, some may be far longer than the average: up to four times as many parts as that has
     average = -(-names["seqlen"] // names["rows"]) if names["HAS_CU_SEQLENS"] else names["seqlen"]
-    parts = -(-average // config["part"])
-    most = -(-names["seqlen"] // config["part"])
-    return {"BLOCK_D": config["block_d"], "nsegments": min(most, 4 * parts) if names["HAS_CU_SEQLENS"] else parts}
+    parts = -(-average // numbers["part"])
+    most = -(-names["seqlen"] // numbers["part"])
+    return {"BLOCK_D": numbers["block_d"], "nsegments": min(most, 4 * parts) if names["HAS_CU_SEQLENS"] else parts}

@@ -16,12 +16,14 @@ from ..kernels import (
     replay_advance,
     replay_step,
     replay_step_2n,
+    replay_step_heads,
     state_step,
     state_step_2n,
+    state_step_heads,
     state_step_untied,
     state_step_untied_2n,
 )
-from ..launching import Plan, Recipes, Sizes, key_of
+from ..launching import Plan, Recipes, Sizes, can_start_early, key_of
 from ..storage import FLOAT8, FORMATS, LARGEST
 from ..tiles import next_power_of_two, power_tiles
 
@@ -59,6 +61,12 @@ REPLAY_STEP = {
     2: replay_step_2n,
 }
 
+# whether inputs are kept: programs that go through heads, where dstate is one tile and a call has one token
+OF_HEADS = {
+    False: state_step_heads,
+    True: replay_step_heads,
+}
+
 _recipes = Recipes()
 
 
@@ -70,7 +78,9 @@ def launches(config: dict[str, Any], tensors: dict[str, Tensor | None], **option
 def step(config: dict[str, Any], tensors: dict[str, Tensor | None], **options: Any) -> None:
     """Write y and advance the states.  On the current device; arguments already checked, batch at least 1.
 
-    config: {"schedule", "kernels": {kernel: {"block_p", "num_warps"}}}; never changed.
+    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "early", "maxnreg"}}}, the last
+    three where they are not 1, False and 0; never changed.  heads: of a program, taken where they divide those of a
+    group and a kernel is there; early: the launch overlaps with the kernel before, on GPUs that can.
     tensors: by name, None or left out where there is none: state [slots, nheads, headdim, dstate]; state_scale;
     state_batch_indices; seed; x, y, z [batch, heads, headdim] and B, C [batch, heads, dstate], or with tokens behind
     batch, all with a last stride of 1; dt [batch, nheads] or with headdim; A [nheads] or with headdim and dstate; D,
@@ -150,6 +160,14 @@ def _plan(
     numbers = config["kernels"].get("state_step", {})
     blocks = {"BLOCK_P": _divisor(headdim, numbers.get("block_p", headdim)), **_blocks(tiles)}
     table, shape = (STATE_STEP, (tied, len(tiles))) if not kept else (REPLAY_STEP, len(tiles))
+    heads = numbers.get("heads", 1)
+    one_token = tied and (tokens or 1) == 1 and tensors.get("step_states") is None
+    early = bool(numbers.get("early")) and can_start_early(x.device)
+    heads = heads if nheads // sizes.names["ngroups"] % heads == 0 else 1
+    numbers = {**numbers, "early": False}
+    if one_token and len(tiles) == 1 and (heads > 1 or early):
+        table, shape, blocks = OF_HEADS, bool(kept), {**blocks, "HEADS": heads, "EARLY": early}
+        numbers["early"] = early
     if shape not in table:
         raise OptionError(f"this package has no decode kernel for dstate {dstate}: emit it for that, or for all sizes")
     if not kept:

@@ -19,6 +19,9 @@ from ..kernels import (
     chunk_scan_2n_2p,
     chunk_scan_2p,
     dt_cumsum,
+    dt_cumsum_gated,
+    mirror_walk,
+    mirror_walk_2n,
     segment_state,
     segment_state_1consumer,
     segment_state_2consumers,
@@ -37,14 +40,18 @@ from ..kernels import (
     single_pass_2n,
     single_pass_2n_2p,
     single_pass_2n_2p_inline,
+    single_pass_2n_2p_inline_gated,
     single_pass_2n_2terms_1consumer,
     single_pass_2n_2terms_2consumers,
     single_pass_2n_inline,
+    single_pass_2n_inline_gated,
     single_pass_2p,
     single_pass_2p_inline,
+    single_pass_2p_inline_gated,
     single_pass_2terms_1consumer,
     single_pass_2terms_2consumers,
     single_pass_inline,
+    single_pass_inline_gated,
     single_pass_pmajor,
     single_pass_pmajor_tma,
     single_pass_tma,
@@ -55,6 +62,7 @@ from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
+    "A": ("batch", "seqlen", "nheads"),
     "B": ("batch", "seqlen", "ngroups", "DSTATE"),
     "C": ("batch", "seqlen", "ngroups", "DSTATE"),
     "D": ("nheads", "HEADDIM"),
@@ -109,6 +117,19 @@ CHUNK_SCAN = {
     (2, 1): chunk_scan_2n,
     (1, 2): chunk_scan_2p,
     (2, 2): chunk_scan_2n_2p,
+}
+# of the same, the walks that make the sums of decays that are given for every token
+GATED_INLINE = {
+    (1, 1, 1, "n", False, False): single_pass_inline_gated,
+    (1, 2, 1, "n", False, False): single_pass_2n_inline_gated,
+    (1, 1, 2, "n", False, False): single_pass_2p_inline_gated,
+    (1, 2, 2, "n", False, False): single_pass_2n_2p_inline_gated,
+}
+
+# tiles of dstate: what a two-sided mask has above the diagonal
+MIRROR_WALK = {
+    1: mirror_walk,
+    2: mirror_walk_2n,
 }
 
 # runs in 48 KB of shared memory at any size
@@ -170,6 +191,7 @@ def forward(
     config: {"schedule", "chunk", "segment", "state_dtype", "prepared", "kernels": {kernel: numbers}}; never changed.
     x: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim]; z: as x.
+    A may have the shape of dt: the log-decay of every token, whatever its step size.
     initial_states: [rows, nheads, headdim, dstate]; seq_idx: [batch, seqlen]; cu_seqlens: [sequences + 1].
     All but dt have a last stride of 1.
     Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate].
@@ -219,6 +241,73 @@ def states(
         _recipes.run(key, plan, config)
         tensors = plan.tensors
     return tensors["final_states"], tensors["total"].sum(1)
+
+
+def mirror(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    below: Tensor,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """y of a two-sided mask: `below`, that of the mask up to the diagonal, and what is above it.
+
+    One program per head, and tile of headdim, walks the whole sequence back.  below: [batch, seqlen, nheads, headdim],
+    contiguous; dt, A: weights and log-decays, [batch, seqlen, nheads]; the others, and errors, as in `forward`.
+    """
+    tensors = {**_tensors(x, dt, A, B, C, None, None, None, None, seq_idx, None), "below": below}
+    key = key_of(tensors, id(config), x.device, "mirror", _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors["y"]
+    plan = _mirror_plan(config, tensors)
+    _recipes.run(key, plan, config)
+    return plan.y
+
+
+def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> Plan:
+    tensors = tensors.copy()
+    x, B, C, below = tensors["x"], tensors["B"], tensors["C"], tensors["below"]
+    (batch, seqlen, nheads, headdim), dstate, chunk = below.shape, B.shape[3], min(config["chunk"], 64)
+    n_tiles = cut(dstate)
+    if len(n_tiles) not in MIRROR_WALK:
+        raise OptionError(_left_out({"HEADDIM": headdim, "DSTATE": dstate}))
+    padded = -(-seqlen // chunk) * chunk
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=min(x.shape[2], B.shape[2], C.shape[2]),
+        padded=padded,
+        dt_min=float("-inf"),
+        dt_max=float("inf"),
+        nsegments=1,
+        segment_len=padded,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_DT_BIAS=False,
+        DT_SOFTPLUS=False,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+    )
+    sizes.allocate("y", tuple(below.shape), below.dtype)
+    _prepare(sizes, config)
+    block = max(SMALLEST, min(64, next_power_of_two(headdim)))
+    numbers = {"num_warps": 4, "num_stages": 2 if x.element_size() == 2 and dstate <= 128 else 1}
+    if block < 64 or chunk < 64:
+        numbers = _narrow(numbers, x)
+    blocks = {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+    sizes.launch(MIRROR_WALK[len(n_tiles)], numbers, {"dt": "dt_ready"}, **blocks)
+    return sizes.plan()
 
 
 def _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens) -> dict[str, Tensor | None]:
@@ -335,7 +424,8 @@ def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.scratch("dt_ready", shape, torch.float32)
     sizes.scratch("dA_cs", shape, torch.float32)
     block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
-    sizes.launch(dt_cumsum, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
+    module = dt_cumsum_gated if sizes.tensors["A"].dim() == 3 else dt_cumsum
+    sizes.launch(module, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
 
 
 def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype, joined: bool) -> None:
@@ -378,6 +468,8 @@ def _walk(
     if numbers.get("consumers"):
         # what fits anywhere, where warps cannot be specialised
         numbers = {"num_stages": 1}
+    if not prepared and sizes.tensors["A"].dim() == 3:
+        table = GATED_INLINE
     n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
     heads = numbers.get("heads", 1)

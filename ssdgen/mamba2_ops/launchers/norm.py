@@ -24,9 +24,11 @@ from ..kernels import (
     rms_norm_gate_first_2d,
     rms_norm_gate_first_backward,
     rms_norm_gate_first_backward_2d,
+    sum_parts,
 )
 from ..launching import Plan, Recipes, Sizes, key_of
-from ..tiles import cut
+from ..norm_defaults import LONGEST
+from ..tiles import SMALLEST, cut, next_power_of_two
 
 # is_rms_norm, gate first, tiles of the channels of a row
 FORWARD = {
@@ -59,6 +61,9 @@ DIMS = {
     "z": ("rows", "dim"),
 }
 
+# parts of a gradient: few, and in the cache
+SUM = {"num_warps": 4}
+
 _recipes = Recipes()
 
 
@@ -75,7 +80,8 @@ def forward(
 ) -> Tensor:
     """y, [rows, dim].  On the current device; arguments already checked, x and z [rows, dim] with a last stride of 1.
 
-    config: {"block_t", "num_warps"}, and "programs" of the backward pass; never changed.
+    config: {"schedule", "kernels": {"norm": {"block_t", "tiles", "num_warps"}}}, and "programs" of the backward pass;
+    never changed.
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "z": z}
     y = _run(config, tensors, False, (eps, group_size, norm_before_gate, is_rms_norm))["y"]
@@ -98,13 +104,11 @@ def backward(
     """Gradients by the names of the operands; arguments as in `forward`, d_y as x."""
     tensors = {"x": x, "weight": weight, "bias": bias, "z": z, "d_y": d_y}
     found = _run(config, tensors, True, (eps, group_size, norm_before_gate, is_rms_norm))
-    # the parts are added up in one order
-    d_weight, d_bias = found["parts"].sum(0)
-    gradients = {"x": found["d_x"], "weight": d_weight.to(weight.dtype, copy=True)}
+    gradients = {"x": found["d_x"], "weight": found["d_weight"]}
     if z is not None:
         gradients["z"] = found["d_z"]
     if bias is not None:
-        gradients["bias"] = d_bias.to(bias.dtype, copy=True)
+        gradients["bias"] = found["d_bias"]
     return gradients
 
 
@@ -132,8 +136,11 @@ def launches(
     is_rms_norm: bool,
 ) -> Plan:
     """The launches of a call, not yet made.  Tensors by name, maybe on "meta"."""
-    x, z = tensors["x"], tensors["z"]
+    x, z, weight, bias = (tensors[name] for name in ("x", "z", "weight", "bias"))
     rows, dim = x.shape
+    numbers = config["kernels"]["norm"]
+    # a program without rows would only leave zeros
+    programs = min(numbers.get("programs", 0), -(-rows // numbers["block_t"]))
     sizes = Sizes(
         tensors.copy(),
         DIMS,
@@ -141,21 +148,29 @@ def launches(
         dim=dim,
         group_size=group_size,
         ngroups=dim // group_size,
-        nprograms=config.get("programs", 0),
+        nprograms=programs,
         size=float(group_size),
         eps=eps,
         HAS_Z=z is not None,
-        HAS_BIAS=tensors["bias"] is not None,
+        HAS_BIAS=bias is not None,
     )
     if backward:
         sizes.allocate("d_x", (rows, dim), x.dtype)
         if z is not None:
             sizes.allocate("d_z", (rows, dim), z.dtype)
-        sizes.allocate("parts", (config["programs"], 2, dim), torch.float32)
+        sizes.allocate("d_weight", (dim,), weight.dtype)
+        if bias is not None:
+            sizes.allocate("d_bias", (dim,), bias.dtype)
+        sizes.scratch("parts", (programs, 2, dim), torch.float32)
     else:
         sizes.allocate("y", (rows, dim), x.dtype)
-    tiles = cut(group_size, config["largest"])
+    tiles = cut(group_size, LONGEST)
+    if numbers["tiles"] == 1:
+        tiles = (max(SMALLEST, next_power_of_two(group_size)),)
     blocks = {"BLOCK_D": tiles[0]} if len(tiles) == 1 else {"BLOCK_D_0": tiles[0], "BLOCK_D_1": tiles[1]}
     table = BACKWARD if backward else FORWARD
-    sizes.launch(table[is_rms_norm, not norm_before_gate, len(tiles)], config, BLOCK_T=config["block_t"], **blocks)
+    sizes.launch(table[is_rms_norm, not norm_before_gate, len(tiles)], numbers, BLOCK_T=numbers["block_t"], **blocks)
+    if backward:
+        columns = 1 + (bias is not None)
+        sizes.launch(sum_parts, SUM, nparts=programs, sums=2, width=1, columns=columns, BLOCK_T=64, BLOCK_D=32)
     return sizes.plan()

@@ -81,7 +81,8 @@ def raw_tensors(layer: Layer) -> tuple[Tensor, ...]:
         Tensor("dt_bias", ("nheads",), "any", flag="HAS_DT_BIAS"),
     ]
     if layer.family.uses_a:
-        found.append(Tensor("A", ("nheads",), "any"))
+        per_token = Tensor("A", ("batch", "seqlen", "nheads"), "any", strided="all")
+        found.append(per_token if layer.family.per_token else Tensor("A", ("nheads",), "any"))
     return tuple(found)
 
 
@@ -121,10 +122,14 @@ def option_sources(batch: str, level: int) -> dict[str, Source]:
 
 
 def raw_sources(layer: Layer, batch: str, dt: str = "dt") -> dict[str, Source]:
+    def token(at: Pieces) -> tuple[Index, ...]:
+        return batch, on(at["j"], "j"), on(at["h"], "h")
+
+    per_head = Source("A", lambda at: (on(at["h"], "h"),), level=0)
     return {
-        "dt_raw": Source(dt, lambda at: (batch, on(at["j"], "j"), on(at["h"], "h"))),
+        "dt_raw": Source(dt, token),
         "dt_bias": Source("dt_bias", lambda at: (on(at["h"], "h"),), level=0, flag="HAS_DT_BIAS"),
-        "A": Source("A", lambda at: (on(at["h"], "h"),), level=0),
+        "A": Source("A", token) if layer.family.per_token else per_head,
     }
 
 

@@ -52,19 +52,24 @@ class Step:
     """A shape of the step.
 
     n_tiles: tiles of dstate: one where it is a power of two, which nothing has to mask.  tied: step size and decay rate
-    are one number for a head (Mamba-2), not one for every entry (Mamba-1).
+    are one number for a head (Mamba-2), not one for every entry (Mamba-1).  heads: a program goes through several that
+    share B and C (`heads.py`), with one token a call.
     """
 
     n_tiles: int = 1
     tied: bool = True
+    heads: bool = False
 
     @property
     def name(self) -> str:
-        return "state_step" + ("" if self.tied else "_untied") + ("" if self.n_tiles == 1 else f"_{self.n_tiles}n")
+        words = ("" if self.tied else "_untied") + ("_heads" if self.heads else "")
+        return "state_step" + words + ("" if self.n_tiles == 1 else f"_{self.n_tiles}n")
 
 
 def kernel(layer: Layer, shape: Step = Step()) -> Kernel:
     """y of every token, and the state after the last one, over the state before the first."""
+    if shape.heads:
+        return _of_heads(layer, shape)
     at = pieces(shape.n_tiles)
     lowering = Lowering(
         step_graph(layer, shape.tied), at, sources(layer, shape.tied, level=1), rename=RENAME, constant_level=0
@@ -106,6 +111,52 @@ def kernel(layer: Layer, shape: Step = Step()) -> Kernel:
             *common.loads_first(lowering.scopes[0]),
             For("t", "TOKENS", (*merge(token), When("STORE_STEPS", kept))),
             When("STORE_STATE", last),
+        ),
+        given=("stored",),
+    )
+
+
+def _of_heads(layer: Layer, shape: Step) -> Kernel:
+    """The same for one token, heads after heads."""
+    # the file is of programs that go through heads, and takes what they share with others from here
+    from . import heads
+
+    if not shape.tied:
+        raise ValueError("programs go through heads where step size and decay rate are one number for each")
+    of_one = {name: of_the_only_token(source) for name, source in sources(layer, True, level=1).items()}
+    lowering = Lowering(
+        step_graph(layer),
+        pieces(shape.n_tiles),
+        heads.sources(layer, of_one),
+        rename=RENAME,
+        constant_level=0,
+        scopes=[[], []],
+    )
+    tiles = lowering.combinations(("h", "p", "n"))
+    first = heads.load_ahead(lowering, tiles)
+    for tile in tiles:
+        lowering.need("state_out", tile)
+    lowering.store(1, "y", tiles[0], "y", ("b", "0", "head", on_p(tiles[0])))
+    left = leave_state(lowering, tiles, "state", "state_scale", ("slot", "head"), "0")
+    return Kernel(
+        shape.name,
+        "One program advances rows of the state of some heads by one token, head after head.",
+        ("y", "state_scaled"),
+        (
+            *state_tensors(),
+            *operand_tensors(layer),
+            Tensor("y", ("batch", "tokens", "nheads", "HEADDIM"), "operand", strided="unit", out=True),
+        ),
+        SIZES,
+        REALS,
+        ("HEADDIM", "DSTATE", "FORMAT", "HEADS", "BLOCK_P", *block_names(shape.n_tiles)),
+        (*OPTIONS, "STORE_STATE", "EARLY"),
+        heads.GRID,
+        (
+            *heads.place(layer, shape.n_tiles),
+            *heads.skip_padding(),
+            *merge(common.loads_first([*lowering.scopes[0], *first])),
+            heads.loop((*lowering.scopes[1], When("STORE_STATE", left))),
         ),
         given=("stored",),
     )
@@ -187,6 +238,11 @@ def sources(layer: Layer, tied: bool, level: common.Level) -> dict[str, Source]:
         "z": Source("z", lambda at: ("b", "t", "head", on_p(at)), level=level, dtype="operand", flag="HAS_Z"),
         "scale": Source("state_scale", lambda at: ("slot", "head", on_p(at)), level=0, flag="HAS_SCALE"),
     }
+
+
+def of_the_only_token(source: Source) -> Source:
+    """The same source where a call has one token."""
+    return replace(source, index=lambda at: tuple("0" if part == "t" else part for part in source.index(at)))
 
 
 def place(layer: Layer, n_tiles: int) -> tuple[Stmt, ...]:

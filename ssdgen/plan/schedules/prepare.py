@@ -16,7 +16,8 @@ def kernel(layer: Layer) -> Kernel:
     head = Piece("", Span("h", "head", "BLOCK_H", "head0", "head_in"))
     at = {"h": head, "j": row, "i": row}
     tile = ("j", "h")
-    names = ("dt_raw", "dt_biased", "dt_positive", "dt", "log_decay", "dA_cs")
+    names = ("A",) if layer.family.per_token else ()
+    names += ("dt_raw", "dt_biased", "dt_positive", "dt", "log_decay", "dA_cs")
     lowering = Lowering(
         chunk_graph(layer),
         {axis: (piece,) for axis, piece in at.items()},

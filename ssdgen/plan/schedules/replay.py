@@ -6,13 +6,13 @@ kept tokens are the columns; where no more can be kept the recurrence brings the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...spec.layer import Layer
 from ...spec.step import step_graph
 from ..ir import Arange, For, Index, Kernel, Leave, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, Piece, Pieces, Source, merge
-from . import common, decode
+from . import common, decode, heads
 
 # what a kept token has, beside the new one's
 OF_A_KEPT_TOKEN = ("dt", "x", "B", "log_decay", "centre_decay", "x_weighted")
@@ -20,37 +20,54 @@ OF_A_KEPT_TOKEN = ("dt", "x", "B", "log_decay", "centre_decay", "x_weighted")
 
 @dataclass(frozen=True)
 class Replay:
-    """A shape of the step with a replay.  n_tiles: as in `decode.Step`."""
+    """A shape of the step with a replay.  n_tiles, heads: as in `decode.Step`."""
 
     n_tiles: int = 1
+    heads: bool = False
 
     @property
     def name(self) -> str:
-        return "replay_step" + ("" if self.n_tiles == 1 else f"_{self.n_tiles}n")
+        return "replay_step" + ("_heads" if self.heads else "") + ("" if self.n_tiles == 1 else f"_{self.n_tiles}n")
 
 
 def kernel(layer: Layer, shape: Replay = Replay()) -> Kernel:
     """y of one token, and either its inputs kept or the state after it."""
     columns = Piece("", Span("j", "k", "BLOCK_K", "0", "k_in"), position="k")
     at = {**decode.pieces(shape.n_tiles), "j": (columns,)}
-    sources = decode.sources(layer, True, level=0)
+    sources = {name: decode.of_the_only_token(each) for name, each in decode.sources(layer, True, level=0).items()}
+    sources |= _kept_sources(layer)
     lowering = Lowering(
         step_graph(layer, replay=True),
         at,
-        {**{name: _of_the_only_token(source) for name, source in sources.items()}, **_kept_sources(layer)},
+        heads.sources(layer, sources) if shape.heads else sources,
         rename=decode.RENAME,
         zero_past_end=frozenset(("kept_log_decay",)),
         constant_level=0,
         scopes=[[], []],
     )
     tiles = lowering.combinations(("h", "p", "n"))
-    decode.load_state(lowering, tiles)
+    first: tuple[Stmt, ...] = ()
+    if shape.heads:
+        first = heads.load_ahead(lowering, tiles)
+    else:
+        decode.load_state(lowering, tiles)
     row = {**tiles[0], "j": columns}
     lowering.store(1, "y", row, "y", ("b", "0", "head", decode.on_p(row)))
-    body = common.loads_first(lowering.scopes[0] + lowering.scopes[1])
+    before = (
+        Load(Value("count", (), "int"), "count", ("slot",)),
+        Mask("k_in", "j", "k", "count"),
+    )
+    last = When("count >= KEPT", _write(layer, lowering, tiles), _keep(layer, lowering, tiles))
+    body: tuple[Stmt, ...]
+    if shape.heads:
+        shared = merge(common.loads_first([*lowering.scopes[0], *first]))
+        body = (*before, *shared, heads.loop((*lowering.scopes[1], last)))
+    else:
+        body = (*before, *merge(common.loads_first(lowering.scopes[0] + lowering.scopes[1])), last)
+    whose = "some heads', head after head," if shape.heads else "a head's"
     return Kernel(
         shape.name,
-        "One program makes rows of a head's y from the state and the kept inputs; when no more can be kept it writes "
+        f"One program makes rows of {whose} y from the state and the kept inputs; when no more can be kept it writes "
         "the state.",
         ("y", "state_scaled"),
         (
@@ -61,17 +78,18 @@ def kernel(layer: Layer, shape: Replay = Replay()) -> Kernel:
         ),
         decode.SIZES,
         decode.REALS,
-        ("HEADDIM", "DSTATE", "KEPT", "FORMAT", "BLOCK_P", *decode.block_names(shape.n_tiles), "BLOCK_K"),
-        decode.OPTIONS,
-        decode.GRID,
         (
-            *decode.place(layer, shape.n_tiles),
+            *("HEADDIM", "DSTATE", "KEPT", "FORMAT"),
+            *(["HEADS"] if shape.heads else []),
+            *("BLOCK_P", *decode.block_names(shape.n_tiles), "BLOCK_K"),
+        ),
+        (*decode.OPTIONS, *(["EARLY"] if shape.heads else [])),
+        heads.GRID if shape.heads else decode.GRID,
+        (
+            *(heads if shape.heads else decode).place(layer, shape.n_tiles),
             Arange("k", "j", "BLOCK_K"),
-            *decode.skip_padding("1"),
-            Load(Value("count", (), "int"), "count", ("slot",)),
-            Mask("k_in", "j", "k", "count"),
-            *merge(body),
-            When("count >= KEPT", _write(layer, lowering, tiles), _keep(layer, lowering, tiles)),
+            *(heads.skip_padding() if shape.heads else decode.skip_padding("1")),
+            *body,
         ),
         given=("stored",),
     )
@@ -100,10 +118,6 @@ def advance(layer: Layer) -> Kernel:
             Store("count", ("slot",), Value("kept", (), "int")),
         ),
     )
-
-
-def _of_the_only_token(source: Source) -> Source:
-    return replace(source, index=lambda at: tuple("0" if part == "t" else part for part in source.index(at)))
 
 
 def _head(layer: Layer, name: str) -> str:

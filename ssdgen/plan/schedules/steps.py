@@ -33,7 +33,10 @@ class Steps:
 
 
 def kernel(layer: Layer, shape: Steps = Steps()) -> Kernel:
-    """d_dt of the step size before its transform, and what each chunk adds to d_A and d_dt_bias."""
+    """d_dt of the step size before its transform, and what each chunk adds to d_A and d_dt_bias.
+
+    Where A has a number for every token, d_A is whole.
+    """
     row = Piece("", Span("j", "row", "CHUNK", "row0", "row_in"), position="row")
     head = Piece("", Span("h", "head", "BLOCK_H", "head0", "head_in"))
     at = {"h": head, "j": row, "i": row}
@@ -59,8 +62,12 @@ def kernel(layer: Layer, shape: Steps = Steps()) -> Kernel:
     added = [stmt for blocks in BLOCKS for stmt in _added_up(lowering, layer, at, blocks)] if shape.blocks else []
     tokens = ("b", common.on(row, "j"), common.on(head, "h"))
     lowering.store(1, "d_dt_raw", at, "d_dt", tokens)
+    whole = [("d_A", "NEEDS_A")] if layer.family.per_token else []
+    for name, flag in whole:
+        with lowering.under(flag):
+            lowering.store(1, name, at, name, tokens)
     partial = [("d_A", "NEEDS_A"), ("d_dt_bias", "NEEDS_DT_BIAS")]
-    partial = [(name, flag) for name, flag in partial if name in graph]
+    partial = [(name, flag) for name, flag in partial if name in graph and (name, flag) not in whole]
     for name, flag in partial:
         with lowering.under(flag):
             made = lowering.need(name, {"h": head})
@@ -70,18 +77,19 @@ def kernel(layer: Layer, shape: Steps = Steps()) -> Kernel:
         shape.name,
         "One program makes the gradients of the step sizes of one chunk, for a block of heads"
         + (", from what the programs for tiles of headdim and of dstate left." if shape.blocks else "."),
-        ("d_dt_raw", *(name for name, _ in partial)),
+        ("d_dt_raw", *(name for name, _ in (*whole, *partial))),
         (
             *(common.renamed(tensor, dt="dt_raw") for tensor in common.raw_tensors(layer)),
             common.seq_tensor(),
             *_parts(layer, shape),
             Tensor("d_dt", ("batch", "seqlen", "nheads"), "any", out=True),
+            *(Tensor(name, ("batch", "seqlen", "nheads"), "any", flag=flag, out=True) for name, flag in whole),
             *(Tensor(name, ("batch", "nchunks", "nheads"), "float32", flag=flag, out=True) for name, flag in partial),
         ),
         ("batch", "seqlen", "nheads", "nchunks", "padded", *(BLOCKS if shape.blocks else ())),
         ("dt_min", "dt_max"),
         ("CHUNK", "BLOCK_H"),
-        ("HAS_SEQ_IDX", "HAS_DT_BIAS", "DT_SOFTPLUS", *(flag for _, flag in partial)),
+        ("HAS_SEQ_IDX", "HAS_DT_BIAS", "DT_SOFTPLUS", *(flag for _, flag in (*whole, *partial))),
         ("cdiv(nheads, BLOCK_H)", "nchunks", "batch"),
         (
             Scalar("head0", "program_id(0) * BLOCK_H"),

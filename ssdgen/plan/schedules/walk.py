@@ -193,8 +193,12 @@ def _programs(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> str:
 
 
 def zero_past_end(layer: Layer) -> frozenset[str]:
-    """Step sizes always; log-decays only where a zero step would still decay (constant decay)."""
-    still = layer.log_decay(sympy.Integer(0), sympy.Symbol("A", real=True))
+    """Step sizes always; log-decays only where a zero step would still decay (constant decay).
+
+    What has a number for every token is loaded as zero there.
+    """
+    rate = sympy.Integer(0) if layer.family.per_token else sympy.Symbol("A", real=True)
+    still = layer.log_decay(sympy.Integer(0), rate)
     return frozenset({"dt"} | ({"log_decay"} if still != 0 else set()))
 
 

@@ -1,0 +1,146 @@
+"""One program walks the chunks of a segment for one head, the state in registers; it writes the state that enters each
+chunk.
+
+right_decay_whole[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*dt[h, j]
+right_decay[h, j] = Piecewise((right_decay_whole[h, j], Eq(seq_last, seq[j])), (0, True))    if HAS_SEQ_IDX
+centre_decay_whole[h] = 2**Min(0, dA_last[h])
+centre_decay[h] = Piecewise((centre_decay_whole[h], Eq(seq_before, seq_last)), (0, True))    if HAS_SEQ_IDX
+x_weighted[h, j, p] = right_decay[h, j]*x[j, p]
+local_state[h, p, n] = sum over j of x_weighted[h, j, p] * B[h, j, n]
+state_out[h, p, n] = centre_decay[h]*state[h, p, n] + local_state[h, p, n]
+"""
+
+import triton
+import triton.language as tl
+
+from .functions import decay
+
+
+@triton.jit
+def chunk_states_2n_multi_expand(
+    x_ptr,  # [batch, seqlen, ngroups, headdim]
+    B_ptr,  # [batch, seqlen, nheads, dstate]
+    dt_ptr,  # [batch, nheads, padded]
+    dA_cs_ptr,  # [batch, nheads, padded]
+    seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
+    entering_ptr,  # [batch, nsegments, nheads, headdim, dstate], if HAS_ENTERING
+    states_ptr,  # [batch, nchunks, nheads, headdim, dstate]
+    stride_x_batch: tl.int64,
+    stride_x_seqlen: tl.int64,
+    stride_x_ngroups: tl.int64,
+    stride_B_batch: tl.int64,
+    stride_B_seqlen: tl.int64,
+    stride_B_nheads: tl.int64,
+    seqlen,
+    nheads,
+    ngroups,
+    nsegments,
+    nchunks,
+    segment_len,
+    padded,
+    HEADDIM: tl.constexpr,
+    DSTATE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_N_0: tl.constexpr,
+    BLOCK_N_1: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_SEQ_IDX: tl.constexpr,
+    HAS_ENTERING: tl.constexpr,
+):
+    p_blocks = tl.cdiv(HEADDIM, BLOCK_P)
+    p0 = tl.program_id(0) % p_blocks * BLOCK_P
+    head = tl.cast(tl.program_id(0) // p_blocks, tl.int64)
+    group = head // (nheads // ngroups)
+    segment = tl.cast(tl.program_id(1), tl.int64)
+    b = tl.cast(tl.program_id(2), tl.int64)
+    first = segment * (segment_len // CHUNK)
+    stop = tl.minimum(segment * segment_len + segment_len, seqlen)
+    chunks = tl.cast(tl.cdiv(stop - segment * segment_len, CHUNK), tl.int32)
+    row = tl.arange(0, CHUNK)
+    n_0 = tl.arange(0, BLOCK_N_0)
+    n_1 = tl.arange(0, BLOCK_N_1)
+    p = tl.arange(0, BLOCK_P)
+    n_0_in = n_0 < DSTATE
+    n_1_in = n_1 < DSTATE - BLOCK_N_0
+    p_in = p < HEADDIM - p0
+    if HAS_ENTERING:
+        state_0_base = entering_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        state_0 = tl.load(
+            state_0_base + p[None, :] * DSTATE + n_0[:, None], mask=n_0_in[:, None] & p_in[None, :], other=0.0
+        )
+        state_0 = state_0.to(tl.float32)
+        state_1_base = (
+            entering_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
+        )
+        state_1 = tl.load(
+            state_1_base + p[None, :] * DSTATE + n_1[:, None], mask=n_1_in[:, None] & p_in[None, :], other=0.0
+        )
+        state_1 = state_1.to(tl.float32)
+    else:
+        state_0 = tl.zeros([BLOCK_N_0, BLOCK_P], dtype=tl.float32)
+        state_1 = tl.zeros([BLOCK_N_1, BLOCK_P], dtype=tl.float32)
+    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
+    dt_base = dt_ptr + (b * nheads + head) * padded
+    x_base = x_ptr + b * stride_x_batch + group * stride_x_ngroups + p0
+    B_0_base = B_ptr + b * stride_B_batch + head * stride_B_nheads
+    B_1_base = B_ptr + b * stride_B_batch + head * stride_B_nheads + BLOCK_N_0
+    state_0_base = states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + p0 * DSTATE
+    state_1_base = (
+        states_ptr + b * nchunks * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N_0
+    )
+    for step in range(chunks):
+        chunk = first + step
+        row0 = chunk * CHUNK
+        row_in = row < stop - row0
+        dA_cs = tl.load(dA_cs_base + row0 + row)  # [CHUNK]
+        dA_last = tl.load(dA_cs_base + row0 + CHUNK - 1)
+        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
+        if HAS_SEQ_IDX:
+            seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
+            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
+        x = tl.load(
+            x_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p[None, :],
+            mask=row_in[:, None] & p_in[None, :],
+            other=0.0,
+        )
+        if HAS_SEQ_IDX:
+            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
+        B_0 = tl.load(
+            B_0_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_0[None, :],
+            mask=row_in[:, None] & n_0_in[None, :],
+            other=0.0,
+        )
+        B_1 = tl.load(
+            B_1_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_1[None, :],
+            mask=row_in[:, None] & n_1_in[None, :],
+            other=0.0,
+        )
+        tl.store(
+            state_0_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_0[:, None],
+            state_0,
+            mask=n_0_in[:, None] & p_in[None, :],
+        )
+        tl.store(
+            state_1_base + chunk * nheads * HEADDIM * DSTATE + p[None, :] * DSTATE + n_1[:, None],
+            state_1,
+            mask=n_1_in[:, None] & p_in[None, :],
+        )
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted = x.to(tl.float32) * right_decay[:, None]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0 = state_0 * centre_decay
+        state_0 = tl.dot(tl.trans(B_0), x_weighted.to(DOT), acc=state_0, input_precision=PRECISION)
+        state_1 = state_1 * centre_decay
+        state_1 = tl.dot(tl.trans(B_1), x_weighted.to(DOT), acc=state_1, input_precision=PRECISION)
+
+
+def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):
+    """Programs along each axis."""
+    return nheads * triton.cdiv(HEADDIM, BLOCK_P), nsegments, batch

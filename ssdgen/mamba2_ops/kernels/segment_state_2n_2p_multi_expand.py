@@ -1,0 +1,146 @@
+"""One program walks the chunks of a segment for one head, the state in registers; it writes the state a segment leaves
+behind and its total decay.
+
+right_decay_whole[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*dt[h, j]
+right_decay[h, j] = Piecewise((right_decay_whole[h, j], Eq(seq_last, seq[j])), (0, True))    if HAS_SEQ_IDX
+centre_decay_whole[h] = 2**Min(0, dA_last[h])
+centre_decay[h] = Piecewise((centre_decay_whole[h], Eq(seq_before, seq_last)), (0, True))    if HAS_SEQ_IDX
+x_weighted[h, j, p] = right_decay[h, j]*x[j, p]
+local_state[h, p, n] = sum over j of x_weighted[h, j, p] * B[h, j, n]
+state_out[h, p, n] = centre_decay[h]*state[h, p, n] + local_state[h, p, n]
+total_whole[h] = dA_last[h] + total[h]
+total_out[h] = Piecewise((total_whole[h], Eq(seq_before, seq_last)), (-oo, True))    if HAS_SEQ_IDX
+"""
+
+import triton
+import triton.language as tl
+
+from .functions import decay
+
+
+@triton.jit
+def segment_state_2n_2p_multi_expand(
+    x_ptr,  # [batch, seqlen, ngroups, headdim]
+    B_ptr,  # [batch, seqlen, nheads, dstate]
+    dt_ptr,  # [batch, nheads, padded]
+    dA_cs_ptr,  # [batch, nheads, padded]
+    seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
+    summary_ptr,  # [batch, nsegments, nheads, headdim, dstate]
+    total_ptr,  # [batch, nsegments, nheads]
+    stride_x_batch: tl.int64,
+    stride_x_seqlen: tl.int64,
+    stride_x_ngroups: tl.int64,
+    stride_B_batch: tl.int64,
+    stride_B_seqlen: tl.int64,
+    stride_B_nheads: tl.int64,
+    seqlen,
+    nheads,
+    ngroups,
+    nsegments,
+    segment_len,
+    padded,
+    HEADDIM: tl.constexpr,
+    DSTATE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_N_0: tl.constexpr,
+    BLOCK_N_1: tl.constexpr,
+    BLOCK_P_0: tl.constexpr,
+    BLOCK_P_1: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_SEQ_IDX: tl.constexpr,
+):
+    head = tl.cast(tl.program_id(0), tl.int64)
+    group = head // (nheads // ngroups)
+    segment = tl.cast(tl.program_id(1), tl.int64)
+    b = tl.cast(tl.program_id(2), tl.int64)
+    start = segment * segment_len
+    stop = tl.minimum(start + segment_len, seqlen)
+    chunks = tl.cast(tl.cdiv(stop - start, CHUNK), tl.int32)
+    row = tl.arange(0, CHUNK)
+    n_0 = tl.arange(0, BLOCK_N_0)
+    n_1 = tl.arange(0, BLOCK_N_1)
+    p_0 = tl.arange(0, BLOCK_P_0)
+    p_1 = tl.arange(0, BLOCK_P_1)
+    n_0_in = n_0 < DSTATE
+    n_1_in = n_1 < DSTATE - BLOCK_N_0
+    p_0_in = p_0 < HEADDIM
+    p_1_in = p_1 < HEADDIM - BLOCK_P_0
+    state_0_0 = tl.zeros([BLOCK_N_0, BLOCK_P_0], dtype=tl.float32)
+    state_0_1 = tl.zeros([BLOCK_N_0, BLOCK_P_1], dtype=tl.float32)
+    state_1_0 = tl.zeros([BLOCK_N_1, BLOCK_P_0], dtype=tl.float32)
+    state_1_1 = tl.zeros([BLOCK_N_1, BLOCK_P_1], dtype=tl.float32)
+    total = 0.0
+    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
+    dt_base = dt_ptr + (b * nheads + head) * padded
+    x_0_base = x_ptr + b * stride_x_batch + group * stride_x_ngroups
+    B_0_base = B_ptr + b * stride_B_batch + head * stride_B_nheads
+    x_1_base = x_ptr + b * stride_x_batch + group * stride_x_ngroups + BLOCK_P_0
+    B_1_base = B_ptr + b * stride_B_batch + head * stride_B_nheads + BLOCK_N_0
+    for step in range(chunks):
+        row0 = start + step * CHUNK
+        row_in = row < stop - row0
+        dA_cs = tl.load(dA_cs_base + row0 + row)  # [CHUNK]
+        dA_last = tl.load(dA_cs_base + row0 + CHUNK - 1)
+        dt = tl.load(dt_base + row0 + row)  # [CHUNK]
+        if HAS_SEQ_IDX:
+            seq = tl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)  # [CHUNK]
+            seq_last = tl.load(seq_idx_ptr + b * seqlen + tl.minimum(row0 + CHUNK, stop) - 1)
+        x_0 = tl.load(
+            x_0_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p_0[None, :],
+            mask=row_in[:, None] & p_0_in[None, :],
+            other=0.0,
+        )
+        if HAS_SEQ_IDX:
+            seq_before = tl.load(seq_idx_ptr + b * seqlen + tl.maximum(row0 - 1, 0))
+        B_0 = tl.load(
+            B_0_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_0[None, :],
+            mask=row_in[:, None] & n_0_in[None, :],
+            other=0.0,
+        )
+        x_1 = tl.load(
+            x_1_base + row0 * stride_x_seqlen + row[:, None] * stride_x_seqlen + p_1[None, :],
+            mask=row_in[:, None] & p_1_in[None, :],
+            other=0.0,
+        )
+        B_1 = tl.load(
+            B_1_base + row0 * stride_B_seqlen + row[:, None] * stride_B_seqlen + n_1[None, :],
+            mask=row_in[:, None] & n_1_in[None, :],
+            other=0.0,
+        )
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = tl.where(seq_last == seq, right_decay, 0.0)
+        x_weighted_0 = x_0.to(tl.float32) * right_decay[:, None]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = tl.where(seq_before == seq_last, centre_decay, 0.0)
+        state_0_0 = state_0_0 * centre_decay
+        state_0_0 = tl.dot(tl.trans(B_0), x_weighted_0.to(DOT), acc=state_0_0, input_precision=PRECISION)
+        x_weighted_1 = x_1.to(tl.float32) * right_decay[:, None]
+        state_0_1 = state_0_1 * centre_decay
+        state_0_1 = tl.dot(tl.trans(B_0), x_weighted_1.to(DOT), acc=state_0_1, input_precision=PRECISION)
+        state_1_0 = state_1_0 * centre_decay
+        state_1_0 = tl.dot(tl.trans(B_1), x_weighted_0.to(DOT), acc=state_1_0, input_precision=PRECISION)
+        state_1_1 = state_1_1 * centre_decay
+        state_1_1 = tl.dot(tl.trans(B_1), x_weighted_1.to(DOT), acc=state_1_1, input_precision=PRECISION)
+        total = dA_last + total
+        if HAS_SEQ_IDX:
+            total = tl.where(seq_before == seq_last, total, float("-inf"))
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE
+    tl.store(summary_base + p_0[None, :] * DSTATE + n_0[:, None], state_0_0, mask=n_0_in[:, None] & p_0_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE
+    tl.store(summary_base + p_1[None, :] * DSTATE + n_0[:, None], state_0_1, mask=n_0_in[:, None] & p_1_in[None, :])
+    summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_N_0
+    tl.store(summary_base + p_0[None, :] * DSTATE + n_1[:, None], state_1_0, mask=n_1_in[:, None] & p_0_in[None, :])
+    summary_base = (
+        summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + BLOCK_P_0 * DSTATE + BLOCK_N_0
+    )
+    tl.store(summary_base + p_1[None, :] * DSTATE + n_1[:, None], state_1_1, mask=n_1_in[:, None] & p_1_in[None, :])
+    tl.store(total_ptr + (b * nsegments + segment) * nheads + head, total)
+
+
+def grid(batch, nheads, nsegments, **_):
+    """Programs along each axis."""
+    return nheads, nsegments, batch

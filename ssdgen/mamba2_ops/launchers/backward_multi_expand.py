@@ -1,0 +1,637 @@
+"""Backward launches.  config, operands, adjoints of the results -> launches -> gradients
+
+step sizes    and running sums, padded to whole chunks
+states        that enter each chunk: a walk forwards through the chunks of each segment
+then, in the schedule "walk"
+  walk        backwards through the chunks of each segment: d_x, d_z, d_D and, per token, a part of d_dt
+  groups      chunk by chunk, the heads of a group added up: d_B, d_C and another part of d_dt
+or, in the schedule "chunks"
+  adjoints    of the states that leave each chunk: a walk backwards
+  gradients   chunk by chunk, the heads of a group added up: all of the above
+steps         d_dt, d_A and d_dt_bias from those parts
+
+With several segments, what enters each from the left and its adjoint from the right are made first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import memory
+from ..errors import OptionError
+from ..kernels import (
+    adjoint_passing,
+    chunk_states_2n_multi_expand,
+    chunk_states_multi_expand,
+    dt_cumsum,
+    dt_cumsum_gated,
+    dt_gradients,
+    dt_gradients_blocks,
+    dt_gradients_blocks_gated,
+    dt_gradients_gated,
+    group_gradients_2n_2p_multi_expand,
+    group_gradients_2n_multi_expand,
+    group_gradients_2p_multi_expand,
+    group_gradients_multi_expand,
+    reverse_walk_2n_2p_multi_expand,
+    reverse_walk_2n_multi_expand,
+    reverse_walk_2p_multi_expand,
+    reverse_walk_multi_expand,
+    segment_adjoint_2n_multi_expand,
+    segment_adjoint_multi_expand,
+    segment_state_2n_multi_expand,
+    segment_state_multi_expand,
+    state_passing,
+)
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+from .forward_multi_expand import _blocks, _narrow, _precision
+
+# dimensions of the operands, as the kernels' stride parameters name them
+DIMS = {
+    "A": ("batch", "seqlen", "nheads"),
+    "B": ("batch", "seqlen", "nheads", "DSTATE"),
+    "C": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "D": ("nheads", "HEADDIM"),
+    "d_y": ("batch", "seqlen", "nheads", "HEADDIM"),
+    "dt_raw": ("batch", "seqlen", "nheads"),
+    "x": ("batch", "seqlen", "ngroups", "HEADDIM"),
+    "z": ("batch", "seqlen", "nheads", "HEADDIM"),
+}
+
+# tiles of dstate and, where a program has all of it, of headdim; _BLOCKS: of the one that programs do not share out
+SEGMENT_STATE = {
+    1: segment_state_multi_expand,
+    2: segment_state_2n_multi_expand,
+}
+CHUNK_STATES = {
+    1: chunk_states_multi_expand,
+    2: chunk_states_2n_multi_expand,
+}
+CHUNK_ADJOINTS = {}
+SEGMENT_ADJOINT = {
+    1: segment_adjoint_multi_expand,
+    2: segment_adjoint_2n_multi_expand,
+}
+REVERSE_WALK = {
+    (1, 1): reverse_walk_multi_expand,
+    (2, 1): reverse_walk_2n_multi_expand,
+    (1, 2): reverse_walk_2p_multi_expand,
+    (2, 2): reverse_walk_2n_2p_multi_expand,
+}
+GROUP_GRADIENTS = {
+    (1, 1): group_gradients_multi_expand,
+    (2, 1): group_gradients_2n_multi_expand,
+    (1, 2): group_gradients_2p_multi_expand,
+    (2, 2): group_gradients_2n_2p_multi_expand,
+}
+REVERSE_WALK_BLOCKS = {}
+GROUP_GRADIENTS_BLOCKS = {}
+CHUNK_GRADIENTS = {}
+# consumers of a program, tiles of dstate (group_gradients: of headdim): kernels specialised by warps, for Hopper
+CONSUMERS = {}
+# runs in 48 KB of shared memory up to a headdim * dstate of 32768
+MINIMAL_BACKWARD: dict[str, Any] = {
+    "schedule": "walk",
+    "chunk": 16,
+    "state_dtype": "float32",
+    "kernels": {
+        "segment_state": {"block_p": 16},
+        "chunk_states": {"block_p": 16},
+        "segment_adjoint": {"block_p": 16},
+        "reverse_walk": {"block_n": 16, "block_p": 16},
+        "group_gradients": {"block_n": 16, "block_p": 16},
+    },
+}
+
+# of dstate, what each program that adds up heads has where its warps are specialised
+SHARED_DSTATE = 128
+
+# numbers of a kernel of the schedule "walk" whose warps cannot be specialised as they were to be
+WITHOUT_CONSUMERS = {
+    "reverse_walk": {"share": 32, "num_warps": 4, "num_stages": 1},
+    "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
+}
+
+# inputs whose gradients need what decays and step sizes get
+OF_STEPS = frozenset({"dt", "A", "dt_bias"})
+
+# operands that all rows of a batch share
+SHARED = frozenset({"A", "D", "dt_bias"})
+
+_recipes = Recipes()
+
+
+def backward(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    d_y: Tensor,
+    d_final_states: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
+
+    config: {"schedule", "chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without
+    "segment" a program walks the whole sequence; "parts": programs that share out the heads of a group in "chunks".
+    numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
+    the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
+    where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
+    x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
+    B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
+    A may have the shape of dt: the log-decay of every token, whatever its step size.
+    initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
+    needs: any of "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", those that are there.
+    Returns: each in the shape and dtype of its input, d_dt of the step size before its transform; the same bits from
+    call to call.
+    Errors: OptionError for a headdim or dstate over 512; Triton's OutOfResources if the config does not fit.
+    """
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    needs = frozenset(name for name in needs if tensors[name] is not None)
+    options = (dt_softplus, dt_limit, needs)
+    if memory.is_limited() and (slices := memory.slices(x.shape[0], _kept_bytes(config, tensors))) > 1:
+        return _in_slices(slices, config, tensors, *options)
+    return _all_rows(config, tensors, *options)
+
+
+def _all_rows(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """All rows of the batch at once."""
+    x, options = tensors["x"], (dt_softplus, dt_limit, needs)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+    else:
+        plan = _plan(config, tensors, *options)
+        _recipes.run(key, plan, config)
+        tensors = plan.tensors
+    return _results(tensors, needs)
+
+
+def _kept_bytes(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> int:
+    """What the states that enter the chunks and the adjoints of those that leave them take."""
+    (batch, seqlen, nheads), (*_, headdim) = tensors["dt"].shape, tensors["x"].shape
+    chunks = -(-seqlen // config["chunk"])
+    return 2 * batch * chunks * nheads * headdim * tensors["B"].shape[3] * _state_dtype(config).itemsize
+
+
+def _in_slices(
+    slices: int,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """Some rows of the batch after the other: what they do not share is put together, the rest added up."""
+    batch = tensors["x"].shape[0]
+    rows = -(-batch // slices)
+    shared = SHARED - {"A"} if tensors["A"].dim() == 3 else SHARED
+    found: dict[str, Tensor] = {}
+    for first in range(0, batch, rows):
+        some = slice(first, min(first + rows, batch))
+        part = {name: value if value is None or name in shared else value[some] for name, value in tensors.items()}
+        for name, made in _all_rows(config, part, dt_softplus, dt_limit, needs).items():
+            if name in shared:
+                # in float32, whatever the parameter's dtype
+                found[name] = made.float() + found[name] if name in found else made.float()
+            else:
+                found.setdefault(name, tensors[name].new_empty(tensors[name].shape))[some] = made
+    return {name: made.to(tensors[name].dtype) for name, made in found.items()}
+
+
+def launches(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    d_y: Tensor,
+    d_final_states: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Plan:
+    """The launches of a call, not yet made.  Arguments as in `backward`; tensors may be on "meta"."""
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    return _plan(config, tensors, dt_softplus, dt_limit, frozenset(n for n in needs if tensors[n] is not None))
+
+
+def _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx) -> dict[str, Tensor | None]:
+    """The operands by name, as the kernels take them."""
+
+    def whole(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.contiguous()
+
+    d_y = d_y.to(x.dtype)
+    return {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        # the sum of y has an adjoint without strides
+        "d_y": d_y if d_y.stride(-1) == 1 else d_y.contiguous(),
+        "d_final_states": whole(d_final_states),
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": whole(initial_states),
+        "seq_idx": whole(seq_idx),
+    }
+
+
+def _plan(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Plan:
+    tensors = tensors.copy()
+    x, B, C = tensors["x"], tensors["B"], tensors["C"]
+    batch, seqlen, _, headdim = x.shape
+    dstate, nheads = B.shape[3], tensors["dt"].shape[2]
+    for name, extent in (("headdim", headdim), ("dstate", dstate)):
+        if extent > 2 * LARGEST:
+            raise OptionError(f"{name} is {extent}; the backward kernels take at most {2 * LARGEST}")
+    chunk = config["chunk"]
+    whole = -(-seqlen // chunk) * chunk
+    length = min(whole, -(-(config.get("segment") or whole) // chunk) * chunk)
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=min(x.shape[2], B.shape[2], C.shape[2]),
+        padded=whole,
+        state_size=headdim * dstate,
+        dt_min=float(dt_limit[0]),
+        dt_max=float(dt_limit[1]),
+        nchunks=whole // chunk,
+        p_blocks=1,
+        n_blocks=1,
+        nsegments=-(-seqlen // length),
+        segment_len=length,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_D=tensors["D"] is not None,
+        HAS_Z=tensors["z"] is not None,
+        HAS_DT_BIAS=tensors["dt_bias"] is not None,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+        DT_SOFTPLUS=dt_softplus,
+        NEEDS_X="x" in needs,
+        NEEDS_Z="z" in needs,
+        NEEDS_D="D" in needs,
+        NEEDS_B="B" in needs,
+        NEEDS_C="C" in needs,
+        NEEDS_A="A" in needs,
+        NEEDS_DT=bool(needs & OF_STEPS),
+        NEEDS_DT_BIAS="dt_bias" in needs,
+    )
+    names = sizes.names
+    steps, groups = names["NEEDS_DT"], bool(needs & {"B", "C"})
+    vector = (batch, nheads, whole)
+    sizes.scratch("dt_ready", vector, torch.float32)
+    sizes.scratch("dA_cs", vector, torch.float32)
+    module = dt_cumsum_gated if tensors["A"].dim() == 3 else dt_cumsum
+    sizes.launch(
+        module, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
+    )
+    if "initial_states" in needs:
+        initial = tensors["initial_states"]
+        sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
+    several = names["nsegments"] > 1
+    entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
+    # the adjoint of the state that enters, and nothing else
+    only_states = needs <= {"initial_states"}
+    if several and only_states:
+        return sizes.plan()
+    # where a segment is a chunk, what enters and leaves it is there already
+    kept = not (several and length == chunk)
+    if config.get("schedule", "walk") == "chunks":
+        if kept:
+            if not only_states:
+                _keep_states(sizes, config, entering)
+            _keep_adjoints(sizes, config, leaving, several)
+            entering, leaving = "states", "d_states"
+        if not only_states:
+            _gradients(sizes, config, entering, leaving)
+        if steps:
+            _finish_steps(sizes, config)
+        return sizes.plan()
+    if kept and (steps or groups or "z" in needs):
+        _keep_states(sizes, config, entering)
+        entering = "states"
+    if not several or kept:
+        adjoints = "d_states"
+        if steps or groups:
+            sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    else:
+        adjoints = leaving
+    if needs - {"B", "C", "initial_states"} or kept:
+        _walk_back(sizes, config, entering, leaving, kept and (steps or groups), several)
+    if steps or groups:
+        _add_groups(sizes, config, entering, adjoints)
+    if steps:
+        _finish_steps(sizes, config)
+    return sizes.plan()
+
+
+def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
+    """The states that enter the segments and the adjoints of those that leave them, by name."""
+    names, dtype = sizes.names, _state_dtype(config)
+    for name in ("summary", "d_summary"):
+        sizes.scratch(name, _states(sizes, "nsegments"), dtype)
+    sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
+    module, numbers, blocks = _states_of(SEGMENT_STATE, sizes, config, "segment_state", ("x", "B"))
+    sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
+    numbers = _numbers(config, "state_passing")
+    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
+    entering = sizes.tensors["initial_states"] is not None
+    sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
+    module, numbers, blocks = _states_of(SEGMENT_ADJOINT, sizes, config, "segment_adjoint", ("d_y", "C"))
+    sizes.launch(module, numbers, {"summary": "d_summary"}, **blocks)
+    slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
+    leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
+    numbers = _numbers(config, "adjoint_passing")
+    sizes.launch(adjoint_passing, numbers, slots, BLOCK=block, HAS_ENTERING=leaving, STORE_FINAL=wanted)
+    return "summary", "d_summary"
+
+
+def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
+    """The state that enters each chunk, in `states`."""
+    sizes.scratch("states", _states(sizes, "nchunks"), _state_dtype(config))
+    there = sizes.tensors[entering] is not None
+    module, numbers, blocks = _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
+    sizes.launch(module, numbers, {"entering": entering, "dt": "dt_ready"}, HAS_ENTERING=there, **blocks)
+
+
+def _keep_adjoints(sizes: Sizes, config: dict[str, Any], leaving: str, several: bool) -> None:
+    """The adjoint of the state that leaves each chunk, in `d_states`."""
+    sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    flags = {
+        "HAS_LEAVING": sizes.tensors[leaving] is not None,
+        "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
+    }
+    module, numbers, blocks = _states_of(CHUNK_ADJOINTS, sizes, config, "chunk_adjoints", ("d_y", "C"))
+    sizes.launch(module, numbers, {"leaving": leaving}, **flags, **blocks)
+
+
+def _gradients(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str) -> None:
+    """Everything but the states' adjoints, chunk by chunk."""
+    names, tensors = sizes.names, sizes.tensors
+    _tokens(sizes)
+    if names["NEEDS_D"]:
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
+    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_left_decay"], ["d_centre_decay"])
+    rows = (names["batch"], names["seqlen"], names["nheads"], names["DSTATE"])
+    if names["NEEDS_B"]:
+        sizes.allocate("d_B", rows, tensors["B"].dtype)
+    if names["NEEDS_C"]:
+        sizes.allocate("d_C", rows, torch.float32)
+    slots = {"states": entering, "d_states": leaving, "dt": "dt_ready"}
+    module, numbers, blocks = _whole(CHUNK_GRADIENTS, sizes, config, "chunk_gradients")
+    sizes.launch(module, numbers, slots, **blocks)
+
+
+def _tokens(sizes: Sizes) -> None:
+    """Buffers for the gradients of x and z."""
+    names, tensors = sizes.names, sizes.tensors
+    tokens = (names["batch"], names["seqlen"], names["nheads"], names["HEADDIM"])
+    if names["NEEDS_X"]:
+        sizes.allocate("d_x", tokens, torch.float32)
+    if names["NEEDS_Z"]:
+        sizes.allocate("d_z", tokens, tensors["z"].dtype)
+
+
+def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
+    names, tensors = sizes.names, sizes.tensors
+    _tokens(sizes)
+    module, numbers, blocks = _walk_of(sizes, config, store)
+    if names["NEEDS_D"]:
+        # where registers are short each chunk leaves a part, else each segment
+        count = "nchunks" if hasattr(module, "blocks") else "nsegments"
+        sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
+    _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
+    slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
+    flags = {
+        "HAS_LEAVING": tensors[leaving] is not None,
+        "STORE_ADJOINTS": store,
+        "STORE_INITIAL": not several and "d_initial" in tensors,
+    }
+    sizes.launch(module, numbers, slots, **flags, **blocks)
+
+
+def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: str) -> None:
+    names, tensors = sizes.names, sizes.tensors
+    shape = (names["batch"], names["seqlen"], names["nheads"], names["DSTATE"])
+    if names["NEEDS_B"]:
+        sizes.allocate("d_B", shape, tensors["B"].dtype)
+    if names["NEEDS_C"]:
+        sizes.allocate("d_C", shape, torch.float32)
+    module, numbers, blocks = _groups_of(sizes, config)
+    _vectors(sizes, ["d_left_decay"], ["d_centre_decay"], names["n_blocks"])
+    sizes.launch(module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
+
+
+def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
+    names, dt = sizes.names, sizes.tensors["dt"]
+    sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
+    parts = (names["batch"], names["nchunks"], names["nheads"])
+    whole = names["p_blocks"] == names["n_blocks"] == 1
+    if (given := sizes.tensors["A"]).dim() == 3:
+        sizes.allocate("d_A", tuple(given.shape), given.dtype)
+        sizes.allocate("d_dt_bias", parts, torch.float32)
+        module = dt_gradients_gated if whole else dt_gradients_blocks_gated
+    else:
+        sizes.allocate("d_A+d_dt_bias", (2, *parts), torch.float32)
+        module = dt_gradients if whole else dt_gradients_blocks
+    numbers = _numbers(config, "dt_gradients")
+    sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
+
+
+def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
+    """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
+    made = {name: tensors.get("d_initial" if name == "initial_states" else f"d_{name}") for name in needs}
+    if "d_A+d_dt_bias" in tensors and needs & {"A", "dt_bias"}:
+        made["A"], made["dt_bias"] = tensors["d_A+d_dt_bias"].sum((1, 2)).unbind()
+    elif "dt_bias" in needs:
+        made["dt_bias"] = tensors["d_dt_bias"].sum((0, 1))
+    return {name: _shaped(name, made[name], tensors[name]) for name in sorted(needs)}
+
+
+def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
+    if made.dim() == 4 and name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
+        # heads that share an operand
+        made = made.unflatten(2, (given.shape[2], -1)).sum(3)
+    if name == "D":
+        made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
+    return made.to(given.dtype)
+
+
+def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str], parts: int = 1) -> None:
+    """Buffers for what step sizes get, if they are to get anything: one number a token, one a chunk.
+
+    parts: programs that leave a part of each.
+    """
+    names = sizes.names
+    if names["NEEDS_DT"]:
+        for name in vectors:
+            sizes.scratch(name, (parts, names["batch"], names["nheads"], names["padded"]), torch.float32)
+        for name in numbers:
+            sizes.scratch(name, (parts, names["batch"], names["nchunks"], names["nheads"]), torch.float32)
+
+
+def _states(sizes: Sizes, count: str) -> tuple[int, ...]:
+    return tuple(sizes.names[name] for name in ("batch", count, "nheads", "HEADDIM", "DSTATE"))
+
+
+def _state_dtype(config: dict[str, Any]) -> torch.dtype:
+    return getattr(torch, config.get("state_dtype", "float32"))
+
+
+def _numbers(config: dict[str, Any], kernel: str) -> dict[str, Any]:
+    return config["kernels"].get(kernel, {})
+
+
+def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
+    """Heads of one program that works on step sizes."""
+    names = sizes.names
+    block = _numbers(config, "dt_cumsum").get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
+    return next_power_of_two(block)
+
+
+def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, str]):
+    """Module, numbers and tiles of a walk that makes states, whose programs share out headdim."""
+    names, numbers = sizes.names, _numbers(config, kernel)
+    block, tiles = consumer_tiles(names["DSTATE"])
+    if consumers := _consumers(sizes, config, kernel, operands):
+        # what goes through shared memory has the operands' dtype
+        if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
+            module = CONSUMERS.get(kernel, {}).get((consumers, tiles))
+            if module is not None:
+                numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
+                return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
+    if numbers.get("consumers"):
+        # what fits anywhere, where warps cannot be specialised
+        numbers = {"num_stages": 1}
+    block = max(SMALLEST, min(numbers.get("block_p", 64), next_power_of_two(names["HEADDIM"])))
+    if block < 64 or names["CHUNK"] < 64:
+        numbers = _narrow(numbers, sizes.tensors["x"])
+    n_tiles = cut(names["DSTATE"])
+    return _there(table, len(n_tiles), sizes), numbers, {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+
+
+def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, ...]) -> int:
+    """How many consumers a program has; 0 where its warps cannot be specialised: that is Hopper's alone."""
+    names, tensors = sizes.names, sizes.tensors
+    x, wanted = tensors["x"], _numbers(config, kernel).get("consumers", 0)
+    possible = (
+        wanted
+        and x.element_size() == 2
+        and names["CHUNK"] == CONSUMER_ROWS
+        and names["HEADDIM"] >= CONSUMER_ROWS
+        and names["DSTATE"] <= LARGEST
+        and all(can_describe(tensors[name]) for name in operands)
+        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
+    )
+    return wanted if possible else 0
+
+
+def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
+    """Module, numbers and tiles of a kernel whose programs have all of headdim.
+
+    block_n, block_p: what is wider is cut in two.
+    """
+    names, numbers = sizes.names, _numbers(config, kernel)
+    n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
+    p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
+    module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
+    return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
+
+
+def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
+    """Module, numbers and tiles of the walk back; `p_blocks` says how many programs share out headdim.
+
+    store: it keeps the adjoints of the states.
+    """
+    names, numbers = sizes.names, _numbers(config, "reverse_walk")
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS["reverse_walk"]
+    if block := _share(names["HEADDIM"], numbers):
+        n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
+        names["p_blocks"] = -(-names["HEADDIM"] // block)
+        module = _there(REVERSE_WALK_BLOCKS, len(n_tiles), sizes)
+        return module, _small(numbers, block, sizes), {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+    return _whole(REVERSE_WALK, sizes, config, "reverse_walk")
+
+
+def _groups_of(sizes: Sizes, config: dict[str, Any]):
+    """Module, numbers and tiles of what adds up the heads; `n_blocks` says how many programs share out dstate."""
+    names, numbers = sizes.names, _numbers(config, "group_gradients")
+    if numbers.get("consumers"):
+        numbers = WITHOUT_CONSUMERS["group_gradients"]
+    if block := _share(names["DSTATE"], numbers):
+        p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
+        names["n_blocks"] = -(-names["DSTATE"] // block)
+        module = _there(GROUP_GRADIENTS_BLOCKS, len(p_tiles), sizes)
+        return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_P", p_tiles), "BLOCK_N": block}
+    return _whole(GROUP_GRADIENTS, sizes, config, "group_gradients")
+
+
+def _share(extent: int, numbers: dict[str, Any]) -> int:
+    """The tile of an extent that each program has; 0 where one has all of it."""
+    if not numbers.get("share"):
+        return 0
+    block = max(SMALLEST, next_power_of_two(numbers["share"]))
+    return block if block < extent else 0
+
+
+def _small(numbers: dict[str, Any], p_tile: int, sizes: Sizes) -> dict[str, Any]:
+    """The numbers for tiles of so much headdim."""
+    return _narrow(numbers, sizes.tensors["x"]) if p_tile < 64 or sizes.names["CHUNK"] < 64 else numbers
+
+
+def _halves(extent: int, block: int) -> tuple[int, ...]:
+    """The tiles of an extent, two where it is wider than `block`."""
+    return cut(extent, max(SMALLEST, block, next_power_of_two(-(-extent // 2))))
+
+
+def _there(table: dict, tiles: Any, sizes: Sizes) -> Any:
+    """The module for so many tiles; a package for fixed sizes may lack it."""
+    if tiles not in table:
+        sizes_ = f"headdim {sizes.names['HEADDIM']} and dstate {sizes.names['DSTATE']}"
+        raise OptionError(f"this package has no backward kernel for {sizes_}: emit it for them, or for all sizes")
+    return table[tiles]

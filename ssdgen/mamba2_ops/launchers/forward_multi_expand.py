@@ -1,0 +1,529 @@
+"""Forward launches of each schedule.  config, operands -> launches -> y, final states
+
+single_pass  step sizes, then one program per head walks all chunks
+segments     step sizes, the state each segment leaves, the scan over segments, then the walk from the true states
+split        step sizes, the state each chunk leaves, the scan over chunks, then the output chunk by chunk
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..kernels import (
+    dt_cumsum,
+    dt_cumsum_gated,
+    mirror_walk_2n_multi_expand,
+    mirror_walk_multi_expand,
+    segment_state_2n_2p_multi_expand,
+    segment_state_2n_multi_expand,
+    segment_state_2p_multi_expand,
+    segment_state_multi_expand,
+    single_pass_2n_2p_inline_multi_expand,
+    single_pass_2n_2p_multi_expand,
+    single_pass_2n_inline_multi_expand,
+    single_pass_2n_multi_expand,
+    single_pass_2p_inline_multi_expand,
+    single_pass_2p_multi_expand,
+    single_pass_inline_multi_expand,
+    single_pass_multi_expand,
+    state_passing,
+)
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
+
+# dimensions of the operands, as the kernels' stride parameters name them
+DIMS = {
+    "A": ("batch", "seqlen", "nheads"),
+    "B": ("batch", "seqlen", "nheads", "DSTATE"),
+    "C": ("batch", "seqlen", "ngroups", "DSTATE"),
+    "D": ("nheads", "HEADDIM"),
+    "dt": ("batch", "seqlen", "nheads"),
+    "dt_raw": ("batch", "seqlen", "nheads"),
+    "x": ("batch", "seqlen", "ngroups", "HEADDIM"),
+    "z": ("batch", "seqlen", "nheads", "HEADDIM"),
+}
+
+# heads per program, tiles of dstate, tiles of headdim, which of both the state's rows are, prepared, descriptors
+SINGLE_PASS = {
+    (1, 1, 1, "n", True, False): single_pass_multi_expand,
+    (1, 2, 1, "n", True, False): single_pass_2n_multi_expand,
+    (1, 1, 2, "n", True, False): single_pass_2p_multi_expand,
+    (1, 2, 2, "n", True, False): single_pass_2n_2p_multi_expand,
+}
+SEGMENT_STATE = {
+    (1, 1, 1, "n", True, False): segment_state_multi_expand,
+    (1, 2, 1, "n", True, False): segment_state_2n_multi_expand,
+    (1, 1, 2, "n", True, False): segment_state_2p_multi_expand,
+    (1, 2, 2, "n", True, False): segment_state_2n_2p_multi_expand,
+}
+# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+SINGLE_PASS_CONSUMERS = {}
+SEGMENT_STATE_CONSUMERS = {}
+# tiles of dstate, tiles of headdim
+CHUNK_SCAN = {}
+# of the same, the walks that make the sums of decays that are given for every token
+GATED_INLINE = {
+    (1, 1, 1, "n", False, False): single_pass_inline_multi_expand,
+    (1, 2, 1, "n", False, False): single_pass_2n_inline_multi_expand,
+    (1, 1, 2, "n", False, False): single_pass_2p_inline_multi_expand,
+    (1, 2, 2, "n", False, False): single_pass_2n_2p_inline_multi_expand,
+}
+
+# tiles of dstate: what a two-sided mask has above the diagonal
+MIRROR_WALK = {
+    1: mirror_walk_multi_expand,
+    2: mirror_walk_2n_multi_expand,
+}
+
+# runs in 48 KB of shared memory at any size
+MINIMAL = {
+    "schedule": "single_pass",
+    "chunk": 16,
+    "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 2, "num_stages": 1}},
+    "prepared": True,
+}
+
+_recipes = Recipes()
+
+
+def launches(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype | None,
+) -> Plan:
+    """The launches of a call, not yet made.  Arguments as in `forward`; tensors may be on "meta"."""
+    tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    return _plan(config, tensors, dt_softplus, dt_limit, final_states, state_dtype or torch.float32)
+
+
+def forward(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the final states if `final_states`.  On the current device; arguments already checked, batch at least 1.
+
+    config: {"schedule", "chunk", "segment", "state_dtype", "prepared", "kernels": {kernel: numbers}}; never changed.
+    x: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
+    B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim]; z: as x.
+    A may have the shape of dt: the log-decay of every token, whatever its step size.
+    initial_states: [rows, nheads, headdim, dstate]; seq_idx: [batch, seqlen]; cu_seqlens: [sequences + 1].
+    All but dt have a last stride of 1.
+    Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate].
+    Errors: OptionError for a dstate over 512; Triton's OutOfResources if the config does not fit.
+    """
+    tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    state_dtype = state_dtype or torch.float32
+    options = (dt_softplus, dt_limit, final_states, state_dtype)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors["y"], tensors.get("final_states")
+    plan = _plan(config, tensors, *options)
+    _recipes.run(key, plan, config)
+    return plan.y, plan.final_states
+
+
+def states(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """The final states without y, and how much of the initial ones is left: the first half of `segments` alone.
+
+    Arguments and errors as in `forward`.
+    Returns: states [batch, nheads, headdim, dstate], log2 of the decay over all positions [batch, nheads], both fp32.
+    """
+    kernels = config["kernels"]
+    own = {"segment_state": kernels.get("single_pass", {}), **kernels}
+    tensors = _tensors(x, dt, A, B, None, None, None, dt_bias, initial_states, seq_idx, None)
+    options = (dt_softplus, dt_limit, True, torch.float32)
+    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+    else:
+        plan = _plan({**config, "prepared": True, "kernels": own}, tensors, *options)
+        _recipes.run(key, plan, config)
+        tensors = plan.tensors
+    return tensors["final_states"], tensors["total"].sum(1)
+
+
+def mirror(
+    config: dict[str, Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    below: Tensor,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """y of a two-sided mask: `below`, that of the mask up to the diagonal, and what is above it.
+
+    One program per head, and tile of headdim, walks the whole sequence back.  below: [batch, seqlen, nheads, headdim],
+    contiguous; dt, A: weights and log-decays, [batch, seqlen, nheads]; the others, and errors, as in `forward`.
+    """
+    tensors = {**_tensors(x, dt, A, B, C, None, None, None, None, seq_idx, None), "below": below}
+    key = key_of(tensors, id(config), x.device, "mirror", _precision(x))
+    recipe = _recipes.get(key)
+    if recipe is not None:
+        recipe(tensors, x.device)
+        return tensors["y"]
+    plan = _mirror_plan(config, tensors)
+    _recipes.run(key, plan, config)
+    return plan.y
+
+
+def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> Plan:
+    tensors = tensors.copy()
+    x, B, C, below = tensors["x"], tensors["B"], tensors["C"], tensors["below"]
+    (batch, seqlen, nheads, headdim), dstate, chunk = below.shape, B.shape[3], min(config["chunk"], 64)
+    n_tiles = cut(dstate)
+    if len(n_tiles) not in MIRROR_WALK:
+        raise OptionError(_left_out({"HEADDIM": headdim, "DSTATE": dstate}))
+    padded = -(-seqlen // chunk) * chunk
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=min(x.shape[2], B.shape[2], C.shape[2]),
+        padded=padded,
+        dt_min=float("-inf"),
+        dt_max=float("inf"),
+        nsegments=1,
+        segment_len=padded,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_DT_BIAS=False,
+        DT_SOFTPLUS=False,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+    )
+    sizes.allocate("y", tuple(below.shape), below.dtype)
+    _prepare(sizes, config)
+    block = max(SMALLEST, min(64, next_power_of_two(headdim)))
+    numbers = {"num_warps": 4, "num_stages": 2 if x.element_size() == 2 and dstate <= 128 else 1}
+    if block < 64 or chunk < 64:
+        numbers = _narrow(numbers, x)
+    blocks = {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+    sizes.launch(MIRROR_WALK[len(n_tiles)], numbers, {"dt": "dt_ready"}, **blocks)
+    return sizes.plan()
+
+
+def _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens) -> dict[str, Tensor | None]:
+    """The operands by name, as the kernels take them."""
+    if initial_states is not None:
+        sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if initial_states.shape[0] != sequences:
+            # given for the first sequence only: the others start from zero
+            given, initial_states = initial_states, initial_states.new_zeros(sequences, *initial_states.shape[1:])
+            initial_states[:1] = given
+        initial_states = initial_states.contiguous()
+    return {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "dt_bias": dt_bias,
+        "initial_states": initial_states,
+        "seq_idx": None if seq_idx is None else seq_idx.contiguous(),
+        "cu_seqlens": cu_seqlens,
+    }
+
+
+def _plan(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor | None],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype,
+) -> Plan:
+    tensors = tensors.copy()
+    x, B, C, cu_seqlens = tensors["x"], tensors["B"], tensors["C"], tensors["cu_seqlens"]
+    batch, seqlen = x.shape[:2]
+    headdim, dstate = x.shape[3], B.shape[3]
+    if dstate > 2 * LARGEST:
+        raise OptionError(
+            f"dstate is {dstate}; the kernels keep at most {2 * LARGEST} states: call it in float64 or on CPU"
+        )
+    nheads, ngroups = tensors["dt"].shape[2], min(t.shape[2] for t in (x, B, C) if t is not None)
+    # packed sequences start anywhere, so their chunks and running sums are the walk's own
+    prepared = config.get("prepared", True) and cu_seqlens is None
+    chunk = config["chunk"] if cu_seqlens is None else min(config["chunk"], 64)
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sizes = Sizes(
+        tensors,
+        DIMS,
+        batch=batch,
+        seqlen=seqlen,
+        nheads=nheads,
+        ngroups=ngroups,
+        sequences=sequences,
+        padded=-(-seqlen // chunk) * chunk,
+        state_size=headdim * dstate,
+        dt_min=float(dt_limit[0]),
+        dt_max=float(dt_limit[1]),
+        nsegments=1,
+        nentering=1,
+        nsummaries=0,
+        segment_len=seqlen,
+        HEADDIM=headdim,
+        DSTATE=dstate,
+        CHUNK=chunk,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION=_precision(x),
+        HAS_D=tensors["D"] is not None,
+        HAS_Z=tensors["z"] is not None,
+        HAS_DT_BIAS=tensors["dt_bias"] is not None,
+        HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+        HAS_CU_SEQLENS=cu_seqlens is not None,
+        DT_SOFTPLUS=dt_softplus,
+        HAS_ENTERING=tensors["initial_states"] is not None,
+        STORE_FINAL=final_states,
+        HAS_SUMMARIES=False,
+    )
+    if C is not None:
+        sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
+    if final_states:
+        sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
+
+    if prepared:
+        _prepare(sizes, config)
+    length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
+    if C is None:
+        # states alone
+        _sum_segments(sizes, config, length, torch.float32, False)
+        _pass_states(sizes, config)
+    elif config["schedule"] == "single_pass" or not prepared or length >= seqlen:
+        _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"})
+    else:
+        dtype = getattr(torch, config.get("state_dtype", "float32"))
+        joined = config.get("joined", False) and _consumers(sizes, config, "single_pass") > 0
+        _sum_segments(sizes, config, length, dtype, joined)
+        if joined:
+            _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"}, HAS_SUMMARIES=True)
+            return sizes.plan()
+        _pass_states(sizes, config)
+        if config["schedule"] == "split":
+            _scan(sizes, config)
+        else:
+            # the state that enters is always there now, and the last one is stored already
+            _walk(sizes, config, "single_pass", prepared, {"entering": "summary"}, HAS_ENTERING=True, STORE_FINAL=False)
+    return sizes.plan()
+
+
+def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
+    """Step sizes and running sums, padded to whole chunks."""
+    names = sizes.names
+    numbers = config["kernels"].get("dt_cumsum", {})
+    shape = (names["batch"], names["nheads"], names["padded"])
+    sizes.scratch("dt_ready", shape, torch.float32)
+    sizes.scratch("dA_cs", shape, torch.float32)
+    block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
+    module = dt_cumsum_gated if sizes.tensors["A"].dim() == 3 else dt_cumsum
+    sizes.launch(module, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
+
+
+def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype, joined: bool) -> None:
+    """What each segment of `length` tokens adds to the state, in `summary`; if joined, all but the last."""
+    names = sizes.names
+    segments = -(-names["seqlen"] // length)
+    summaries = segments - 1 if joined else segments
+    names.update(nsegments=summaries, nsummaries=summaries, segment_len=length)
+    states = (names["nheads"], names["HEADDIM"], names["DSTATE"])
+    sizes.scratch("summary", (names["batch"], summaries, *states), dtype)
+    # where states alone are made, the totals are results too
+    allocate = sizes.allocate if sizes.tensors["C"] is None else sizes.scratch
+    allocate("total", (names["batch"], summaries, names["nheads"]), torch.float32)
+    _walk(sizes, config, "segment_state", True, {})
+    names.update(nsegments=segments)
+
+
+def _pass_states(sizes: Sizes, config: dict[str, Any]) -> None:
+    """The state that enters each segment, in place of its summary, and the final states."""
+    names = sizes.names
+    names.update(nentering=names["nsegments"])
+    numbers = config["kernels"].get("state_passing", {})
+    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
+    sizes.launch(state_passing, numbers, BLOCK=block)
+
+
+def _walk(
+    sizes: Sizes, config: dict[str, Any], kernel: str, prepared: bool, slots: dict[str, str], **flags: bool
+) -> None:
+    """A walk over chunks: the single pass, or the segments' states."""
+    names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
+    numbers = config["kernels"].get(kernel, {})
+    if consumers := _consumers(sizes, config, kernel):
+        block, tiles = consumer_tiles(names["DSTATE"])
+        table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
+        numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
+        slots = {**slots, "dt": "dt_ready"}
+        sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
+        return
+    if numbers.get("consumers"):
+        # what fits anywhere, where warps cannot be specialised
+        numbers = {"num_stages": 1}
+    if not prepared and sizes.tensors["A"].dim() == 3:
+        table = GATED_INLINE
+    n_tiles = cut(names["DSTATE"])
+    p_tiles = _p_tiles(names["HEADDIM"], numbers)
+    heads = numbers.get("heads", 1)
+    # heads of one program share B and C
+    while heads > 1 and (names["nheads"] // names["ngroups"]) % heads:
+        heads //= 2
+    major = numbers.get("state_major", "n")
+    described = numbers.get("descriptors", False) and _can_describe(sizes, kernel)
+    tiles = (len(n_tiles), len(p_tiles))
+    # shapes from the best to one that always exists
+    wanted = (
+        (heads, *tiles, major, prepared, described),
+        (heads, *tiles, "n", prepared, described),
+        (1, *tiles, "n", prepared, described),
+        (1, *tiles, "n", prepared, False),
+    )
+    module = next((table[shape] for shape in wanted if shape in table), None)
+    if module is None:
+        raise OptionError(_left_out(names))
+    if kernel == "single_pass" and min(p_tiles) < 64:
+        numbers = _narrow(numbers, sizes.tensors["x"])
+    sizes.launch(
+        module,
+        numbers,
+        {**slots, "dt": "dt_ready" if prepared else "dt"},
+        **_blocks("BLOCK_N", n_tiles),
+        **_blocks("BLOCK_P", p_tiles),
+        **flags,
+    )
+
+
+def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
+    """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
+    names, x = sizes.names, sizes.tensors["x"]
+    wanted = config["kernels"].get(kernel, {}).get("consumers", 0)
+    table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
+    possible = (
+        wanted
+        and x.element_size() == 2
+        and names["CHUNK"] == CONSUMER_ROWS
+        and names["HEADDIM"] >= CONSUMER_ROWS
+        and names["DSTATE"] <= LARGEST
+        and (wanted, consumer_tiles(names["DSTATE"])[1]) in table
+        and not names["HAS_CU_SEQLENS"]
+        and config.get("prepared", True)
+        and _can_describe(sizes, kernel)
+        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
+    )
+    return wanted if possible else 0
+
+
+def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
+    """The output of every chunk from the state that enters it."""
+    names, numbers = sizes.names, config["kernels"].get("chunk_scan", {})
+    n_tiles = cut(names["DSTATE"])
+    p_tiles = _p_tiles(names["HEADDIM"], numbers)
+    tiles = (len(n_tiles), len(p_tiles))
+    if tiles not in CHUNK_SCAN:
+        raise OptionError(_left_out(names))
+    rows, columns = (min(names["CHUNK"], numbers.get(block, 64)) for block in ("block_m", "block_k"))
+    sizes.launch(
+        CHUNK_SCAN[tiles],
+        numbers,
+        {"entering": "summary", "dt": "dt_ready"},
+        BLOCK_M=rows,
+        BLOCK_K=columns,
+        **_blocks("BLOCK_N", n_tiles),
+        **_blocks("BLOCK_P", p_tiles),
+    )
+
+
+def _left_out(names: dict[str, Any]) -> str:
+    """What to say where the kernels for some sizes were left out of the package."""
+    sizes = f"headdim {names['HEADDIM']} and dstate {names['DSTATE']}"
+    return f"this package has no kernel for {sizes}: emit it for them, or for all sizes"
+
+
+def _narrow(numbers: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """The numbers for a tile narrower than 64, on Hopper without its warpgroup instructions if nothing is pipelined.
+
+    Triton 3.6 and 3.7 then read outside shared memory now and then (triton-lang/triton issues 10486 and 11366).
+    """
+    if not x.is_cuda or torch.version.hip or numbers.get("num_stages", 1) > 1 or numbers.get("num_warps", 4) < 4:
+        return numbers
+    return {**numbers, "num_warps": 2} if torch.cuda.get_device_capability(x.device)[0] == 9 else numbers
+
+
+def _can_describe(sizes: Sizes, kernel: str) -> bool:
+    """Whether tensor descriptors can be made of the operands of a walk."""
+    names = ("x", "B") if kernel == "segment_state" else ("x", "B", "C", "y")
+    return all(can_describe(sizes.tensors[name]) for name in names)
+
+
+def _precision(x: Tensor) -> str:
+    """How the tensor cores multiply fp32: in tf32 if torch may, else in three tf32 products.  Others are exact."""
+    if x.dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def _p_tiles(headdim: int, numbers: dict[str, Any]) -> tuple[int, ...]:
+    """Tiles of headdim: one of block_p, which programs share out, or those that cover all of it."""
+    block = numbers.get("block_p") or headdim
+    if block < headdim or headdim > 2 * LARGEST:
+        return (max(SMALLEST, min(block, LARGEST)),)
+    return cut(headdim)
+
+
+def _blocks(name: str, tiles: tuple[int, ...]) -> dict[str, int]:
+    return {name: tiles[0]} if len(tiles) == 1 else {f"{name}_{k}": tile for k, tile in enumerate(tiles)}

@@ -1,0 +1,140 @@
+"""The search spaces of the convolution's kernels, with the reason for every bound.  Problem, Gpu -> tune
+
+Of a problem the heads are channels, each one wide, and dstate is the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..gpus import Gpu
+from .kernel_space import KernelSpace, Numbers, powers
+from .problem import Problem
+from .space import Axis
+from .tiles import next_power_of_two
+
+# bytes that a thread loads of one operand at once: less is no transaction of its own, more are several
+LEAST_BYTES, MOST_BYTES = 4, 16
+# tokens of a walk: at its ends it reads some of its neighbours' again, and backwards leaves width + 1 sums
+SHORTEST, SHORTEST_BACKWARD = 16, 32
+# numbers of a tile that a thread has: with fewer it waits, with more their taps spill
+LEAST_EACH, MOST_EACH = 2, 32
+WARPS = (1, 2, 4, 8)
+# turns that programs of one warp take on a multiprocessor, which holds about as many
+TURNS = (16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class WalkSpace(KernelSpace):
+    """Programs that walk along the tokens: channels lie side by side."""
+
+    schedule: str = "walk"
+    kernel: str = "conv_walk"
+    backward: bool = False
+
+    def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        return (
+            Axis("block_d", _channels(problem, 1024), "channels of a program, side by side in memory"),
+            Axis(
+                "part",
+                self._parts(problem, gpu),
+                "tokens of a program: short ones fill the multiprocessors, long ones read fewer inputs twice and leave "
+                "fewer sums; those that are no power of two give each multiprocessor so many warps",
+            ),
+            Axis("num_warps", WARPS, "a warp walks alone; several share the scalar work and the launch"),
+        )
+
+    def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
+        loaded = numbers["block_d"] * problem.element_bytes / (32 * numbers["num_warps"])
+        if not LEAST_BYTES <= loaded <= MOST_BYTES:
+            return f"a thread would load {loaded:g} bytes of a token, not {LEAST_BYTES} to {MOST_BYTES}"
+        return None
+
+    def smallest(self, problem: Problem) -> Numbers:
+        return {"block_d": 32, "part": 64, "num_warps": 1}
+
+    def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        for loaded, warps in ((16, 1), (8, 1), (8, 2), (16, 2), (8, 4)):
+            block = loaded // problem.element_bytes * 32 * warps
+            for part in (64, 128, 256):
+                yield {"block_d": block, "part": part, "num_warps": warps}
+
+    def bounds(self) -> tuple[object, ...]:
+        return LEAST_BYTES, MOST_BYTES, self.backward
+
+    def _parts(self, problem: Problem, gpu: Gpu) -> tuple[int, ...]:
+        shortest = SHORTEST_BACKWARD if self.backward else SHORTEST
+        found = {part for part in powers(shortest, 4096) if part < problem.seqlen} | {max(shortest, problem.seqlen)}
+        # with the tile of 8 bytes a thread that the backward pass takes, and 16 of the forward pass
+        block = (8 if self.backward else 16) // problem.element_bytes * 32
+        rows = problem.batch * -(-problem.nheads // block)
+        for turns in TURNS:
+            parts = -(-turns * gpu.sms // rows)
+            found.add(max(shortest, -(-problem.seqlen // parts)))
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class TileSpace(KernelSpace):
+    """Programs with a tile of tokens and channels: positions lie side by side."""
+
+    schedule: str = "tile"
+    kernel: str = "conv_tile"
+    backward: bool = False
+
+    def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        longest = min(2048, max(16, next_power_of_two(problem.seqlen)))
+        channels = min(16, next_power_of_two(problem.nheads))
+        return (
+            Axis("block_t", powers(16, longest), "positions of a program: side by side in memory, and read by tap"),
+            Axis("block_d", powers(1, channels), "channels of a program, which share where their positions are"),
+            Axis("num_warps", WARPS, "enough loads in flight; more warps only wait"),
+        )
+
+    def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
+        each = numbers["block_t"] * numbers["block_d"] / (32 * numbers["num_warps"])
+        most = MOST_EACH // 2 if self.backward else MOST_EACH
+        if not LEAST_EACH <= each <= most:
+            return f"a thread would have {each:g} numbers of each tap, not {LEAST_EACH} to {most}"
+        return None
+
+    def smallest(self, problem: Problem) -> Numbers:
+        return {"block_t": 16, "block_d": 1, "num_warps": 1}
+
+    def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        for block_t, block_d, warps in ((256, 4, 4), (512, 2, 4), (256, 2, 2), (512, 1, 2), (1024, 1, 4)):
+            yield {"block_t": block_t, "block_d": block_d, "num_warps": warps}
+
+    def bounds(self) -> tuple[object, ...]:
+        return LEAST_EACH, MOST_EACH, self.backward
+
+
+@dataclass(frozen=True)
+class UpdateSpace(KernelSpace):
+    """Programs with the channels of one row, whose state moves on in place."""
+
+    schedule: str = "update"
+    kernel: str = "conv_update"
+
+    def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        return (
+            Axis("block_d", _channels(problem, 512), "channels of a program: few make many programs for a small batch"),
+            Axis("num_warps", (1,), "only within a warp does every thread read the state before any writes it"),
+        )
+
+    def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
+        return None if numbers["num_warps"] == 1 else "several warps would read a state that others have moved on"
+
+    def smallest(self, problem: Problem) -> Numbers:
+        return {"block_d": 32, "num_warps": 1}
+
+    def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        return ({"block_d": block, "num_warps": 1} for block in (32, 64, 128))
+
+    def bounds(self) -> tuple[object, ...]:
+        return ()
+
+
+def _channels(problem: Problem, most: int) -> tuple[int, ...]:
+    return powers(32, min(most, max(32, next_power_of_two(problem.nheads))))
