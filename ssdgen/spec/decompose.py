@@ -49,6 +49,7 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
     hcb = ("h",) if hb or hc else ()
     dt, seq_before = entry("dt", "h", "j"), sympy.Symbol("seq_before", real=True)
     own = layer.discretisation.own
+    read = CAUSAL[1] if own else CAUSAL[0]
     seq_i, seq_j, seq_last = entry("seq", "i"), entry("seq", "j"), sympy.Symbol("seq_last", real=True)
 
     nodes: list[Node] = [
@@ -91,7 +92,7 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
             "scores",
             ("h", "i", "j"),
             # the diagonal has a weight of its own, which then comes with the token's own input
-            _keep(cb * decay(cs_i - cs_j) * weight, CAUSAL[own]),
+            _keep(cb * decay(cs_i - cs_j) * weight, read),
             sympy.Eq(seq_i, seq_j),
         ),
         *bounded("left_decay", ("h", "i"), decay(cs_i), sympy.Eq(seq_i, seq_before)),

@@ -26,7 +26,6 @@ from .oracle import OracleInput
 Array = np.ndarray[Any, Any]
 # what a run of tokens leaves for the next one
 STATES = ("angle", "state", "B_before", "x_before")
-OPTIONS = ("D", "z", *STATES)
 
 
 @cache
@@ -268,4 +267,4 @@ def _checked(inputs: Mapping[str, Any]) -> dict[str, Array]:
     return {**{name: np.zeros(shapes[name]) for name in STATES}, **given}
 
 
-__all__ = ["OPTIONS", "STATES", "Result", "backward", "oracle"]
+__all__ = ["STATES", "Result", "backward", "oracle"]

@@ -66,7 +66,8 @@ def test_on_hopper(name: str):
     compile_launch(launches()[name], gpus.find("h200"))
 
 
-@pytest.mark.parametrize("name", (*mamba3.before(), *mamba3.token(), "single_pass"))
+# walks with running sums in both directions, and what holds most
+@pytest.mark.parametrize("name", ("mamba3_steps", "mamba3_step_gradients", "mamba3_turn_gradients", "single_pass"))
 @pytest.mark.parametrize("gpu", ("a100", "mi300x"))
 def test_elsewhere(gpu: str, name: str):
     compile_launch(launches()[name], gpus.find(gpu))

@@ -17,9 +17,10 @@ from ..pieces import Piece, Pieces, Source
 from . import common
 
 HEAD = Piece("", scalar="head")
-PAIRS = Piece("", Span("r", "r", "BLOCK_R", "0", "r_in"))
-# pairs that turn, of all that there are
+# all pairs, and those of them that turn
+ALL = Span("r", "r", "BLOCK_R", "0", "r_in")
 RATES = Span("r", "r", "BLOCK_R", "0", "rate_in")
+PAIRS = Piece("", ALL)
 TOKENS = ("batch", "seqlen", "nheads")
 RENAME = {"angle_sum": "angle", "angle_last": "angle_out"}
 
@@ -82,17 +83,17 @@ def operand_sources(level: int = 1) -> dict[str, Source]:
 
     def operand(name: str) -> Source:
         tensor, k = name.split("_")
-        return Source(tensor, lambda at: ("b", span(at["t"]), "group", PAIRS.span or "", k), level, "operand")
+        return Source(tensor, lambda at: ("b", span(at["t"]), "group", ALL, k), level, "operand")
 
     def bias(name: str) -> Source:
         tensor, k, _ = name.split("_")
-        return Source(f"{tensor}_bias", lambda _: ("head", PAIRS.span or "", k))
+        return Source(f"{tensor}_bias", lambda _: ("head", ALL, k))
 
     return {**{name: operand(name) for name in PAIRED}, **{name: bias(name) for name in BIASES}}
 
 
 def turned_index(at: Pieces, k: str) -> tuple[Index, ...]:
-    return "b", span(at["t"]), "head", PAIRS.span or "", k
+    return "b", span(at["t"]), "head", ALL, k
 
 
 def vector_source(name: str) -> Source:

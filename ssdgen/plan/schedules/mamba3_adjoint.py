@@ -17,6 +17,7 @@ from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
 from . import adjoint, common
 from .mamba3 import (
+    ALL,
     HEAD,
     PAIRS,
     RATES,
@@ -38,7 +39,7 @@ from .mamba3 import (
     vector_source,
 )
 
-OUTSIDE, LOOP, AFTER = 0, 1, 2
+OUTSIDE, LOOP = 0, 1
 # values that only repeat another along an axis
 SPREAD = frozenset(
     node.name
@@ -112,14 +113,12 @@ def turn_back() -> Kernel:
         {axis: (piece,) for axis, piece in at.items()},
         sources,
         spread=SPREAD,
-        constant_level=LOOP,
-        scopes=[[], [], []],
     )
     lowering.store(LOOP, "d_angle", at, "d_angle", ("b", span(tokens), "head", RATES))
     lowering.store(LOOP, "d_gamma", at, "d_gamma", ("b", "head", span(tokens, mask=False)))
     for name in BIASES:
         operand, k, _ = name.split("_")
-        part: tuple[Index, ...] = ("b", "part", "head", PAIRS.span or "", k)
+        part: tuple[Index, ...] = ("b", "part", "head", ALL, k)
         lowering.store(LOOP, f"d_{name}", at, f"d_{operand}_bias", part)
     zeros: list[Stmt] = []
     stores: list[Stmt] = []
@@ -130,7 +129,7 @@ def turn_back() -> Kernel:
         added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
         zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
         lowering.emit(LOOP, Let(total, added, (total, made[0])))
-        stores.append(Store(f"d_{operand}", ("b", span(tokens), "group", PAIRS.span or "", k), total))
+        stores.append(Store(f"d_{operand}", ("b", span(tokens), "group", ALL, k), total))
     parts = ("batch", "nparts", "nheads", "PAIRS", "2")
     return Kernel(
         "mamba3_turn_gradients",

@@ -10,11 +10,10 @@ from ..ir import Arange, Index, Kernel, Mask, Scalar, Span, Stmt, Store, Tensor,
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
 from . import common
-from .mamba3 import HEAD, PAIRS, RATES, RENAME, biases, pair_masks
+from .mamba3 import ALL, HEAD, PAIRS, RATES, RENAME, biases, pair_masks
 
 HEADS = ("batch", "nheads")
 ROWS = Span("p", "p", "BLOCK_P", "p0", "p_in")
-COLUMNS = Span("r", "r", "BLOCK_R", "0", "r_in")
 
 
 def kernel() -> Kernel:
@@ -23,12 +22,12 @@ def kernel() -> Kernel:
     names = {"y_ssm": "y", "y_skip": "y", "angle_sum": "angle_out", **RENAME}
     lowering = Lowering(step_graph(), {axis: (piece,) for axis, piece in at.items()}, _sources(), rename=names)
     for k in ("0", "1"):
-        lowering.store(1, f"state_{k}_out", at, "state_out", ("b", "head", ROWS, COLUMNS, k))
+        lowering.store(1, f"state_{k}_out", at, "state_out", ("b", "head", ROWS, ALL, k))
     lowering.store(1, "y", at, "y", ("b", "head", ROWS))
     # what all programs of a head make, one of them stores
     once: list[Stmt] = []
     places: dict[str, tuple[str, tuple[Index, ...]]] = {"angle_out": ("angle_out", ("b", "head", RATES))}
-    places |= {f"B_{k}_turned": ("B_out", ("b", "head", COLUMNS, k)) for k in ("0", "1")}
+    places |= {f"B_{k}_turned": ("B_out", ("b", "head", ALL, k)) for k in ("0", "1")}
     for name, (tensor, index) in places.items():
         made = lowering.need(name, at)
         assert made is not None
@@ -72,12 +71,12 @@ def _paired(name: str) -> dict[str, Source]:
     """What lies in memory in pairs, by the name of the graph."""
     tensor, k, *bias = name.split("_")
     if bias:
-        return {name: Source(f"{tensor}_bias", lambda _: ("head", COLUMNS, k))}
+        return {name: Source(f"{tensor}_bias", lambda _: ("head", ALL, k))}
     if tensor == "before":
-        return {f"B_{k}_before": Source("B_before", lambda _: ("b", "head", COLUMNS, k))}
+        return {f"B_{k}_before": Source("B_before", lambda _: ("b", "head", ALL, k))}
     if tensor == "state":
-        return {name: Source("state", lambda _: ("b", "head", ROWS, COLUMNS, k))}
-    return {name: Source(tensor, lambda _: ("b", "group", COLUMNS, k), dtype="operand")}
+        return {name: Source("state", lambda _: ("b", "head", ROWS, ALL, k))}
+    return {name: Source(tensor, lambda _: ("b", "group", ALL, k), dtype="operand")}
 
 
 def _tensors() -> tuple[Tensor, ...]:
