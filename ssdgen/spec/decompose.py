@@ -146,12 +146,13 @@ def _given(layer: Layer) -> list[Node]:
         found: list[Node] = [Input("dt", ("h", "j"), "weight of a token's input in what comes after it")]
         found += [Input("own", ("h", "j"), "weight of a token's input in its own output")]
         return found + ([Input("log_decay", ("h", "j"), "log2 of the decay of a step")] if layer.family.decays else [])
+    rate = "log-decay of a token" if layer.family.per_token else "decay rate of a head"
     return [
         Input("dt_raw", ("h", "j"), "step size before its transform"),
         Input("dt_bias", ("h",), "added to the step size"),
         Input("dt_min", (), "lower limit of the step size"),
         Input("dt_max", (), "upper limit of the step size"),
-        Input("A", layer.family.rate("j"), "log-decay of a token" if layer.family.per_token else "decay rate of a head"),
+        Input("A", layer.family.rate("j"), rate),
     ]
 
 
