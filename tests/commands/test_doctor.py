@@ -50,12 +50,12 @@ def test_a_shape_with_a_record_says_which(tmp_path: Path) -> None:
 
 
 def test_what_nobody_tuned_names_the_command() -> None:
-    found = asked("--gpu", "mi300x", "--shape", "1,64,2,16,16,1")
+    found = asked("--gpu", "t4", "--shape", "1,64,2,16,16,1")
     mends = findings(found)
     (forward,) = [use for use in found["uses"] if use["pass"] == "forward"]
     assert forward["from"] == "the built-in default" and "record" not in forward
     assert mends["nobody tuned the forward pass for this shape and GPU"] == (
-        "ssdgen tune --shapes 1,64,2,16,16,1 --dtype bfloat16 --pass forward --gpu mi300x"
+        "ssdgen tune --shapes 1,64,2,16,16,1 --dtype bfloat16 --pass forward --gpu t4"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def records(folder: Path, direction: str = "forward") -> list[dict]:
     return json.loads(path.read_text())["records"] if direction == "forward" or path.exists() else []
 
 
+@cache
+def of_today() -> dict[str, str]:
+    """Fingerprints of the kernels; to emit all of them takes seconds."""
+    templates.load()
+    return fingerprint.of_package()
+
+
 def test_the_h100_has_measured_records_of_every_claimed_shape() -> None:
     measured = [record for record in records(TUNED / "sm90_h100") if record["provenance"] == "measured"]
     sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
@@ -71,8 +79,7 @@ def test_the_schema_is_its_own_dump() -> None:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_records_belong_to_these_kernels_and_this_space(folder: Path, direction: str) -> None:
     """After a change of the kernels: tune again on that GPU."""
-    templates.load()
-    current = fingerprint.of_package()
+    current = of_today()
     for record in records(folder, direction):
         stale = [name for name, mark in record["fingerprint"].items() if current.get(name) != mark]
         assert not stale, f"{record['problem']}: {stale} have changed since they were measured"
@@ -91,18 +98,23 @@ def test_records_are_legal_or_what_runs_without_them(folder: Path, direction: Di
 
 # GPUs that nobody measured on yet; of the named shapes
 PREDICTED = ("sm80_a100", "sm86_rtx3090", "sm89_l40s", "sm89_rtx4090", "sm100_b200", "sm120_rtx5090", "gfx942_mi300x")
+# those with predictions of the backward pass too
+BACKWARD = ("sm80_a100", "sm89_l40s", "sm89_rtx4090")
 
 
-@pytest.mark.parametrize("direction", SPACES)
 @pytest.mark.parametrize("name", PREDICTED)
-def test_every_named_shape_has_a_record_for_other_gpus(name: str, direction: Direction) -> None:
-    found = records(TUNED / name, direction)
+def test_other_gpus_have_predictions_for_the_named_shapes(name: str) -> None:
+    """Of the backward pass for a headdim of 64: for larger states little fits where shared memory is small."""
     sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
-    assert {tuple(record["problem"][size] for size in sizes) for record in found} == set(NAMED.values())
-    for record in found:
-        assert record["provenance"] == "predicted" and record["error"] is None
-        # the default is a candidate too, unless it does not fit that GPU
-        assert record["default_us"] is None or record["time_us"] <= record["default_us"]
+    for direction in SPACES:
+        found = records(TUNED / name, direction)
+        shapes = {tuple(record["problem"][size] for size in sizes) for record in found}
+        of_backward = {shape for shape in NAMED.values() if shape[3] == 64} if name in BACKWARD else set()
+        assert shapes >= (set(NAMED.values()) if direction == "forward" else of_backward)
+        for record in found:
+            assert record["provenance"] == "predicted" and record["error"] is None
+            # the default is a candidate too, unless it does not fit that GPU
+            assert record["default_us"] is None or record["time_us"] <= record["default_us"]
 
 
 @pytest.mark.parametrize("name", PREDICTED)
