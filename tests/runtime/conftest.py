@@ -39,6 +39,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
     defaults.default_backward = lambda problem, sms, arch: {"chunk": 64}
     monkeypatch.setitem(sys.modules, defaults.__name__, defaults)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
+    monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.forward", launchers.forward)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.backward", launchers.backward)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")

@@ -35,6 +35,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     launchers = ModuleType("ssdgen.runtime.launchers")
     launchers.forward = SimpleNamespace(forward=forward)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
+    monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.forward", launchers.forward)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
     monkeypatch.setattr(paths, "HAVE_TRITON", True)
