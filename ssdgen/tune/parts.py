@@ -59,6 +59,7 @@ def work(launch: Launch, steps: int) -> Work:
         loaded_bytes=memory,
         flops=0.0,
         exps=float(elements),
+        entries=float(elements),
         rows=SMALLEST,
     )
 
