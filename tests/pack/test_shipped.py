@@ -98,8 +98,6 @@ def test_records_are_legal_or_what_runs_without_them(folder: Path, direction: Di
 
 # GPUs that nobody measured on yet; of the named shapes
 PREDICTED = ("sm80_a100", "sm86_rtx3090", "sm89_l40s", "sm89_rtx4090", "sm100_b200", "sm120_rtx5090", "gfx942_mi300x")
-# those with predictions of the backward pass too
-BACKWARD = ("sm80_a100", "sm89_l40s", "sm89_rtx4090")
 
 
 @pytest.mark.parametrize("name", PREDICTED)
@@ -109,7 +107,7 @@ def test_other_gpus_have_predictions_for_the_named_shapes(name: str) -> None:
     for direction in SPACES:
         found = records(TUNED / name, direction)
         shapes = {tuple(record["problem"][size] for size in sizes) for record in found}
-        of_backward = {shape for shape in NAMED.values() if shape[3] == 64} if name in BACKWARD else set()
+        of_backward = {shape for shape in NAMED.values() if shape[3] == 64}
         assert shapes >= (set(NAMED.values()) if direction == "forward" else of_backward)
         for record in found:
             assert record["provenance"] == "predicted" and record["error"] is None
