@@ -14,11 +14,16 @@ CONSUMER_ROWS = 64
 
 _LIGHT = ("segment_state", "segment_adjoint", "chunk_states", "chunk_adjoints")
 
+# matrix units whose operands and sums are in a warp's registers: what does not fit there costs more than all else.
+# Hopper's take operands from shared memory, and those of data-centre Blackwell keep their sums beside the registers
+_IN_REGISTERS = ("sm7", "sm8", "sm12")
+
 
 def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, Any]:
     """A config that is right on every GPU with 100 KB of shared memory (sm90: 228), for one of so many multiprocessors.
 
-    sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90" has kernels of its own, specialised by warps.
+    sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90" has kernels of its own, specialised by warps; ""
+        is none in particular.
     Returns: {"schedule", "chunk", "segment", "parts", "state_dtype", "kernels": {kernel: numbers}}, without "segment"
     where a program walks the whole sequence; MINIMAL_BACKWARD of the launcher is what fits where this does not.
     """
@@ -29,6 +34,8 @@ def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, An
         return _walked_by_consumers(problem, sms)
     half = problem.dtype in ("bfloat16", "float16")
     small = problem.headdim <= 64 and problem.dstate <= 128
+    if arch.startswith(_IN_REGISTERS):
+        return _in_registers(problem, sms, half, small)
     # with 228 KB of shared memory, and matrix units that take 64 rows at a time: a chunk of 32 is 15 times slower there
     large = half and arch == "sm90"
     chunk = 64 if (half and small) or large else 32 if half or small else 16
@@ -43,12 +50,29 @@ def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, An
             for name in ("reverse_walk", "group_gradients")
         },
     }
-    programs = max(1, problem.batch * problem.nheads)
-    wanted = -(-_PROGRAMS * sms // programs)
-    if wanted > 1 and problem.seqlen > chunk:
-        # whole chunks; one chunk is a segment where even that gives few programs
-        config["segment"] = max(1, problem.seqlen // (wanted * chunk)) * chunk
-    return config
+    return config | _segments(problem, sms, chunk)
+
+
+def _segments(problem: Problem, sms: int, chunk: int) -> dict[str, int]:
+    """{"segment": tokens} where heads alone are too few programs; whole chunks, at least one."""
+    wanted = -(-_PROGRAMS * sms // max(1, problem.batch * problem.nheads))
+    if wanted <= 1 or problem.seqlen <= chunk:
+        return {}
+    return {"segment": max(1, problem.seqlen // (wanted * chunk)) * chunk}
+
+
+def _in_registers(problem: Problem, sms: int, half: bool, small: bool) -> dict[str, Any]:
+    """Tiles that leave little or nothing in memory: by far the fastest by the compiler's own figures, on no GPU yet."""
+    light = dict.fromkeys(_LIGHT, {"num_warps": 4, "num_stages": 1})
+    state_dtype = "bfloat16" if half else "float32"
+    if half and small:
+        kernels = {**light, "chunk_gradients": {"num_warps": 8, "num_stages": 1}}
+        parts = parts_for(problem, sms, chunk=32)
+        return {"schedule": "chunks", "chunk": 32, "parts": parts, "state_dtype": state_dtype, "kernels": kernels}
+    shared_out = {"share": 32 if half else 16, "num_warps": 4, "num_stages": 1}
+    kernels = {**light, **dict.fromkeys(("reverse_walk", "group_gradients"), shared_out)}
+    config = {"schedule": "walk", "chunk": 16, "state_dtype": state_dtype, "kernels": kernels}
+    return config | _segments(problem, sms, 16)
 
 
 def _specialised(problem: Problem, sms: int) -> dict[str, Any]:
@@ -88,11 +112,11 @@ def _walked_by_consumers(problem: Problem, sms: int) -> dict[str, Any]:
     return config
 
 
-def parts_for(problem: Problem, sms: int) -> int:
+def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS) -> int:
     """Programs that share out the heads of a group: as many as all run at once, one on a multiprocessor.
 
     One more would wait for all others to end, while each has less to do: 160 programs take longer than 128.
     """
     heads = problem.nheads // problem.ngroups
-    most = sms // max(1, problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS))
+    most = sms // max(1, problem.batch * problem.ngroups * -(-problem.seqlen // chunk))
     return next((parts for parts in range(min(heads, most), 1, -1) if heads % parts == 0), 1)

@@ -178,8 +178,8 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
-    # kernels of another layout are none that are specialised for an architecture
-    return default_backward(problem, gpu.sms, "" if problem.layout else gpu.arch)
+    # kernels that are specialised by warps are of Mamba-2's own layout
+    return default_backward(problem, gpu.sms, "" if problem.layout and gpu.arch == "sm90" else gpu.arch)
 
 
 def _call(direction: str, problem: Problem) -> str:
@@ -220,9 +220,9 @@ def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
         return part_problem.fitted(record.config, record.problem, problem, record.direction)
     from .backward_defaults import parts_for
 
-    parts = parts_for(problem, gpu.sms)
-    tuned = record.problem
-    if parts == parts_for(tuned, gpu.sms) and problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups:
+    tuned, chunk = record.problem, record.config["chunk"]
+    parts = parts_for(problem, gpu.sms, chunk)
+    if parts == parts_for(tuned, gpu.sms, chunk) and problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups:
         return record.config
     return {**record.config, "parts": parts}
 

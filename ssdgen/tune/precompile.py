@@ -51,7 +51,7 @@ def calls(problem: Problem, config: Config, direction: Direction, gpu: Gpu) -> l
         one = replace(problem, batch=1)
         if "parts" in config:
             # as the look-up does with the record for sizes that are not its own
-            config = {**config, "parts": parts_for(CallProblem(**one.to_json()), gpu.sms)}
+            config = {**config, "parts": parts_for(CallProblem(**one.to_json()), gpu.sms, config["chunk"])}
         found += [Call(one, config, direction, more) for more in (False, True)]
     return found
 

@@ -50,3 +50,23 @@ def test_parts_share_out_the_heads_evenly(batch: int, nheads: int, parts: int) -
     """32 chunks a row, so that 132 multiprocessors have room for four programs for each of one row."""
     config = default_backward(replace(MODEL, batch=batch, nheads=nheads), 132, "sm90")
     assert config["parts"] == parts and nheads % parts == 0
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm86", "sm89", "sm120"])
+@pytest.mark.parametrize(
+    ("problem", "schedule", "chunk"),
+    [
+        (MODEL, "chunks", 32),
+        (replace(MODEL, headdim=128, dstate=256), "walk", 16),
+        (replace(MODEL, dtype="float32"), "walk", 16),
+    ],
+)
+def test_small_tiles_where_all_is_in_registers(problem: Problem, schedule: str, chunk: int, arch: str) -> None:
+    config = default_backward(problem, 108, arch)
+    assert (config["schedule"], config["chunk"]) == (schedule, chunk)
+
+
+def test_parts_go_by_the_chunk() -> None:
+    """64 chunks of 32 in a row of 2048: 132 multiprocessors have room for two programs for each, of 64 for four."""
+    one = replace(MODEL, batch=1)
+    assert default_backward(one, 132, "sm80")["parts"] == 2 and default_backward(one, 132, "sm90")["parts"] == 4
