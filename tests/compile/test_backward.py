@@ -47,6 +47,9 @@ SPECIALISED_SIZES = ((64, 128), (64, 200), (128, 128))
 UNGATED = tuple(name for name in EVERYTHING if name != "z")
 # bytes that a thread of a kernel may leave in memory at falcon-h1's sizes: Triton 3.7.1 reports 376 and 16
 SPILLED_WIDE = {"reverse_walk_4n_blocks_2consumers": 448, "group_gradients_2p_blocks_2consumers": 64}
+# bytes that a thread may leave in memory by default where operands and sums are in registers: Triton 3.7.1 reports 296 in
+# bf16 and 920 in fp32; with the tiles of a Hopper it was 5 to 7 KB
+SPILLED_IN_REGISTERS = {"bfloat16": 384, "float32": 1024}
 # bytes that a thread of `chunk_gradients_2consumers` may leave in memory, without z: Triton 3.7.1 reports 304
 SPILLED = 384
 
@@ -159,4 +162,7 @@ def test_the_default_fits(gpu: str, dtype: str) -> None:
     target = gpus.find(gpu)
     config = default_backward(Problem(1, 4096, 8, 64, 128, 1, dtype), target.sms, target.arch)
     for launch in launches(config, Case(1, 4096, 8, 64, 128, 1, dtype, ("D", "dt_bias", "dt_softplus"))):
-        assert compile_launch(launch, target).resources.shared <= target.smem_per_cta
+        needs = compile_launch(launch, target).resources
+        assert needs.shared <= target.smem_per_cta
+        if gpu in ("a100", "rtx3090"):
+            assert needs.spilled <= SPILLED_IN_REGISTERS[dtype], launch.kernel.__name__
