@@ -47,8 +47,8 @@ SPECIALISED_SIZES = ((64, 128), (64, 200), (128, 128))
 UNGATED = tuple(name for name in EVERYTHING if name != "z")
 # bytes that a thread of a kernel may leave in memory at falcon-h1's sizes: Triton 3.7.1 reports 376 and 16
 SPILLED_WIDE = {"reverse_walk_4n_blocks_2consumers": 448, "group_gradients_2p_blocks_2consumers": 64}
-# bytes that a thread may leave in memory by default where operands and sums are in registers: Triton 3.7.1 reports 296 in
-# bf16 and 920 in fp32; with the tiles of a Hopper it was 5 to 7 KB
+# bytes that a thread may leave in memory by default where operands and sums are in registers: Triton 3.7.1 reports 296
+# in bf16 and 920 in fp32; with the tiles of a Hopper it was 5 to 7 KB
 SPILLED_IN_REGISTERS = {"bfloat16": 384, "float32": 1024}
 # bytes that a thread of `chunk_gradients_2consumers` may leave in memory, without z: Triton 3.7.1 reports 304
 SPILLED = 384
