@@ -18,6 +18,7 @@ from ssdgen.gpus import Gpu
 from ssdgen.pack import store
 from ssdgen.pack.records import BACKWARD, FORWARD, Direction
 from ssdgen.plan import backward_space
+from ssdgen.plan.backward_legal import WHOLE
 from ssdgen.plan.problem import Problem
 from ssdgen.tune.results import Config, key_of
 from ssdgen.tune.shapes import NAMED
@@ -170,6 +171,9 @@ def _backward(data: dict[str, Any], left_out: Counter[str]) -> Iterator[Row]:
                     for name, numbers in config["kernels"].items()
                     if name in backward_space.launched(config)
                 }
+                if any(not config["kernels"].get(name, {}).get("consumers") for name in _launched_whole(config)):
+                    left_out["plain kernels of the backward pass, before they named the registers of a thread"] += 1
+                    continue
                 yield Row(
                     "h100 backward",
                     gpu,
@@ -178,6 +182,11 @@ def _backward(data: dict[str, Any], left_out: Counter[str]) -> Iterator[Row]:
                     config,
                     row["us"],
                 )
+
+
+def _launched_whole(config: Config) -> list[str]:
+    """The kernels of a backward pass whose programs have all of headdim and dstate, or a share of one."""
+    return [name for name in backward_space.launched(config) if name in WHOLE]
 
 
 def _records(tuned: Path) -> Iterator[Row]:
