@@ -61,13 +61,20 @@ def launches() -> dict[str, Any]:
     return {made.kernel.__name__: made for made in found}
 
 
+def compiles(name: str, gpu: str) -> None:
+    target = gpus.find(gpu)
+    compiled = compile_launch(launches()[name], target)
+    assert compiled.name == name
+    assert compiled.resources.shared <= target.smem_per_cta
+
+
 @pytest.mark.parametrize("name", mamba3.every())
 def test_on_hopper(name: str):
-    compile_launch(launches()[name], gpus.find("h200"))
+    compiles(name, "h200")
 
 
 # walks with running sums in both directions, and what holds most
 @pytest.mark.parametrize("name", ("mamba3_steps", "mamba3_step_gradients", "mamba3_turn_gradients", "single_pass"))
 @pytest.mark.parametrize("gpu", ("a100", "mi300x"))
 def test_elsewhere(gpu: str, name: str):
-    compile_launch(launches()[name], gpus.find(gpu))
+    compiles(name, gpu)
