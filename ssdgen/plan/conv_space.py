@@ -21,8 +21,8 @@ SHORTEST, SHORTEST_BACKWARD = 16, 32
 # numbers of a tile that a thread has: with fewer it waits, with more their taps spill
 LEAST_EACH, MOST_EACH = 2, 32
 WARPS = (1, 2, 4, 8)
-# turns that programs of one warp take on a multiprocessor, which holds about as many
-TURNS = (16, 24, 32, 48, 64)
+# warps that programs are counted out for on each multiprocessor, in one turn of those that fit or in a few
+FILLS = (8, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class WalkSpace(KernelSpace):
             Axis(
                 "part",
                 self._parts(problem, gpu),
-                "tokens of a program: short ones fill the multiprocessors, long ones read fewer inputs twice and leave "
-                "fewer sums; those that are no power of two give each multiprocessor so many warps",
+                "tokens of a program: short ones fill the multiprocessors, long ones read fewer inputs twice, load "
+                "fewer weights and leave fewer sums; those that are no power of two give each multiprocessor so many "
+                "warps, and none is left over for a turn of its own",
             ),
             Axis("num_warps", WARPS, "a warp walks alone; several share the scalar work and the launch"),
         )
@@ -55,24 +56,35 @@ class WalkSpace(KernelSpace):
         return {"block_d": 32, "part": 64, "num_warps": 1}
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
-        for loaded, warps in ((16, 1), (8, 1), (8, 2), (16, 2), (8, 4)):
-            block = loaded // problem.element_bytes * 32 * warps
-            for part in (64, 128, 256):
-                yield {"block_d": block, "part": part, "num_warps": warps}
+        """Forwards 16 bytes a thread are 128 registers, 16 warps of a multiprocessor, and 8 are 72, 28 of them.
+
+        Backwards 8 bytes are 134, 15 warps: in one turn some of its four schedulers have four and others three.
+        """
+        wide, narrow = ((16, (16, 32)), (8, (28, 56))) if not self.backward else ((8, (28, 14, 40, 56)), (4, (24, 48)))
+        for loaded, fills in (wide, narrow):
+            for warps in (1, 2):
+                block = loaded // problem.element_bytes * 32 * warps
+                for fill in fills:
+                    yield {"block_d": block, "part": self._part(fill, loaded, problem, gpu), "num_warps": warps}
 
     def bounds(self) -> tuple[object, ...]:
         return LEAST_BYTES, MOST_BYTES, self.backward
 
     def _parts(self, problem: Problem, gpu: Gpu) -> tuple[int, ...]:
-        shortest = SHORTEST_BACKWARD if self.backward else SHORTEST
+        shortest = self._shortest()
         found = {part for part in powers(shortest, 4096) if part < problem.seqlen} | {max(shortest, problem.seqlen)}
-        # with the tile of 8 bytes a thread that the backward pass takes, and 16 of the forward pass
-        block = (8 if self.backward else 16) // problem.element_bytes * 32
-        rows = problem.batch * -(-problem.nheads // block)
-        for turns in TURNS:
-            parts = -(-turns * gpu.sms // rows)
-            found.add(max(shortest, -(-problem.seqlen // parts)))
+        loads = (4, 8) if self.backward else (8, 16)
+        found |= {self._part(fill, loaded, problem, gpu) for fill in FILLS for loaded in loads}
         return tuple(sorted(found))
+
+    def _part(self, fill: int, loaded: int, problem: Problem, gpu: Gpu) -> int:
+        """Tokens of a program, of which each multiprocessor has about so many, and no more, of one warp."""
+        block = loaded // problem.element_bytes * 32
+        rows = problem.batch * -(-problem.nheads // block)
+        return max(self._shortest(), -(-problem.seqlen // max(1, fill * gpu.sms // rows)))
+
+    def _shortest(self) -> int:
+        return SHORTEST_BACKWARD if self.backward else SHORTEST
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ state_out[t, d] = Piecewise((x[t, d], Eq(seq_last, seq[t])), (0, True))    if HA
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def conv_tile_3w(
@@ -147,7 +149,7 @@ def conv_tile_3w(
         bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
         summed_0 = bias[None, :] + summed_0
     if SILU:
-        summed_0 = summed_0 * tl.sigmoid(summed_0)
+        summed_0 = summed_0 * sigmoid(summed_0)
     if HAS_SEQ_IDX:
         summed_0 = tl.where(seq_0[:, None] >= 0.0, summed_0, 0.0)
     tl.store(

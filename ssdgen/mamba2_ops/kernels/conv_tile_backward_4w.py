@@ -39,6 +39,8 @@ d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def conv_tile_backward_4w(
@@ -357,7 +359,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_0 = tl.where(seq_0[:, None] >= 0.0, d_y_0, 0.0)
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
     if HAS_SEQ_IDX:
         d_state_out_0 = tl.where(seq_last == seq_0[:, None], d_state_out_0, 0.0)
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + d0 * stride_d_y_dim + t0 + 1
@@ -368,7 +370,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_1 = tl.where(seq_1[:, None] >= 0.0, d_y_1, 0.0)
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
     d_tap_1_1 = d_y_1 * weight_1[None, :]
     if HAS_SEQ_IDX:
         d_tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], d_tap_1_1, 0.0)
@@ -380,7 +382,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_2 = tl.where(seq_2[:, None] >= 0.0, d_y_2, 0.0)
     if SILU:
-        d_y_2 = d_y_2 * (summed_2 * (1.0 - tl.sigmoid(summed_2)) + 1.0) * tl.sigmoid(summed_2)
+        d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
     d_tap_2_2 = d_y_2 * weight_2[None, :]
     if HAS_SEQ_IDX:
         d_tap_2_2 = tl.where(seq_0[:, None] == seq_2[:, None], d_tap_2_2, 0.0)
@@ -392,7 +394,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_3 = tl.where(seq_3[:, None] >= 0.0, d_y_3, 0.0)
     if SILU:
-        d_y_3 = d_y_3 * (summed_3 * (1.0 - tl.sigmoid(summed_3)) + 1.0) * tl.sigmoid(summed_3)
+        d_y_3 = d_y_3 * (summed_3 * (1.0 - sigmoid(summed_3)) + 1.0) * sigmoid(summed_3)
     d_tap_3_3 = d_y_3 * weight_3[None, :]
     if HAS_SEQ_IDX:
         d_tap_3_3 = tl.where(seq_0[:, None] == seq_3[:, None], d_tap_3_3, 0.0)

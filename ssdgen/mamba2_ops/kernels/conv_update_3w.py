@@ -9,6 +9,8 @@ active[t, d] = sigmoid(biased[t, d])*biased[t, d]    if SILU
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def conv_update_3w(
@@ -94,7 +96,7 @@ def conv_update_3w(
         if HAS_BIAS:
             summed = bias + summed
         if SILU:
-            summed = summed * tl.sigmoid(summed)
+            summed = summed * sigmoid(summed)
         summed = tl.where(there, summed, 0.0)
         tl.store(y_base + t * stride_y_tokens + d * stride_y_dim, summed, mask=d_in)
         if HAS_RING:
