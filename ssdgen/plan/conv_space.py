@@ -16,6 +16,8 @@ from .tiles import next_power_of_two
 
 # bytes that a thread loads of one operand at once: less is no transaction of its own, more are several
 LEAST_BYTES, MOST_BYTES = 4, 16
+# of those whose registers a cap makes a little fewer: with less it changes nothing, with more a kilobyte spills
+CAPPED_BYTES = 8
 # tokens of a walk: at its ends it reads some of its neighbours' again, and backwards leaves width + 1 sums
 SHORTEST, SHORTEST_BACKWARD = 16, 32
 # numbers of a tile that a thread has: with fewer it waits, with more their taps spill
@@ -34,6 +36,7 @@ class WalkSpace(KernelSpace):
     backward: bool = False
 
     def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        capped = self.backward and gpu.backend == "cuda"
         return (
             Axis("block_d", _channels(problem, 1024), "channels of a program, side by side in memory"),
             Axis(
@@ -44,12 +47,23 @@ class WalkSpace(KernelSpace):
                 "warps, and none is left over for a turn of its own",
             ),
             Axis("num_warps", WARPS, "a warp walks alone; several share the scalar work and the launch"),
+            Axis(
+                "maxnreg",
+                (0, 128) if capped else (0,),
+                "8 bytes a thread are 134 registers backwards: with a few less, of which a trip spills two, a "
+                "sixteenth warp fits a multiprocessor, the fourth of its fourth scheduler",
+            ),
         )
+
+    def implied(self) -> Numbers:
+        return {"maxnreg": 0}
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
         loaded = numbers["block_d"] * problem.element_bytes / (32 * numbers["num_warps"])
         if not LEAST_BYTES <= loaded <= MOST_BYTES:
             return f"a thread would load {loaded:g} bytes of a token, not {LEAST_BYTES} to {MOST_BYTES}"
+        if numbers.get("maxnreg") and loaded != CAPPED_BYTES:
+            return f"a thread that loads {loaded:g} bytes has too few or far too many registers for a cap"
         return None
 
     def smallest(self, problem: Problem) -> Numbers:
@@ -60,15 +74,16 @@ class WalkSpace(KernelSpace):
 
         Backwards 8 bytes are 134, 15 warps: in one turn some of its four schedulers have four and others three.
         """
-        wide, narrow = ((16, (16, 32)), (8, (28, 56))) if not self.backward else ((8, (28, 14, 40, 56)), (4, (24, 48)))
-        for loaded, fills in (wide, narrow):
-            for warps in (1, 2):
+        forward = ((16, 16, 0), (8, 28, 0), (16, 32, 0), (8, 56, 0))
+        backward = ((8, 28, 0), (8, 16, 128), (8, 14, 0), (8, 32, 128), (8, 40, 0), (4, 24, 0), (4, 48, 0))
+        for warps in (1, 2):
+            for loaded, fill, cap in backward if self.backward else forward:
                 block = loaded // problem.element_bytes * 32 * warps
-                for fill in fills:
-                    yield {"block_d": block, "part": self._part(fill, loaded, problem, gpu), "num_warps": warps}
+                part = self._part(fill, loaded, problem, gpu)
+                yield {"block_d": block, "part": part, "num_warps": warps, "maxnreg": cap}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_BYTES, MOST_BYTES, self.backward
+        return LEAST_BYTES, MOST_BYTES, CAPPED_BYTES, self.backward
 
     def _parts(self, problem: Problem, gpu: Gpu) -> tuple[int, ...]:
         shortest = self._shortest()
