@@ -50,7 +50,7 @@ class WalkSpace(KernelSpace):
             Axis(
                 "maxnreg",
                 (0, 128) if capped else (0,),
-                "8 bytes a thread are 134 registers backwards: with a few less, of which a trip spills two, a "
+                "8 bytes a thread are 136 registers backwards: with a few less, of which a trip spills two, a "
                 "sixteenth warp fits a multiprocessor, the fourth of its fourth scheduler",
             ),
         )
@@ -72,7 +72,7 @@ class WalkSpace(KernelSpace):
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
         """Forwards 16 bytes a thread are 128 registers, 16 warps of a multiprocessor, and 8 are 72, 28 of them.
 
-        Backwards 8 bytes are 134, 15 warps: in one turn some of its four schedulers have four and others three.
+        Backwards 8 bytes are 136, 15 warps: in one turn some of its four schedulers have four and others three.
         """
         forward = ((16, 16, 0), (8, 28, 0), (16, 32, 0), (8, 56, 0))
         backward = ((8, 28, 0), (8, 16, 128), (8, 14, 0), (8, 32, 128), (8, 40, 0), (4, 24, 0), (4, 48, 0))

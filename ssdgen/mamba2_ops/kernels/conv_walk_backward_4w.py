@@ -10,30 +10,31 @@ tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_
 x_3[t, d] = x[t, d], 3 before along t
 seq_3[t] = seq[t], 3 before along t
 tap_3[t, d] = Piecewise((x_3[t, d], Eq(seq[t], seq_3[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_biased[t, d] = ((1 - sigmoid(biased[t, d]))*biased[t, d] + 1)*sigmoid(biased[t, d])*d_active[t, d]    if SILU
-d_bias[d] = sum over t of d_biased[t, d]
-d_weight_0_terms[t, d] = d_biased[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_weight_1_terms[t, d] = d_biased[t, d]*tap_1[t, d]
+d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
+d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
 d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_biased[t, d]*tap_2[t, d]
+d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
 d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_weight_3_terms[t, d] = d_biased[t, d]*tap_3[t, d]
+d_weight_3_terms[t, d] = d_summed[t, d]*tap_3[t, d]
 d_weight_3[d] = sum over t of d_weight_3_terms[t, d]
-d_tap_3[t, d] = d_biased[t, d]*weight_3[d]
+d_bias[d] = sum over t of d_summed[t, d]
+d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
+d_tap_3[t, d] = d_summed[t, d]*weight_3[d]
 d_x_3[t, d] = Piecewise((d_tap_3[t, d], Eq(seq[t], seq_3[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_3[t, d] = d_x_3[t, d], 3 after along t
-d_tap_2[t, d] = d_biased[t, d]*weight_2[d]
+d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_biased[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d] + d_x_x_3[t, d]
+d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d] + d_x_x_3[t, d]
 """
 
 import triton
@@ -105,6 +106,8 @@ def conv_walk_backward_4w(
         weight_ptr + d0 * stride_weight_dim + 3 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
@@ -114,8 +117,6 @@ def conv_walk_backward_4w(
     )
     weight_2 = weight_2.to(tl.float32)
     weight_3 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     in_m3 = (d < dim - d0) & (first >= 3) & (first - 3 < length)
     x_m3 = tl.load(x_ptr + row * stride_x_batch + (start + first - 3) * stride_x_seqlen + d0 + d, mask=in_m3, other=0.0)
     x_m3 = x_m3.to(tl.float32)
@@ -193,9 +194,9 @@ def conv_walk_backward_4w(
     d_y_next_3 = tl.load(
         d_y_ptr + row * stride_d_y_batch + (start + first + 3) * stride_d_y_seqlen + d0 + d, mask=ahead_3, other=0.0
     )
-    d_biased_m3 = tl.zeros([BLOCK_D], dtype=tl.float32)
-    d_biased_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
-    d_biased_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_summed_m3 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_summed_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_summed_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_0 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_1 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_2 = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -235,6 +236,9 @@ def conv_walk_backward_4w(
         d_y_next_3 = tl.load(d_y_base + (at + 4 + 3) * stride_d_y_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
         if HAS_SEQ_IDX:
             d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+        own_0 = weight_0 * x_0
+        if HAS_BIAS:
+            own_0 = bias + own_0
         tap_1_0 = x_m1
         if HAS_SEQ_IDX:
             tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
@@ -244,9 +248,7 @@ def conv_walk_backward_4w(
         tap_3_0 = x_m3
         if HAS_SEQ_IDX:
             tap_3_0 = tl.where(seq_0 == seq_m3, x_m3, 0.0)
-        summed_0 = tap_1_0 * weight_1 + tap_2_0 * weight_2 + tap_3_0 * weight_3 + weight_0 * x_0
-        if HAS_BIAS:
-            summed_0 = bias + summed_0
+        summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2 + tap_3_0 * weight_3
         if SILU:
             d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
         d_weight_0_terms_0 = d_y_0 * x_0
@@ -272,16 +274,16 @@ def conv_walk_backward_4w(
             d_state_out_m3 = tl.zeros([BLOCK_D], dtype=tl.float32)
         if HAS_SEQ_IDX:
             d_state_out_m3 = tl.where(seq_last == seq_m3, d_state_out_m3, 0.0)
-        d_tap_1_m2 = d_biased_m2 * weight_1
+        d_tap_1_m2 = d_summed_m2 * weight_1
         if HAS_SEQ_IDX:
             d_tap_1_m2 = tl.where(seq_m2 == seq_m3, d_tap_1_m2, 0.0)
-        d_tap_2_m1 = d_biased_m1 * weight_2
+        d_tap_2_m1 = d_summed_m1 * weight_2
         if HAS_SEQ_IDX:
             d_tap_2_m1 = tl.where(seq_m1 == seq_m3, d_tap_2_m1, 0.0)
         d_tap_3_0 = d_y_0 * weight_3
         if HAS_SEQ_IDX:
             d_tap_3_0 = tl.where(seq_0 == seq_m3, d_tap_3_0, 0.0)
-        d_x_m3 = d_state_out_m3 + d_tap_1_m2 + d_tap_2_m1 + d_tap_3_0 + d_biased_m3 * weight_0
+        d_x_m3 = d_state_out_m3 + d_tap_1_m2 + d_tap_2_m1 + d_tap_3_0 + d_summed_m3 * weight_0
         own_m3 = (d < dim - d0) & (t - 3 >= first) & (t - 3 < length)
         tl.store(d_x_base + (at - 3) * stride_d_x_seqlen + d, d_x_m3, mask=own_m3)
         if STORE_D_INITIAL:
@@ -293,6 +295,9 @@ def conv_walk_backward_4w(
             )
         if HAS_SEQ_IDX:
             d_y_1 = tl.where(seq_1 >= 0.0, d_y_1, 0.0)
+        own_1 = weight_0 * x_1
+        if HAS_BIAS:
+            own_1 = bias + own_1
         tap_1_1 = x_0
         if HAS_SEQ_IDX:
             tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
@@ -302,9 +307,7 @@ def conv_walk_backward_4w(
         tap_3_1 = x_m2
         if HAS_SEQ_IDX:
             tap_3_1 = tl.where(seq_1 == seq_m2, x_m2, 0.0)
-        summed_1 = tap_1_1 * weight_1 + tap_2_1 * weight_2 + tap_3_1 * weight_3 + weight_0 * x_1
-        if HAS_BIAS:
-            summed_1 = bias + summed_1
+        summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2 + tap_3_1 * weight_3
         if SILU:
             d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
         d_weight_0_terms_1 = d_y_1 * x_1
@@ -330,7 +333,7 @@ def conv_walk_backward_4w(
             d_state_out_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
         if HAS_SEQ_IDX:
             d_state_out_m2 = tl.where(seq_last == seq_m2, d_state_out_m2, 0.0)
-        d_tap_1_m1 = d_biased_m1 * weight_1
+        d_tap_1_m1 = d_summed_m1 * weight_1
         if HAS_SEQ_IDX:
             d_tap_1_m1 = tl.where(seq_m1 == seq_m2, d_tap_1_m1, 0.0)
         d_tap_2_0 = d_y_0 * weight_2
@@ -339,7 +342,7 @@ def conv_walk_backward_4w(
         d_tap_3_1 = d_y_1 * weight_3
         if HAS_SEQ_IDX:
             d_tap_3_1 = tl.where(seq_1 == seq_m2, d_tap_3_1, 0.0)
-        d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_tap_3_1 + d_biased_m2 * weight_0
+        d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_tap_3_1 + d_summed_m2 * weight_0
         own_m2 = (d < dim - d0) & (t - 2 >= first) & (t - 2 < length)
         tl.store(d_x_base + (at - 2) * stride_d_x_seqlen + d, d_x_m2, mask=own_m2)
         if STORE_D_INITIAL:
@@ -351,6 +354,9 @@ def conv_walk_backward_4w(
             )
         if HAS_SEQ_IDX:
             d_y_2 = tl.where(seq_2 >= 0.0, d_y_2, 0.0)
+        own_2 = weight_0 * x_2
+        if HAS_BIAS:
+            own_2 = bias + own_2
         tap_1_2 = x_1
         if HAS_SEQ_IDX:
             tap_1_2 = tl.where(seq_1 == seq_2, x_1, 0.0)
@@ -360,9 +366,7 @@ def conv_walk_backward_4w(
         tap_3_2 = x_m1
         if HAS_SEQ_IDX:
             tap_3_2 = tl.where(seq_2 == seq_m1, x_m1, 0.0)
-        summed_2 = tap_1_2 * weight_1 + tap_2_2 * weight_2 + tap_3_2 * weight_3 + weight_0 * x_2
-        if HAS_BIAS:
-            summed_2 = bias + summed_2
+        summed_2 = own_2 + tap_1_2 * weight_1 + tap_2_2 * weight_2 + tap_3_2 * weight_3
         if SILU:
             d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
         d_weight_0_terms_2 = d_y_2 * x_2
@@ -397,7 +401,7 @@ def conv_walk_backward_4w(
         d_tap_3_2 = d_y_2 * weight_3
         if HAS_SEQ_IDX:
             d_tap_3_2 = tl.where(seq_2 == seq_m1, d_tap_3_2, 0.0)
-        d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_tap_3_2 + d_biased_m1 * weight_0
+        d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_tap_3_2 + d_summed_m1 * weight_0
         own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
         tl.store(d_x_base + (at - 1) * stride_d_x_seqlen + d, d_x_m1, mask=own_m1)
         if STORE_D_INITIAL:
@@ -409,6 +413,9 @@ def conv_walk_backward_4w(
             )
         if HAS_SEQ_IDX:
             d_y_3 = tl.where(seq_3 >= 0.0, d_y_3, 0.0)
+        own_3 = weight_0 * x_3
+        if HAS_BIAS:
+            own_3 = bias + own_3
         tap_1_3 = x_2
         if HAS_SEQ_IDX:
             tap_1_3 = tl.where(seq_2 == seq_3, x_2, 0.0)
@@ -418,9 +425,7 @@ def conv_walk_backward_4w(
         tap_3_3 = x_0
         if HAS_SEQ_IDX:
             tap_3_3 = tl.where(seq_0 == seq_3, x_0, 0.0)
-        summed_3 = tap_1_3 * weight_1 + tap_2_3 * weight_2 + tap_3_3 * weight_3 + weight_0 * x_3
-        if HAS_BIAS:
-            summed_3 = bias + summed_3
+        summed_3 = own_3 + tap_1_3 * weight_1 + tap_2_3 * weight_2 + tap_3_3 * weight_3
         if SILU:
             d_y_3 = d_y_3 * (summed_3 * (1.0 - sigmoid(summed_3)) + 1.0) * sigmoid(summed_3)
         d_weight_0_terms_3 = d_y_3 * x_3
@@ -459,15 +464,15 @@ def conv_walk_backward_4w(
         own_0 = (d < dim - d0) & (t >= first) & (t < length)
         tl.store(d_x_base + at * stride_d_x_seqlen + d, d_x_0, mask=own_0)
         x_m3 = x_1
-        d_biased_m3 = d_y_1
+        d_summed_m3 = d_y_1
         if HAS_SEQ_IDX:
             seq_m3 = seq_1
         x_m2 = x_2
-        d_biased_m2 = d_y_2
+        d_summed_m2 = d_y_2
         if HAS_SEQ_IDX:
             seq_m2 = seq_2
         x_m1 = x_3
-        d_biased_m1 = d_y_3
+        d_summed_m1 = d_y_3
         if HAS_SEQ_IDX:
             seq_m1 = seq_3
     t = first + trips * 4
@@ -495,13 +500,16 @@ def conv_walk_backward_4w(
         d_state_out_m3 = tl.zeros([BLOCK_D], dtype=tl.float32)
     if HAS_SEQ_IDX:
         d_state_out_m3 = tl.where(seq_last == seq_m3, d_state_out_m3, 0.0)
-    d_tap_1_m2 = d_biased_m2 * weight_1
+    d_tap_1_m2 = d_summed_m2 * weight_1
     if HAS_SEQ_IDX:
         d_tap_1_m2 = tl.where(seq_m2 == seq_m3, d_tap_1_m2, 0.0)
-    d_tap_2_m1 = d_biased_m1 * weight_2
+    d_tap_2_m1 = d_summed_m1 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_m1 = tl.where(seq_m1 == seq_m3, d_tap_2_m1, 0.0)
         d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+    own_0 = weight_0 * x_0
+    if HAS_BIAS:
+        own_0 = bias + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
         tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
@@ -511,15 +519,13 @@ def conv_walk_backward_4w(
     tap_3_0 = x_m3
     if HAS_SEQ_IDX:
         tap_3_0 = tl.where(seq_0 == seq_m3, x_m3, 0.0)
-    summed_0 = tap_1_0 * weight_1 + tap_2_0 * weight_2 + tap_3_0 * weight_3 + weight_0 * x_0
-    if HAS_BIAS:
-        summed_0 = bias + summed_0
+    summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2 + tap_3_0 * weight_3
     if SILU:
         d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
     d_tap_3_0 = d_y_0 * weight_3
     if HAS_SEQ_IDX:
         d_tap_3_0 = tl.where(seq_0 == seq_m3, d_tap_3_0, 0.0)
-    d_x_m3 = d_state_out_m3 + d_tap_1_m2 + d_tap_2_m1 + d_tap_3_0 + d_biased_m3 * weight_0
+    d_x_m3 = d_state_out_m3 + d_tap_1_m2 + d_tap_2_m1 + d_tap_3_0 + d_summed_m3 * weight_0
     own_m3 = (d < dim - d0) & (t - 3 >= first) & (t - 3 < length)
     tl.store(d_x_ptr + row * stride_d_x_batch + (at - 3) * stride_d_x_seqlen + d0 + d, d_x_m3, mask=own_m3)
     if HAS_D_STATES:
@@ -535,13 +541,16 @@ def conv_walk_backward_4w(
         d_state_out_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
     if HAS_SEQ_IDX:
         d_state_out_m2 = tl.where(seq_last == seq_m2, d_state_out_m2, 0.0)
-    d_tap_1_m1 = d_biased_m1 * weight_1
+    d_tap_1_m1 = d_summed_m1 * weight_1
     if HAS_SEQ_IDX:
         d_tap_1_m1 = tl.where(seq_m1 == seq_m2, d_tap_1_m1, 0.0)
     d_tap_2_0 = d_y_0 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_0 = tl.where(seq_0 == seq_m2, d_tap_2_0, 0.0)
         d_y_1 = tl.where(seq_1 >= 0.0, d_y_1, 0.0)
+    own_1 = weight_0 * x_1
+    if HAS_BIAS:
+        own_1 = bias + own_1
     tap_1_1 = x_0
     if HAS_SEQ_IDX:
         tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
@@ -551,15 +560,13 @@ def conv_walk_backward_4w(
     tap_3_1 = x_m2
     if HAS_SEQ_IDX:
         tap_3_1 = tl.where(seq_1 == seq_m2, x_m2, 0.0)
-    summed_1 = tap_1_1 * weight_1 + tap_2_1 * weight_2 + tap_3_1 * weight_3 + weight_0 * x_1
-    if HAS_BIAS:
-        summed_1 = bias + summed_1
+    summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2 + tap_3_1 * weight_3
     if SILU:
         d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
     d_tap_3_1 = d_y_1 * weight_3
     if HAS_SEQ_IDX:
         d_tap_3_1 = tl.where(seq_1 == seq_m2, d_tap_3_1, 0.0)
-    d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_tap_3_1 + d_biased_m2 * weight_0
+    d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_tap_3_1 + d_summed_m2 * weight_0
     own_m2 = (d < dim - d0) & (t - 2 >= first) & (t - 2 < length)
     tl.store(d_x_ptr + row * stride_d_x_batch + (at - 2) * stride_d_x_seqlen + d0 + d, d_x_m2, mask=own_m2)
     if HAS_D_STATES:
@@ -582,6 +589,9 @@ def conv_walk_backward_4w(
     if HAS_SEQ_IDX:
         d_tap_2_1 = tl.where(seq_1 == seq_m1, d_tap_2_1, 0.0)
         d_y_2 = tl.where(seq_2 >= 0.0, d_y_2, 0.0)
+    own_2 = weight_0 * x_2
+    if HAS_BIAS:
+        own_2 = bias + own_2
     tap_1_2 = x_1
     if HAS_SEQ_IDX:
         tap_1_2 = tl.where(seq_1 == seq_2, x_1, 0.0)
@@ -591,15 +601,13 @@ def conv_walk_backward_4w(
     tap_3_2 = x_m1
     if HAS_SEQ_IDX:
         tap_3_2 = tl.where(seq_2 == seq_m1, x_m1, 0.0)
-    summed_2 = tap_1_2 * weight_1 + tap_2_2 * weight_2 + tap_3_2 * weight_3 + weight_0 * x_2
-    if HAS_BIAS:
-        summed_2 = bias + summed_2
+    summed_2 = own_2 + tap_1_2 * weight_1 + tap_2_2 * weight_2 + tap_3_2 * weight_3
     if SILU:
         d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
     d_tap_3_2 = d_y_2 * weight_3
     if HAS_SEQ_IDX:
         d_tap_3_2 = tl.where(seq_2 == seq_m1, d_tap_3_2, 0.0)
-    d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_tap_3_2 + d_biased_m1 * weight_0
+    d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_tap_3_2 + d_summed_m1 * weight_0
     own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
     tl.store(d_x_ptr + row * stride_d_x_batch + (at - 1) * stride_d_x_seqlen + d0 + d, d_x_m1, mask=own_m1)
     tl.store(parts_ptr + ((b * nsegments + segment) * sums + 3) * dim + d0 + d, d_weight_0, mask=d_in)
