@@ -75,7 +75,7 @@ def launches(
         tensors["z"] = empty(batch, h, p, dtype=bf16)
         tensors["state_batch_indices"] = empty(batch, dtype=torch.int32)
         tensors["seed"] = empty(1, dtype=torch.int64) if state != "float32" else None
-        if not kept and heads == 1:
+        if not kept and heads == 1 and not numbers.get("tiles"):
             tensors["step_states"] = empty(batch, 1, h, p, dstate, dtype=STATES[state])
             tensors["step_scales"] = empty(batch, 1, h, p) if tensors["state_scale"] is not None else None
     if kept:
@@ -99,12 +99,23 @@ CALLS = {
     "replay_step_2n": launches("bfloat16", 20, kept=5),
     "state_step_heads": launches("int8", 32, heads=2),
     "replay_step_heads": launches("bfloat16", 32, kept=3, heads=2),
+    "state_step_1p": launches("float32", 32, tiles=1),
+    "state_step_2p": launches("float8", 32, tiles=2, everything=False),
+    "state_step_4p": launches("int8", 32, tiles=4, everything=False),
+    "replay_step_1p": launches("float8", 32, kept=3, tiles=1),
+    "replay_step_2p": launches("bfloat16", 32, kept=3, tiles=2),
+    "replay_step_4p": launches("int8", 32, kept=17, tiles=4, everything=False),
 }
 
 
 def test_every_kernel_is_here() -> None:
-    assert {launch.kernel.__name__ for each in CALLS.values() for launch in each} == set(catalogue.DECODE)
-    assert all(each[0].kernel.__name__ == name for name, each in CALLS.items())
+    shipped = {*catalogue.DECODE, *catalogue.TILED}
+    assert {launch.kernel.__name__ for each in CALLS.values() for launch in each} == shipped
+    # what makes scores comes before a replay in tiles
+    assert all(
+        each[-1 if "replay_step_" in name and name[-1] == "p" else 0].kernel.__name__ == name
+        for name, each in CALLS.items()
+    )
 
 
 @pytest.mark.parametrize("gpu", GPUS)
