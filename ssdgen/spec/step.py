@@ -94,7 +94,7 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bo
     return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
 
 
-def _outputs(x: sympy.Expr, after: sympy.Expr, stored_step: sympy.Expr) -> list[Node]:
+def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol) -> list[Node]:
     """y from y_ssm, and the state as it is stored."""
     y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
     return [

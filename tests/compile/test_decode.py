@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from math import inf
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ pytest.importorskip("triton")
 
 import torch
 import triton
+from triton import knobs
 
 from ssdgen import gpus
 from ssdgen.mamba2_ops.decode_defaults import default_decode
@@ -134,6 +138,44 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
 
 
 @pytest.mark.parametrize(
+    ("state", "kept", "numbers", "loads", "most"),
+    [
+        ("int8", 0, {"rows": 16, "tiles": 4, "num_warps": 2}, 8, 128),
+        ("int8", 0, {"rows": 8, "tiles": 4, "num_warps": 1}, 8, 168),
+        ("bfloat16", 0, {"rows": 8, "tiles": 1, "num_warps": 1}, 4, 64),
+        ("float32", 0, {"rows": 4, "tiles": 1, "num_warps": 1}, 4, 64),
+        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 168),
+        ("bfloat16", 15, {"rows": 8, "tiles": 2, "num_warps": 1, "early": True}, 8, 168),
+    ],
+)
+def test_all_tiles_are_on_their_way_before_anything_is_waited_for(
+    state: str, kept: int, numbers: dict[str, Any], loads: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the machine code: the assembler, too, would put a load behind arithmetic that waits for another."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    launch = launches(state, 128, batch=256, everything=False, kept=kept, **numbers)[-1]
+    resources = compile_launch(launch, gpus.find("h200")).resources
+    assert resources.spilled == 0 and resources.registers <= most
+    code = instructions(made[0].asm["cubin"])
+    assert [name for name in code[: code.index("BAR")] if name == "LDG.128"] == ["LDG.128"] * loads
+    arithmetic = {"FFMA", "MUFU", "SHFL"}
+    assert not arithmetic & set(code[: code.index("BAR")])
+
+
+def instructions(cubin: bytes) -> list[str]:
+    """Names of a kernel's instructions in order, without what says how but for loads of 16 bytes."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-sass", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
+    return ["LDG.128" if name.startswith("LDG.E.128") else name.partition(".")[0] for name in found]
+
+
+@pytest.mark.parametrize(
     ("dstate", "options"),
     [
         # a group has four heads
@@ -164,6 +206,21 @@ def test_one_that_starts_early_waits_before_it_reads(kept: int, monkeypatch: pyt
     ptx = made[0].asm["ptx"]
     assert made[0].metadata.launch_pdl and 0 < ptx.index("griddepcontrol.wait") < ptx.index("ld.global")
     assert "griddepcontrol" not in compile_text(launches("int8", 32, kept=kept, heads=2)[0], made)
+
+
+def test_one_that_starts_early_behind_its_scores_has_the_state_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the scores alone: what a step before wrote is there when these start."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    scores, step = launches("bfloat16", 32, kept=3, everything=False, tiles=2, early=True)
+    assert not scores.early and step.early
+    text, waiting = compile_text(scores, made), compile_text(step, made)
+    assert 0 < text.index("griddepcontrol.launch_dependents") < text.index("ld.global")
+    assert 0 < waiting.index("ld.global") < waiting.index("griddepcontrol.wait")
+    (alone,) = launches("bfloat16", 32, everything=False, tiles=2, early=True)
+    text = compile_text(alone, made)
+    assert alone.early and 0 < text.index("griddepcontrol.wait") < text.index("ld.global")
 
 
 def compile_text(launch: Any, made: list[Any]) -> str:

@@ -84,6 +84,7 @@ def state_step_2p(
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
     STORE_STATE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     p_blocks = HEADDIM // (2 * BLOCK_P)
     p0 = tl.cast(tl.program_id(0) % p_blocks * (2 * BLOCK_P), tl.int64)
@@ -92,6 +93,8 @@ def state_step_2p(
     b = tl.cast(tl.program_id(2), tl.int64)
     p = tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     if HAS_SLOTS:
         slot = tl.load(state_batch_indices_ptr + b).to(tl.int64)
         if (slot < 0) | (slot >= nslots) | (slot == pad_slot_id):

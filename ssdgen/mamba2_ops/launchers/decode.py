@@ -214,11 +214,11 @@ def _plan(
 def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: bool, **blocks: int) -> None:
     """Launch a kernel whose programs have tiles; before it, where inputs are kept, what makes their scores.
 
-    early: that one then waits for the scores itself.
+    early: beside the kernel in front of it, for which it waits itself.
     """
     names = sizes.names
     if not names["KEPT"]:
-        sizes.launch(kernel, {**numbers, "early": False}, **blocks)
+        sizes.launch(kernel, {**numbers, "early": early}, EARLY=early, **blocks)
         return
     # what is multiplied on a matrix unit has 16 rows at least
     columns = max(16, next_power_of_two(names["KEPT"]))

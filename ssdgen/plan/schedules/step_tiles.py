@@ -140,9 +140,9 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
             *("HEADDIM", "DSTATE", *(["KEPT"] if shape.replay else []), "FORMAT", "BLOCK_P", "BLOCK_N"),
             *(["BLOCK_K"] if shape.replay else []),
         ),
-        (*decode.OPTIONS, "EARLY" if shape.replay else "STORE_STATE"),
+        (*decode.OPTIONS, *([] if shape.replay else ["STORE_STATE"]), "EARLY"),
         (f"group_heads * (HEADDIM // {rows})", "ngroups", "batch"),
-        (*place, *_skip_padding(tiles), *whole),
+        (*place, *_skip_padding(tiles, shape.replay), *whole),
         given=("stored", "CB", "kept_CB") if shape.replay else ("stored",),
     )
 
@@ -292,8 +292,12 @@ def _is_load(stmt: Stmt) -> bool:
     return isinstance(stmt, Load) or (isinstance(stmt, When) and all(isinstance(inner, Load) for inner in stmt.body))
 
 
-def _skip_padding(tiles: list[Pieces]) -> tuple[Stmt, ...]:
-    """As `decode.skip_padding`, for all tiles of a program."""
+def _skip_padding(tiles: list[Pieces], replay: bool) -> tuple[Stmt, ...]:
+    """As `decode.skip_padding`, for all tiles of a program.
+
+    A kernel that may start before the one in front has ended reads nothing until then; where inputs are kept that is
+    `scores`, which starts after all others.
+    """
     nothing = Value("nothing", ("p",))
     zeros = (
         Full(nothing, ("BLOCK_P",)),
@@ -301,6 +305,7 @@ def _skip_padding(tiles: list[Pieces]) -> tuple[Stmt, ...]:
         Leave(),
     )
     return (
+        *(() if replay else (When("EARLY", (Wait(),)),)),
         *decode.slot_of_row(zeros),
         When("RANDOM", (Load(Value("seed", (), "int"), "seed", ("0",)),), (Scalar("seed", "0"),)),
         Scalar("row", "(slot * nheads + head) * HEADDIM"),
