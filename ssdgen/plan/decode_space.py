@@ -55,9 +55,9 @@ class StepSpace(KernelSpace):
             Axis(
                 "tiles",
                 _tiles(problem),
-                "tiles of block_p rows that a program loads at once and computes one after the other: several make B, C "
-                "and the step size once and have more on its way, 0 is the kernel that goes through heads or tokens; of "
-                "one tile of dstate alone",
+                "tiles of block_p rows that a program loads at once and computes one after the other: several make B, "
+                "C and the step size once and have more on its way, 0 is the kernel that goes through heads or tokens; "
+                "of one tile of dstate alone",
             ),
             Axis(
                 "early",

@@ -11,6 +11,7 @@ import torch
 import ssdgen.mamba2_ops as ops
 from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths
 from ssdgen.mamba2_ops.launchers import decode as launcher
+from ssdgen.plan.schedules.step_tiles import Tiles
 from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -95,7 +96,7 @@ def test_replay_of_heads_after_heads(device: str, monkeypatch: pytest.MonkeyPatc
 def test_tiles_of_a_program(case: Case, tiles: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run_with(monkeypatch, tiles=tiles, num_warps=2)
     check(case, ops.selective_state_update, device)
-    assert ran == [f"state_step_{tiles}p"]
+    assert ran == [kernel_of(tiles)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -107,7 +108,7 @@ def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monke
     ran = run_with(monkeypatch, tiles=tiles, num_warps=2, early=early)
     case = Case(headdim=16, dstate=32, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
     ys, expected, args, replay = replayed(ops, case, 4, 6, device)
-    assert {"replay_scores", f"state_step_{tiles}p"} == set(ran)
+    assert {"replay_scores", kernel_of(tiles)} == set(ran)
     slots = args["state_batch_indices"].long()
     assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
     assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
@@ -127,6 +128,10 @@ def test_tiles_that_a_call_cannot_have(case: Case, tiles: int, monkeypatch: pyte
     ran = run_with(monkeypatch, tiles=tiles)
     check(case, ops.selective_state_update)
     assert len(ran) == 1 and ran[0] in ("state_step", "state_step_2n")
+
+
+def kernel_of(tiles: int) -> str:
+    return Tiles(tiles).name
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> list[str]:

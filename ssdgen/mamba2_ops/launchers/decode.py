@@ -16,16 +16,16 @@ from ..kernels import (
     replay_advance,
     replay_scores,
     replay_step,
-    replay_step_1p,
+    replay_step_1tile,
     replay_step_2n,
-    replay_step_2p,
-    replay_step_4p,
+    replay_step_2tiles,
+    replay_step_4tiles,
     replay_step_heads,
     state_step,
-    state_step_1p,
+    state_step_1tile,
     state_step_2n,
-    state_step_2p,
-    state_step_4p,
+    state_step_2tiles,
+    state_step_4tiles,
     state_step_heads,
     state_step_untied,
     state_step_untied_2n,
@@ -76,12 +76,12 @@ OF_HEADS = {
 
 # whether inputs are kept, and tiles of headdim of a program, where a call has one token and dstate is one tile
 TILED = {
-    (False, 1): state_step_1p,
-    (False, 2): state_step_2p,
-    (False, 4): state_step_4p,
-    (True, 1): replay_step_1p,
-    (True, 2): replay_step_2p,
-    (True, 4): replay_step_4p,
+    (False, 1): state_step_1tile,
+    (False, 2): state_step_2tiles,
+    (False, 4): state_step_4tiles,
+    (True, 1): replay_step_1tile,
+    (True, 2): replay_step_2tiles,
+    (True, 4): replay_step_4tiles,
 }
 # of a program that makes scores
 SCORE_WARPS = 4

@@ -61,7 +61,8 @@ class Tiles:
 
     @property
     def name(self) -> str:
-        return f"{'replay' if self.replay else 'state'}_step_{self.p_tiles}p"
+        tiles = "1tile" if self.p_tiles == 1 else f"{self.p_tiles}tiles"
+        return f"{'replay' if self.replay else 'state'}_step_{tiles}"
 
 
 def applies(layer: Layer) -> bool:

@@ -26,7 +26,7 @@ from .storage_functions import narrow, widen
 
 
 @triton.jit
-def state_step_4p(
+def state_step_2tiles(
     state_ptr,  # [nslots, nheads, headdim, dstate]
     state_scale_ptr,  # [nslots, nheads, headdim], if HAS_SCALE
     state_batch_indices_ptr,  # [batch], if HAS_SLOTS
@@ -86,8 +86,8 @@ def state_step_4p(
     STORE_STATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    p_blocks = HEADDIM // (4 * BLOCK_P)
-    p0 = tl.cast(tl.program_id(0) % p_blocks * (4 * BLOCK_P), tl.int64)
+    p_blocks = HEADDIM // (2 * BLOCK_P)
+    p0 = tl.cast(tl.program_id(0) % p_blocks * (2 * BLOCK_P), tl.int64)
     group = tl.cast(tl.program_id(1), tl.int64)
     head = tl.cast(group * group_heads + tl.program_id(0) // p_blocks, tl.int64)
     b = tl.cast(tl.program_id(2), tl.int64)
@@ -101,8 +101,6 @@ def state_step_4p(
             nothing = tl.zeros([BLOCK_P], dtype=tl.float32)
             tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + p, nothing)
             tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + BLOCK_P + p, nothing)
-            tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + 2 * BLOCK_P + p, nothing)
-            tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + 3 * BLOCK_P + p, nothing)
             return
     else:
         slot = b
@@ -115,10 +113,6 @@ def state_step_4p(
     state_0 = tl.load(state_0_base + p[:, None] * DSTATE + n[None, :])  # [BLOCK_P, BLOCK_N]
     state_1_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + BLOCK_P) * DSTATE
     state_1 = tl.load(state_1_base + p[:, None] * DSTATE + n[None, :])  # [BLOCK_P, BLOCK_N]
-    state_2_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 2 * BLOCK_P) * DSTATE
-    state_2 = tl.load(state_2_base + p[:, None] * DSTATE + n[None, :])  # [BLOCK_P, BLOCK_N]
-    state_3_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 3 * BLOCK_P) * DSTATE
-    state_3 = tl.load(state_3_base + p[:, None] * DSTATE + n[None, :])  # [BLOCK_P, BLOCK_N]
     if HAS_SCALE:
         scale_0 = tl.load(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + p)  # [BLOCK_P]
     else:
@@ -127,14 +121,6 @@ def state_step_4p(
         scale_1 = tl.load(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + BLOCK_P + p)  # [BLOCK_P]
     else:
         scale_1 = tl.full([BLOCK_P], 1.0, dtype=tl.float32)
-    if HAS_SCALE:
-        scale_2 = tl.load(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + 2 * BLOCK_P + p)  # [BLOCK_P]
-    else:
-        scale_2 = tl.full([BLOCK_P], 1.0, dtype=tl.float32)
-    if HAS_SCALE:
-        scale_3 = tl.load(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + 3 * BLOCK_P + p)  # [BLOCK_P]
-    else:
-        scale_3 = tl.full([BLOCK_P], 1.0, dtype=tl.float32)
     B = tl.load(B_ptr + b * stride_B_batch + group * stride_B_ngroups + n)  # [BLOCK_N]
     x_0 = tl.load(x_ptr + b * stride_x_batch + head * stride_x_nheads + p0 + p)  # [BLOCK_P]
     C = tl.load(C_ptr + b * stride_C_batch + group * stride_C_ngroups + n)  # [BLOCK_N]
@@ -148,18 +134,6 @@ def state_step_4p(
         D_1 = D_1.to(tl.float32)
     if HAS_Z:
         z_1 = tl.load(z_ptr + b * stride_z_batch + head * stride_z_nheads + p0 + BLOCK_P + p)  # [BLOCK_P]
-    x_2 = tl.load(x_ptr + b * stride_x_batch + head * stride_x_nheads + p0 + 2 * BLOCK_P + p)  # [BLOCK_P]
-    if HAS_D:
-        D_2_base = D_ptr + head * stride_D_nheads + (p0 + 2 * BLOCK_P) * stride_D_headdim
-        D_2 = tl.load(D_2_base + p * stride_D_headdim).to(tl.float32)  # [BLOCK_P]
-    if HAS_Z:
-        z_2 = tl.load(z_ptr + b * stride_z_batch + head * stride_z_nheads + p0 + 2 * BLOCK_P + p)  # [BLOCK_P]
-    x_3 = tl.load(x_ptr + b * stride_x_batch + head * stride_x_nheads + p0 + 3 * BLOCK_P + p)  # [BLOCK_P]
-    if HAS_D:
-        D_3_base = D_ptr + head * stride_D_nheads + (p0 + 3 * BLOCK_P) * stride_D_headdim
-        D_3 = tl.load(D_3_base + p * stride_D_headdim).to(tl.float32)  # [BLOCK_P]
-    if HAS_Z:
-        z_3 = tl.load(z_ptr + b * stride_z_batch + head * stride_z_nheads + p0 + 3 * BLOCK_P + p)  # [BLOCK_P]
     tl.debug_barrier()
     A = tl.load(A_ptr + head * stride_A_nheads).to(tl.float32)
     dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
@@ -222,66 +196,8 @@ def state_step_4p(
             stored_1 = narrow(state_1, row + p0 + BLOCK_P, 0, 0, seed, FORMAT, RANDOM)
             state_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + BLOCK_P) * DSTATE
             tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored_1)
-    state_2 = widen(state_2, FORMAT)
-    carried_2 = scale_2 * centre_decay
-    x_weighted_2 = x_2.to(tl.float32) * dt
-    state_2 = B.to(tl.float32)[None, :] * x_weighted_2[:, None] + state_2 * carried_2[:, None]
-    y_terms_2 = state_2 * C.to(tl.float32)[None, :]
-    y_2 = tl.sum(y_terms_2, axis=1)
-    if HAS_D:
-        y_2 = y_2 + D_2 * x_2.to(tl.float32)
-    if HAS_Z:
-        y_2 = y_2 * z_2.to(tl.float32) * tl.sigmoid(z_2.to(tl.float32))
-    tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + 2 * BLOCK_P + p, y_2)
-    if STORE_STATE:
-        if HAS_SCALE:
-            largest_2 = tl.reduce(tl.abs(state_2), 1, maximum)
-            scale_out_2 = maximum(largest_2, 1e-30) * stored_step
-            tl.store(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + 2 * BLOCK_P + p, scale_out_2)
-            inverse_scale_2 = 1.0 / scale_out_2
-            state_scaled_2 = state_2 * inverse_scale_2[:, None]
-            stored_2 = narrow(state_scaled_2, row + p0 + 2 * BLOCK_P, 0, 0, seed, FORMAT, RANDOM)
-            state_base = (
-                state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 2 * BLOCK_P) * DSTATE
-            )
-            tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored_2)
-        else:
-            stored_2 = narrow(state_2, row + p0 + 2 * BLOCK_P, 0, 0, seed, FORMAT, RANDOM)
-            state_base = (
-                state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 2 * BLOCK_P) * DSTATE
-            )
-            tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored_2)
-    state_3 = widen(state_3, FORMAT)
-    carried_3 = scale_3 * centre_decay
-    x_weighted_3 = x_3.to(tl.float32) * dt
-    state_3 = B.to(tl.float32)[None, :] * x_weighted_3[:, None] + state_3 * carried_3[:, None]
-    y_terms_3 = state_3 * C.to(tl.float32)[None, :]
-    y_3 = tl.sum(y_terms_3, axis=1)
-    if HAS_D:
-        y_3 = y_3 + D_3 * x_3.to(tl.float32)
-    if HAS_Z:
-        y_3 = y_3 * z_3.to(tl.float32) * tl.sigmoid(z_3.to(tl.float32))
-    tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + 3 * BLOCK_P + p, y_3)
-    if STORE_STATE:
-        if HAS_SCALE:
-            largest_3 = tl.reduce(tl.abs(state_3), 1, maximum)
-            scale_out_3 = maximum(largest_3, 1e-30) * stored_step
-            tl.store(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + 3 * BLOCK_P + p, scale_out_3)
-            inverse_scale_3 = 1.0 / scale_out_3
-            state_scaled_3 = state_3 * inverse_scale_3[:, None]
-            stored_3 = narrow(state_scaled_3, row + p0 + 3 * BLOCK_P, 0, 0, seed, FORMAT, RANDOM)
-            state_base = (
-                state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 3 * BLOCK_P) * DSTATE
-            )
-            tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored_3)
-        else:
-            stored_3 = narrow(state_3, row + p0 + 3 * BLOCK_P, 0, 0, seed, FORMAT, RANDOM)
-            state_base = (
-                state_ptr + slot * stride_state_nslots + head * stride_state_nheads + (p0 + 3 * BLOCK_P) * DSTATE
-            )
-            tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored_3)
 
 
 def grid(batch, ngroups, group_heads, HEADDIM, BLOCK_P, **_):
     """Programs along each axis."""
-    return group_heads * (HEADDIM // (4 * BLOCK_P)), ngroups, batch
+    return group_heads * (HEADDIM // (2 * BLOCK_P)), ngroups, batch
