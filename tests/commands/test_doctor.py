@@ -16,7 +16,6 @@ from ssdgen.mamba2_ops import ladder, packs, select
 from ssdgen.pack import install, wheel
 from tests.pack import made
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
