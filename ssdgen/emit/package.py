@@ -24,6 +24,7 @@ from ..plan.schedules.groups import ROLES, Groups
 from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
+from ..plan.schedules.step_tiles import TILES, Tiles
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import (
@@ -270,6 +271,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
     of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
+    tiled = [(f"({replayed}, {p})", Tiles(p, replayed).name) for replayed, p in product((False, True), TILES)]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(
@@ -279,6 +281,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         steps=[row for row in steps if row[1] in names],
         replays=[row for row in replays if row[1] in names],
         of_heads=[row for row in of_heads if row[1] in names],
+        tiled=[row for row in tiled if row[1] in names],
     )
 
 
