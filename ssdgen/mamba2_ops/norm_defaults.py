@@ -9,13 +9,13 @@ from typing import Any
 
 from .problem import Problem
 from .records import NORM_BACKWARD
-from .tiles import EQUAL, SMALLEST, equal_count, equal_tile
 
 # channels of the longest row that the kernels take; a longer one does not fit a program's registers
 LONGEST = 32768
 _LANES = 32
 _CHANNELS, _CHANNELS_BACKWARD = 32, 24  # of a thread, at most; the backward pass keeps three inputs and sums
 _WARPS = 8  # at most, where rows are short enough
+_TILES_BACKWARD = (1, 3, 5)  # of a row, all of one size
 # warps of so many registers that a multiprocessor holds
 _RESIDENT = 8
 
@@ -33,7 +33,7 @@ def default_norm(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
 
 def _forward(problem: Problem) -> dict[str, int]:
     rows, group_size = problem.seqlen, problem.headdim
-    wide = max(SMALLEST, 1 << (group_size - 1).bit_length())
+    wide = _width(group_size, 1)
     warps = max(1, min(16 if wide > _LANES * _CHANNELS * _WARPS else _WARPS, wide // (_LANES * _CHANNELS)))
     if wide <= _LANES * _CHANNELS:
         # short rows: four warps share some of them
@@ -47,10 +47,15 @@ def _forward(problem: Problem) -> dict[str, int]:
 def _backward(problem: Problem, sms: int) -> dict[str, int]:
     """A row at once or, of short ones, as many as a warp has registers for."""
     rows, group_size, ngroups = problem.seqlen, problem.headdim, problem.nheads
-    tiles = equal_count(group_size, max(EQUAL))
-    wide = tiles * equal_tile(group_size, tiles)
+    tiles = min(_TILES_BACKWARD, key=lambda count: (_width(group_size, count), count))
+    wide = _width(group_size, tiles)
     warps = min(16, 1 << (-(-wide // (_LANES * _CHANNELS_BACKWARD)) - 1).bit_length())
     most = max(1, _LANES * _CHANNELS_BACKWARD // wide)
     block_t = min(1 << most.bit_length() - 1, 1 << (max(rows, 1) - 1).bit_length())
     programs = max(1, min(sms * max(1, _RESIDENT // warps) // ngroups, -(-rows // block_t)))
     return {"block_t": block_t, "tiles": tiles, "num_warps": warps, "programs": programs}
+
+
+def _width(group_size: int, tiles: int) -> int:
+    """Channels of so many tiles of one size that cover a row, none of them narrower than 16."""
+    return tiles * max(16, 1 << (-(-group_size // tiles) - 1).bit_length())
