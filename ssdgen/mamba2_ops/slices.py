@@ -1,4 +1,4 @@
-"""In which slices a backward pass goes through its rows and heads, one after the other.  -> launchers
+"""In which slices a backward pass goes through its rows and heads, one after the other.  -> backward_space, launchers
 
 The states of a slice and their adjoints take the place of those of the slice before: less is kept at a time, and what
 fits the L2 cache stays there.  Rows of the batch are independent, so they are cut first; then groups, which share
