@@ -16,7 +16,7 @@ step sizes may go in slices of rows and heads, one after the other: kernels then
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -314,7 +314,18 @@ def _plan(
         NEEDS_DT_BIAS="dt_bias" in needs,
     )
     names = sizes.names
-    steps = names["NEEDS_DT"]
+    steps, by_chunks = names["NEEDS_DT"], config.get("schedule", "walk") == "chunks"
+    # the adjoint of the state that enters, and nothing else
+    only_states = needs <= {"initial_states"}
+    # where a segment is a chunk, what enters and leaves it is there already
+    kept = not (names["nsegments"] > 1 and length == chunk)
+    cut = Cut(batch)
+    if kept and not only_states:
+        cut = _cut(sizes, config, limit, by_chunks)
+        length = _segment_of(sizes, cut)
+        names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
+    parts = slices(cut, batch, nheads, names["ngroups"])
+    names["shares"] = parts[0].shares
     vector = (batch, nheads, whole)
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
@@ -327,18 +338,8 @@ def _plan(
         sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
     several = names["nsegments"] > 1
     entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
-    # the adjoint of the state that enters, and nothing else
-    only_states = needs <= {"initial_states"}
     if several and only_states:
         return sizes.plan()
-    # where a segment is a chunk, what enters and leaves it is there already
-    kept = not (several and length == chunk)
-    by_chunks = config.get("schedule", "walk") == "chunks"
-    cut = Cut(batch)
-    if kept and not only_states:
-        cut = _cut(sizes, config, limit, by_chunks)
-    parts = slices(cut, batch, nheads, names["ngroups"])
-    names["shares"] = parts[0].shares
     if by_chunks:
         _by_chunks(sizes, config, cut, parts, entering, leaving, kept, several, only_states)
     else:
@@ -432,7 +433,7 @@ def _cut(sizes: Sizes, config: dict[str, Any], limit: int, by_chunks: bool) -> C
 
 
 def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool, fill: bool = False) -> int:
-    """What the states of a slice and their adjoints take, and the parts of d_B and d_C.
+    """What the states of a slice and their adjoints take, those between segments, and the parts of d_B and d_C.
 
     fill: with as many programs as the device takes at once, whatever the config says.
     """
@@ -445,9 +446,33 @@ def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool,
         kernels += [_adjoints_of(sizes, config), _gradients_of(sizes, config)]
     else:
         kernels += [_walk_of(sizes, config, True), _groups_of(sizes, config)]
-    states = 2 * prod(_kept_shape(sizes, cut, kernels)) * _state_dtype(config).itemsize
+    states = prod(_kept_shape(sizes, cut, kernels))
+    if (segments := -(-names["seqlen"] // _segment_of(sizes, cut))) > 1:
+        states += prod((names["batch"], segments, names["nheads"], names["HEADDIM"], names["DSTATE"]))
+    found = 2 * states * _state_dtype(config).itemsize
     names |= {"shares": shares, "fill": fill_before}
-    return states
+    return found
+
+
+def _segment_of(sizes: Sizes, cut: Cut) -> int:
+    """Tokens of a segment: the config's, or shorter where slices that want of memory made leave walks few programs.
+
+    What is kept between segments may be a quarter of what a slice keeps.
+    """
+    names = sizes.names
+    length, chunk = names["segment_len"], names["CHUNK"]
+    if not names["fill"] or names["nsegments"] > 1:
+        return length
+    walks = cut.rows * (names["nheads"] // cut.pieces) * -(-names["HEADDIM"] // CONSUMER_ROWS)
+    fill = _multiprocessors(sizes.tensors["x"].device) // walks
+    count = max(1, min(fill, names["nchunks"] * cut.rows // (4 * names["batch"] * cut.pieces)))
+    # whole chunks, and two at least: where one is a segment all are kept
+    return min(length, max(2, -(-names["padded"] // chunk // count)) * chunk)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _kept_shape(sizes: Sizes, cut: Cut, made: list) -> tuple[int, ...]:
