@@ -39,17 +39,21 @@ def pieces_of(nheads: int, ngroups: int) -> list[int]:
 
 def cut_into(wanted: int, batch: int, pieces: list[int]) -> Cut:
     """At least so many slices, as far as there are as many: of rows, then of heads.  batch, wanted: >= 1."""
-    rows = -(-batch // min(wanted, batch))
+    rows = next(rows for rows in _rows(batch) if -(-batch // rows) >= min(wanted, batch))
     each = -(-wanted // -(-batch // rows))
     return Cut(rows, next((count for count in pieces if count >= each), pieces[-1]))
 
 
 def within(limit: int, least: Cut, batch: int, pieces: list[int], kept: Callable[[Cut], int]) -> Cut:
     """The first with no more than `limit` bytes kept, from `least` on to smaller slices; else that with the fewest."""
-    counts = dict.fromkeys(-(-batch // count) for count in range(1, batch + 1))
-    ways = [Cut(rows, least.pieces) for rows in counts if rows <= least.rows]
+    ways = [Cut(rows, least.pieces) for rows in _rows(batch) if rows <= least.rows]
     ways += [Cut(1, count) for count in pieces if count > least.pieces]
     return next((way for way in ways if kept(way) <= limit), None) or min(ways, key=kept)
+
+
+def _rows(batch: int) -> list[int]:
+    """Of slices among which rows are shared out as evenly as can be, from one of all of them on."""
+    return list(dict.fromkeys(-(-batch // count) for count in range(1, batch + 1)))
 
 
 def slices(cut: Cut, batch: int, nheads: int, ngroups: int) -> list[Slice]:
