@@ -51,7 +51,7 @@ def test_every_gradient(case: Case, slices: int, how: dict[str, Any], device: st
 
 @on_devices
 @pytest.mark.parametrize("how", [CHUNKS, WALK], ids=["chunks", "walk"])
-@pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C", "z"}, {"dt"}, {"D"}, {"initial_states"}], ids=str)
+@pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C", "z"}, {"dt"}, {"D"}, {"initial_states"}])
 def test_only_what_is_asked_for(needs: set[str], how: dict[str, Any], device: str) -> None:
     verify({**how, "slices": 4}, replace(SMALL, batch=2), device, needs=frozenset(needs))
 
