@@ -94,6 +94,11 @@ def test_a_limit_cuts_the_heads_of_one_row() -> None:
         plan = launches(how, case, limit=limit)
         assert kept(plan) <= limit < kept(whole)
         assert count(plan, "chunk_states") == count(plan, "chunk_adjoints") == count(plan, "chunk_gradients") > 1
+    # walks that a config has in plain form take the other, which it needs
+    mixed = {**how, "kernels": {"chunk_gradients": how["kernels"]["chunk_gradients"]}}
+    plan = launches(mixed, case, limit=60 << 20)
+    assert kept(plan) <= 60 << 20 and count(plan, "chunk_states_1consumer") > 1
+    assert count(launches({**mixed, "slices": 4}, case), "chunk_states_1consumer") == 0
     plain = {**how, "chunk": 32, "kernels": {}}
     with pytest.warns(SsdWarning, match="the smallest slices of this backward pass keep"):
         memory.warn.cache_clear()

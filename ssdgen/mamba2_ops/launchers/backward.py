@@ -203,6 +203,12 @@ WITHOUT_CONSUMERS = {
     "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
 }
 
+# numbers of walks that make states, by tiles of dstate, where they were not to be specialised by warps and have to be
+DESCRIBED = {
+    1: {"consumers": 1, "num_stages": 2, "maxnreg": 128},
+    2: {"consumers": 2, "num_stages": 2},
+}
+
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
@@ -378,6 +384,7 @@ def _plan(
         n_blocks=1,
         shares=1,
         fill=False,
+        pieces=1,
         nsegments=-(-seqlen // length),
         segment_len=length,
         HEADDIM=headdim,
@@ -411,7 +418,7 @@ def _plan(
         length = _segment_of(sizes, cut)
         names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
     parts = slices(cut, batch, nheads, names["ngroups"])
-    names["shares"] = parts[0].shares
+    names |= {"shares": parts[0].shares, "pieces": cut.pieces}
     vector = (batch, nheads, whole)
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
@@ -524,8 +531,8 @@ def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool,
     """
     names = sizes.names
     inner = slices(cut, names["batch"], names["nheads"], names["ngroups"])[0]
-    shares, fill_before = names["shares"], names["fill"]
-    names |= {"shares": inner.shares, "fill": fill}
+    before = {name: names[name] for name in ("shares", "fill", "pieces")}
+    names |= {"shares": inner.shares, "fill": fill, "pieces": cut.pieces}
     kernels = [_kept_of(sizes, config)]
     if by_chunks:
         kernels += [_adjoints_of(sizes, config), _gradients_of(sizes, config)]
@@ -543,7 +550,7 @@ def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool,
         apart = inner.shares if inner.shares > 1 else 0
     rows = cut.rows if by_chunks else names["batch"]
     found += 4 * 2 * apart * rows * names["seqlen"] * names["ngroups"] * names["DSTATE"]
-    names |= {"shares": shares, "fill": fill_before}
+    names |= before
     return found
 
 
@@ -834,8 +841,14 @@ def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
 
 def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, str]):
     """Module, numbers and tiles of a walk that makes states, whose programs share out headdim."""
-    names, numbers = sizes.names, _numbers(config, kernel)
+    names = sizes.names
     block, tiles = consumer_tiles(names["DSTATE"])
+    if names["fill"] and (names["pieces"] > 1 or kernel not in config["kernels"]):
+        # for want of memory: only with descriptors does a slice of heads take less, and segments are not the config's
+        described = {**config, "kernels": {**config["kernels"], kernel: DESCRIBED[min(tiles, 2)]}}
+        if not _consumers(sizes, config, kernel, operands) and _consumers(sizes, described, kernel, operands):
+            config = described
+    numbers = _numbers(config, kernel)
     if consumers := _consumers(sizes, config, kernel, operands):
         # what goes through shared memory has the operands' dtype
         if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
