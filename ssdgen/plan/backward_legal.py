@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..gpus import Gpu
-from .legal import ACCUMULATORS, Config, has_consumers
+from .legal import ACCUMULATORS, OF_EVERY_LAYOUT, Config, has_consumers
 from .problem import Problem
 from .slices import Slice, cut_into, pieces_of, slices
 from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
@@ -33,6 +33,8 @@ def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
             return f"segment {segment} is not a multiple of chunk {chunk}"
         if segment >= problem.seqlen:
             return f"one segment of {segment} covers the sequence: leave it out"
+    if problem.layout and config["schedule"] not in OF_EVERY_LAYOUT:
+        return f"{config['schedule']} is a schedule of Mamba-2's own layout"
     for name in ("dstate", "headdim"):
         if (extent := getattr(problem, name)) > 2 * LARGEST:
             return f"{name} {extent} is over {2 * LARGEST}, the most that a program keeps in registers"
@@ -42,6 +44,8 @@ def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
     if config.get("slices", 1) != 1 and (reason := _slices_reason(config, problem, gpu)):
         return reason
     for kernel, numbers in config["kernels"].items():
+        if problem.layout and numbers.get("share"):
+            return f"{kernel}: programs of {problem.layout} have all of headdim and dstate"
         if reason := _reason(kernel, config, numbers, problem, gpu):
             return f"{kernel}: {reason}"
     return None

@@ -385,7 +385,7 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         Axis(f"{kernel}.block_n", tiles(problem.dstate), "wider states are cut in two: products of half the width"),
         Axis(f"{kernel}.block_p", tiles(problem.headdim), "the same for headdim"),
     ]
-    if kernel in SHARE:
+    if kernel in SHARE and not problem.layout:
         extent = SHARE[kernel]
         values = (0, *(block for block in SHARES[extent] if block < getattr(problem, extent)))
         why = f"tile of {extent} of each program; 0: all of it. What it holds fits registers; other operands are reread"

@@ -178,8 +178,7 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
-    # kernels that are specialised by warps are of Mamba-2's own layout
-    return default_backward(problem, gpu.sms, "" if problem.layout and gpu.arch == "sm90" else gpu.arch)
+    return default_backward(problem, gpu.sms, gpu.arch)
 
 
 def _call(direction: str, problem: Problem) -> str:
