@@ -60,6 +60,7 @@ _CONFIG: Json = {
         "schedule": _WORD,
         "chunk": _POSITIVE,
         "segment": _POSITIVE,
+        "slices": _POSITIVE,
         "kernels": {
             "type": "object",
             "additionalProperties": {"type": "object", "additionalProperties": _AXIS},

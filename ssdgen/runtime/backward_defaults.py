@@ -116,11 +116,17 @@ def _walked_by_consumers(problem: Problem, sms: int) -> dict[str, Any]:
     return config
 
 
-def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS) -> int:
-    """Programs that share out the heads of a group: as many as all run at once, one on a multiprocessor.
+def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS, slices: int = 1) -> int:
+    """Programs that share out the heads of a group, of which slices have their part each.
 
-    One more would wait for all others to end, while each has less to do: 160 programs take longer than 128.
+    As many as all run at once, one on a multiprocessor: one more would wait for all others to end, while each has less
+    to do: 160 programs take longer than 128.
     """
-    heads = problem.nheads // problem.ngroups
-    most = sms // max(1, problem.batch * problem.ngroups * -(-problem.seqlen // chunk))
+    groups = -(-problem.batch * problem.ngroups // max(1, slices))
+    return most_parts(problem.nheads // problem.ngroups, groups * -(-problem.seqlen // chunk), sms)
+
+
+def most_parts(heads: int, across: int, sms: int) -> int:
+    """The most that share out so many heads evenly, where `across` programs stand side by side for each of them."""
+    most = sms // max(1, across)
     return next((parts for parts in range(min(heads, most), 1, -1) if heads % parts == 0), 1)

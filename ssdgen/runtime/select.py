@@ -220,8 +220,10 @@ def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
     from .backward_defaults import parts_for
 
     tuned, chunk = record.problem, record.config["chunk"]
-    parts = parts_for(problem, gpu.sms, chunk)
-    if parts == parts_for(tuned, gpu.sms, chunk) and problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups:
+    slices = int(record.config.get("slices", 1))
+    parts = parts_for(problem, gpu.sms, chunk, slices)
+    same_heads = problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups
+    if same_heads and parts == parts_for(tuned, gpu.sms, chunk, slices):
         return record.config
     return {**record.config, "parts": parts}
 
