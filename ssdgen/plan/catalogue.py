@@ -29,6 +29,7 @@ from .schedules import (
     passing,
     prepare,
     replay,
+    replay_inputs,
     reverse,
     reverse_tiles,
     scan,
@@ -96,7 +97,7 @@ TILED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Tiles(p, replayed)).name: partial(step_tiles.kernel, shape=shape)
         for replayed, p in product((False, True), step_tiles.TILES)
     },
-    "replay_scores": step_tiles.scores,
+    "replay_inputs": replay_inputs.kernel,
 }
 
 

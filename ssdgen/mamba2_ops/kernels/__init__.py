@@ -85,7 +85,7 @@ _NAMES = frozenset(
         "mirror_walk_multi_contract",
         "mirror_walk_multi_expand",
         "replay_advance",
-        "replay_scores",
+        "replay_inputs",
         "replay_step",
         "replay_step_1tile",
         "replay_step_2n",
