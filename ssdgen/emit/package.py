@@ -278,6 +278,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
     of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
     tiled = [(f"({replayed}, {p})", Tiles(p, replayed).name) for replayed, p in product((False, True), TILES)]
+    in_units = [(f"{p}", Tiles(p, units=True).name) for p in TILES]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(
@@ -288,6 +289,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         replays=[row for row in replays if row[1] in names],
         of_heads=[row for row in of_heads if row[1] in names],
         tiled=[row for row in tiled if row[1] in names],
+        in_units=[row for row in in_units if row[1] in names],
     )
 
 

@@ -98,6 +98,8 @@ TILED: dict[str, Callable[[Layer], Kernel]] = {
         for replayed, p in product((False, True), step_tiles.TILES)
     },
     "replay_inputs": replay_inputs.kernel,
+    # of states of 8 bits, which are bound by arithmetic
+    **{(shape := Tiles(p, units=True)).name: partial(step_tiles.kernel, shape=shape) for p in step_tiles.TILES},
 }
 
 
@@ -220,7 +222,7 @@ def graph(kernel: Kernel, layer: Layer) -> Graph:
     if kernel.name.startswith("mirror"):
         return upper_graph(layer)
     if kernel.name in TILED:
-        return step_tiles.graph(layer, kernel.name.startswith("replay"))
+        return step_tiles.graph(layer, kernel.name.startswith("replay"), kernel.name.endswith("units"))
     if kernel.name in DECODE:
         return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
     if any(tensor.name == "A" and len(tensor.dims) == 3 for tensor in kernel.tensors):

@@ -13,11 +13,14 @@ from . import layer as formulas
 from . import storage
 from .decompose import decay
 from .dims import entry
+from .functions import rsqrt
 from .graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Node, Sum
 from .layer import Layer
 
 
-def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bool = False) -> Graph:
+def step_graph(
+    layer: Layer, tied: bool = True, replay: bool = False, merged: bool = False, units: bool = False
+) -> Graph:
     """y[h, p] and state_out[h, p, n] of one token from its operands and the state before it.
 
     tied: step size and decay rate are one number for a head, as in Mamba-2; else dt[h, p] and A[h, p, n].
@@ -25,6 +28,8 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bo
     merged: the scale of a row and its decay are one factor, `carried`, of the numbers as they are stored; the scale is
     1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new, and what y has of
     inputs, `y_given`, is a value of its own.
+    units: merged, and that factor is what the state is counted in until it is stored, `in_units`: a row has one product
+    less for each number, and is divided once.  Of scaled states, without a replay.
     """
     hx, hb, hc = (("h",) if layer.layout.per_head(operand) else () for operand in ("x", "B", "C"))
     step = ("h",) if tied else ("h", "p")
@@ -67,6 +72,10 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bo
         ]
     x, b, c = entry("x", *hx, "p"), entry("B", *hb, "n"), entry("C", *hc, "n")
     after = entry("state_out", "h", "p", "n")
+    if units:
+        nodes += _in_units(centre_decay, stored_step, (hx, hb, hc))
+        nodes += _gated(x)
+        return Graph(f"step in units[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     if merged:
         nodes += _merged(layer, centre_decay, log_decay, replay, (hx, hb, hc))
         nodes += _outputs(x, after, stored_step, skips=not replay)
@@ -97,15 +106,22 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bo
 
 def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol, skips: bool = True) -> list[Node]:
     """y from y_ssm, and the state as it is stored.  skips: y_ssm has no skip yet."""
+    return [
+        *_gated(x, skips),
+        Largest("largest", ("h", "p"), after, ("n",)),
+        Map("scale_out", ("h", "p"), storage.scale_of(entry("largest", "h", "p"), stored_step)),
+        Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
+        Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
+    ]
+
+
+def _gated(x: sympy.Indexed, skips: bool = True) -> list[Node]:
+    """y from y_ssm.  skips: y_ssm has no skip yet."""
     y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip" if skips else "y_ssm", "h", "p")
     skip = Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm)
     return [
         *([skip] if skips else []),
         Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
-        Largest("largest", ("h", "p"), after, ("n",)),
-        Map("scale_out", ("h", "p"), storage.scale_of(entry("largest", "h", "p"), stored_step)),
-        Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
-        Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
     ]
 
 
@@ -141,6 +157,41 @@ def _merged(
         # a value of its own: what the product leaves is added to the state where that is
         Map("kept_state", ("h", "p", "n"), entry("kept_added", "h", "p", "n")),
         Map("state_out", ("h", "p", "n"), carried * stored + added + state),
+    ]
+
+
+def _in_units(
+    centre_decay: sympy.Expr,
+    stored_step: sympy.Symbol,
+    shared: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
+) -> list[Node]:
+    """y_ssm and the state as it is stored, from numbers as they were stored: what is new is divided by their unit.
+
+    Reciprocals are squares of reciprocal roots: three instructions, where a quotient takes about ten.
+    """
+    hx, hb, hc = shared
+    carried, after = entry("carried", "h", "p"), entry("in_units", "h", "p", "n")
+    largest, step = entry("largest", "h", "p"), entry("step_units", "h", "p")
+    unit_root, step_root = entry("unit_root", "h", "p"), entry("step_root", "h", "p")
+    return [
+        Map("x_weighted", ("h", "p"), entry("x", *hx, "p") * formulas.input_weight(entry("dt", "h"))),
+        Map("carried", ("h", "p"), storage.unit_of(centre_decay * entry("scale", "h", "p"))),
+        Map("unit_root", ("h", "p"), rsqrt(carried)),
+        Map("x_units", ("h", "p"), entry("x_weighted", "h", "p") * unit_root**2),
+        Map(
+            "in_units",
+            ("h", "p", "n"),
+            entry("stored", "h", "p", "n") + entry("x_units", "h", "p") * entry("B", *hb, "n"),
+        ),
+        Map("y_terms", ("h", "p", "n"), after * entry("C", *hc, "n")),
+        _over_n("y_units", ("h", "p"), "y_terms", ("h", "p", "n")),
+        Map("y_ssm", ("h", "p"), carried * entry("y_units", "h", "p")),
+        Largest("largest", ("h", "p"), after, ("n",)),
+        Map("step_units", ("h", "p"), storage.scale_of(largest, stored_step)),
+        Map("scale_out", ("h", "p"), carried * step),
+        Map("step_root", ("h", "p"), rsqrt(step)),
+        Map("inverse_scale", ("h", "p"), step_root**2),
+        Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
     ]
 
 

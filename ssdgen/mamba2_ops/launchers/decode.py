@@ -23,9 +23,12 @@ from ..kernels import (
     replay_step_heads,
     state_step,
     state_step_1tile,
+    state_step_1tile_units,
     state_step_2n,
     state_step_2tiles,
+    state_step_2tiles_units,
     state_step_4tiles,
+    state_step_4tiles_units,
     state_step_heads,
     state_step_untied,
     state_step_untied_2n,
@@ -82,6 +85,12 @@ TILED = {
     (True, 1): replay_step_1tile,
     (True, 2): replay_step_2tiles,
     (True, 4): replay_step_4tiles,
+}
+# the same for a scaled state that nothing is kept for
+IN_UNITS = {
+    1: state_step_1tile_units,
+    2: state_step_2tiles_units,
+    4: state_step_4tiles_units,
 }
 # of a program that goes through inputs: warps, heads, rows of headdim, and the most registers of a thread where a
 # launch may be early: at batch 128 all programs of a model are then there at once
@@ -195,6 +204,8 @@ def _plan(
     early = bool(numbers.get("early")) and can_start_early(x.device)
     heads = heads if nheads // ngroups % heads == 0 else 1
     tiled = TILED.get((bool(kept), numbers.get("tiles", 0)))
+    if sizes.names["HAS_SCALE"] and not kept:
+        tiled = IN_UNITS.get(numbers.get("tiles", 0))
     fits = one_token and len(tiles) == 1 and max(x.shape[0], ngroups) <= MOST_PROGRAMS
     if tiled is not None and fits and headdim % numbers["tiles"] == 0:
         block = _divisor(headdim // numbers["tiles"], numbers.get("block_p", headdim))

@@ -24,6 +24,7 @@ from ..ir import (
     Leave,
     Load,
     Mask,
+    Narrow,
     Scalar,
     Span,
     Stmt,
@@ -48,20 +49,25 @@ _LATE = ("y_given", "left_decay")
 
 @dataclass(frozen=True)
 class Tiles:
-    """A shape of the step.  p_tiles: tiles of headdim of a program; replay: y from kept inputs too."""
+    """A shape of the step.
+
+    p_tiles: tiles of headdim of a program; replay: y from kept inputs too; units: the state is counted in the scale of
+    its row until it is stored, of scaled states.
+    """
 
     p_tiles: int = 1
     replay: bool = False
+    units: bool = False
 
     @property
     def name(self) -> str:
         tiles = "1tile" if self.p_tiles == 1 else f"{self.p_tiles}tiles"
-        return f"{'replay' if self.replay else 'state'}_step_{tiles}"
+        return f"{'replay' if self.replay else 'state'}_step_{tiles}" + ("_units" if self.units else "")
 
 
-def graph(layer: Layer, replay: bool) -> Graph:
+def graph(layer: Layer, replay: bool, units: bool = False) -> Graph:
     """The graph that these kernels are lowered from."""
-    return step_graph(layer, replay=replay, merged=True)
+    return step_graph(layer, replay=replay, merged=True, units=units)
 
 
 def kernel(layer: Layer, shape: Tiles) -> Kernel:
@@ -78,10 +84,10 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
     # one tile is computed after the other: both levels are one list
     body: list[Stmt] = []
     lowering = Lowering(
-        graph(layer, shape.replay),
+        graph(layer, shape.replay, shape.units),
         {**_pieces(shape.p_tiles), "j": (columns,)},
         sources,
-        rename=decode.RENAME,
+        rename={**decode.RENAME, "in_units": "state"},
         two_terms=frozenset(("x_kept",)),
         spread=frozenset(("kept_state",)),
         constant_level=0,
@@ -93,10 +99,10 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
     for at in tiles:
         _widen(lowering, at)
         if not shape.replay:
-            lowering.need("state_out", at)
+            lowering.need("in_units" if shape.units else "state_out", at)
         lowering.store(0, "y", at, "y", ("b", "0", "head", decode.on_p(at)))
         if not shape.replay:
-            lowering.emit(0, When("STORE_STATE", _leave(lowering, at)))
+            lowering.emit(0, When("STORE_STATE", _leave(lowering, at, shape.units)))
     whole = _loads_before(body, shape.replay)
     if shape.replay:
         whole = (*whole, When("held >= KEPT", (Mask(MASK, "j", "k", "KEPT"), *_write(lowering, tiles))), *_count())
@@ -237,11 +243,22 @@ def _skip_padding(tiles: list[Pieces], replay: bool) -> tuple[Stmt, ...]:
     )
 
 
-def _leave(lowering: Lowering, at: Pieces) -> tuple[Stmt, ...]:
+def _leave(lowering: Lowering, at: Pieces, units: bool = False) -> tuple[Stmt, ...]:
     span = at["p"].span
     assert span is not None
     row = f"row + {span.origin}"
-    return decode.leave_state(lowering, [at], "state", "state_scale", ("slot", "head"), "0", row)
+    if not units:
+        return decode.leave_state(lowering, [at], "state", "state_scale", ("slot", "head"), "0", row)
+    found: list[Stmt] = []
+    outer, lowering.scopes = lowering.scopes, [found, found]
+    lowering.store(0, "scale_out", at, "state_scale", ("slot", "head", decode.on_p(at)))
+    scaled = lowering.need("state_scaled", at)
+    assert scaled is not None
+    stored = Value(lowering.variable("stored", at).replace("state", "stored"), ("p", "n"), "stored")
+    found.append(Narrow(stored, scaled[0], row, "0", "0"))
+    found.append(Store("state", ("slot", "head", decode.on_p(at), common.on(at["n"], "n")), stored))
+    lowering.scopes = outer
+    return tuple(found)
 
 
 def _write(lowering: Lowering, tiles: list[Pieces]) -> tuple[Stmt, ...]:
