@@ -28,6 +28,8 @@ WARPS = (1, 2, 4, 8)
 # hold them as they are stored
 TILES = (0, 1, 2, 4)
 MOST_HELD = 128
+# numbers of the state below which a launch and its latency are most of a step
+FEW = 2**20
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class StepSpace(KernelSpace):
             ),
             Axis(
                 "maxnreg",
-                (0, 96, 128) if gpu.backend == "cuda" else (0,),
+                (0, 96, 112, 128) if gpu.backend == "cuda" else (0,),
                 "a cap on the registers lets more programs share a multiprocessor: only 8-bit states and replays are "
                 "bound by arithmetic, the others by what is on its way",
             ),
@@ -98,20 +100,26 @@ class StepSpace(KernelSpace):
         return {"block_p": 1, "num_warps": 1}
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
-        """Programs of a few hundred loads, whole heads or parts of them."""
-        pairs = ((64, 4, 1), (32, 4, 1), (16, 4, 1), (16, 2, 1), (8, 2, 1), (4, 1, 1))
-        pairs += ((32, 4, 4), (64, 8, 4), (16, 2, 4), (32, 4, 8), (64, 4, 2))
-        plain = {"early": False, "maxnreg": 0}
-        for rows, warps, tiles in ((16, 2, 4), (8, 1, 4), (16, 1, 4), (32, 2, 2), (16, 2, 2), (8, 1, 1), (4, 1, 1)):
-            yield {"block_p": rows, "num_warps": warps, "heads": 1, "tiles": tiles, **plain}
-        for rows, warps, heads in pairs:
-            yield {"block_p": rows, "num_warps": warps, "heads": heads, "tiles": 0, **plain}
+        """Programs of a few hundred loads, whole heads or parts of them; first what was fastest on an H200."""
+        names = ("block_p", "num_warps", "heads", "tiles", "early", "maxnreg")
+        few = problem.batch * problem.nheads * problem.headdim * problem.dstate < FEW
+        if few:
+            found = [(8, 2, 1, 1, True, 0), (4, 1, 1, 1, True, 0), (8, 1, 1, 1, False, 0), (16, 2, 1, 1, False, 0)]
+        elif problem.element_bytes == 1:
+            found = [(16, 2, 1, 4, False, 112), (8, 1, 1, 4, False, 128), (16, 2, 1, 4, False, 0)]
+        else:
+            found = [(16, 2, 1, 4, True, 112), (16, 1, 1, 1, False, 0), (16, 2, 1, 0, False, 0), (8, 1, 1, 4, True, 0)]
+        found += [(32, 2, 1, 2, False, 0), (16, 2, 1, 4, True, 0), (8, 1, 1, 4, False, 0), (16, 1, 1, 2, False, 0)]
+        found += [(rows, warps, 1, 0, False, 0) for rows, warps in ((64, 4), (32, 4), (16, 2), (8, 2), (4, 1))]
+        found += [(32, 2, 4, 0, False, 0), (64, 8, 4, 0, False, 0), (16, 2, 4, 0, False, 0)]
+        for numbers in dict.fromkeys(found):
+            yield dict(zip(names, numbers, strict=True))
 
     def implied(self) -> Numbers:
         return {"heads": 1, "tiles": 0, "early": False, "maxnreg": 0}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD, MOST_HELD
+        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD, MOST_HELD, FEW
 
 
 def _rows(problem: Problem) -> tuple[int, ...]:

@@ -128,6 +128,8 @@ class Decode:
 class ReplayStep(Decode):
     """The same where inputs are kept: y, and the state as it was; with more, none can be kept and it is written."""
 
+    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms, replay=True))
+
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         token = super().draw(problem, device, seed, more)
         p, generator = problem, None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**21)

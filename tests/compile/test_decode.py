@@ -238,8 +238,11 @@ def test_a_model_s_step_keeps_the_state_in_registers(state: str) -> None:
     assert resources.spilled == 0 and resources.registers <= 168
 
 
+@pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("batch", [1, 256])
-def test_the_default_divides_headdim(batch: int) -> None:
+def test_the_default_divides_headdim(batch: int, replay: bool) -> None:
     for headdim, dstate in ((64, 128), (80, 16), (5, 100), (5120, 16)):
-        numbers = default_decode(Problem(batch, 1, 8, headdim, dstate, 1, "bfloat16"), 132)["kernels"]["state_step"]
-        assert headdim % numbers["block_p"] == 0 and numbers["num_warps"] in (1, 2, 4, 8)
+        for state in ("float32", "bfloat16", "int8"):
+            problem = Problem(batch, 1, 8, headdim, dstate, 1, state)
+            numbers = default_decode(problem, 132, replay)["kernels"]["state_step"]
+            assert headdim % numbers["block_p"] == 0 and numbers["num_warps"] in (1, 2, 4, 8)

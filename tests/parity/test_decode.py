@@ -108,7 +108,7 @@ def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monke
     ran = run_with(monkeypatch, tiles=tiles, num_warps=2, early=early)
     case = Case(headdim=16, dstate=32, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
     ys, expected, args, replay = replayed(ops, case, 4, 6, device)
-    assert {"replay_inputs", kernel_of(tiles)} == set(ran)
+    assert {"replay_inputs", Tiles(tiles, units=state == "int8").name} == set(ran)
     slots = args["state_batch_indices"].long()
     assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
     assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
@@ -128,10 +128,6 @@ def test_tiles_that_a_call_cannot_have(case: Case, tiles: int, monkeypatch: pyte
     ran = run_with(monkeypatch, tiles=tiles)
     check(case, ops.selective_state_update)
     assert len(ran) == 1 and ran[0] in ("state_step", "state_step_2n")
-
-
-def kernel_of(tiles: int) -> str:
-    return Tiles(tiles).name
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> list[str]:
