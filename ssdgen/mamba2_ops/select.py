@@ -170,7 +170,7 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     if direction == FORWARD:
         return default_config(problem, gpu.sms)
     if direction in (DECODE, REPLAY):
-        return default_decode(problem, gpu.sms, direction == REPLAY)
+        return default_decode(problem, gpu.sms, gpu.arch, direction == REPLAY)
     if direction in CONV:
         return conv_defaults.default_conv(direction, problem, gpu.sms)
     if direction in NORM:

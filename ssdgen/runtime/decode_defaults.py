@@ -16,26 +16,30 @@ _TILE, _SMALL_TILE = 2048, 1024
 # numbers of the state that a thread has of a tile; of fp32 in a program that has one
 _EACH, _EACH_ALONE = 32, 64
 _MOST_ROWS = 64
+_LEAST_ROWS, _LEAST_DSTATE = 4, 16
+# architectures whose kernels may be launched before the one in front of them has ended
+_EARLY = ("sm90", "sm100", "sm103", "sm120")
 # tiles of a program that loads them all before it computes one
 _TILES = 4
 
 
-def default_decode(problem: Problem, sms: int, replay: bool = False) -> dict[str, Any]:
+def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = False) -> dict[str, Any]:
     """A config that runs everywhere, for a step on a GPU of so many multiprocessors.
 
-    sms: streaming multiprocessors (compute units), >= 1.  replay: of a step that keeps its inputs.
+    sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90"; "": whatever there is.  replay: of a step that
+    keeps its inputs.
     Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles", "early" and "maxnreg" where
     they are not 0, False and 0}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two
-    below that divides it, one program a tile where tiles do not fit, and a plain launch where none may be early.
+    below that divides it, and one program a tile where tiles do not fit.
     """
-    narrow = problem.dtype == "int8"
+    narrow, early = problem.dtype == "int8", arch in _EARLY
     few = problem.batch * problem.nheads * problem.headdim * problem.dstate < _PROGRAMS * sms * _TILE
     if few:
-        return _config(problem, _SMALL_TILE, _EACH if narrow else _EACH // 2, tiles=1, early=not narrow)
+        return _config(problem, _SMALL_TILE, _EACH if narrow else _EACH // 2, tiles=1, early=early and not narrow)
     if replay:
-        return _config(problem, _TILE, _EACH, tiles=_TILES, early=True)
+        return _config(problem, _TILE, _EACH, tiles=_TILES, early=early)
     if narrow:
-        return _config(problem, _TILE, _EACH, tiles=_TILES, maxnreg=128)
+        return _config(problem, _TILE, _EACH, tiles=_TILES, maxnreg=112)
     if problem.dtype == "float32":
         return _config(problem, _MOST_ROWS * problem.dstate, _EACH_ALONE)
     return _config(problem, _TILE, _EACH)
@@ -49,5 +53,7 @@ def _config(problem: Problem, numbers: int, each: int, **more: Any) -> dict[str,
     warps = 8
     while warps > 1 and 32 * warps * each > rows * problem.dstate:
         warps //= 2
-    given = {name: value for name, value in more.items() if value}
+    # smaller ones are no operands of a product on a matrix unit
+    tiled = rows >= _LEAST_ROWS and problem.dstate >= _LEAST_DSTATE
+    given = {name: value for name, value in more.items() if value and tiled}
     return {"schedule": "step", "kernels": {"state_step": {"block_p": rows, "num_warps": warps, **given}}}

@@ -43,7 +43,7 @@ class Token:
 class Decode:
     """y and the state; with more, rows of the batch have slots."""
 
-    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms))
+    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms, gpu.arch))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         # a sequence of one token for each row
@@ -128,7 +128,7 @@ class Decode:
 class ReplayStep(Decode):
     """The same where inputs are kept: y, and the state as it was; with more, none can be kept and it is written."""
 
-    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms, replay=True))
+    space: Space = PackagedSpace(StepSpace(), lambda call, gpu: default_decode(call, gpu.sms, gpu.arch, replay=True))
 
     def draw(self, problem: Problem, device: str, seed: int, more: bool) -> Token:
         token = super().draw(problem, device, seed, more)

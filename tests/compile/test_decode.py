@@ -142,11 +142,11 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
 @pytest.mark.parametrize(
     ("state", "kept", "numbers", "loads", "most"),
     [
-        ("int8", 0, {"rows": 16, "tiles": 4, "num_warps": 2}, 8, 128),
-        ("int8", 0, {"rows": 8, "tiles": 4, "num_warps": 1}, 8, 168),
+        ("int8", 0, {"rows": 16, "tiles": 4, "num_warps": 2}, 8, 136),
+        ("int8", 0, {"rows": 8, "tiles": 4, "num_warps": 1, "maxnreg": 128}, 8, 128),
         ("bfloat16", 0, {"rows": 8, "tiles": 1, "num_warps": 1}, 4, 64),
         ("float32", 0, {"rows": 4, "tiles": 1, "num_warps": 1}, 4, 64),
-        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 168),
+        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 128),
         ("bfloat16", 15, {"rows": 8, "tiles": 2, "num_warps": 1, "early": True}, 8, 168),
     ],
 )
@@ -244,5 +244,5 @@ def test_the_default_divides_headdim(batch: int, replay: bool) -> None:
     for headdim, dstate in ((64, 128), (80, 16), (5, 100), (5120, 16)):
         for state in ("float32", "bfloat16", "int8"):
             problem = Problem(batch, 1, 8, headdim, dstate, 1, state)
-            numbers = default_decode(problem, 132, replay)["kernels"]["state_step"]
+            numbers = default_decode(problem, 132, "sm90", replay)["kernels"]["state_step"]
             assert headdim % numbers["block_p"] == 0 and numbers["num_warps"] in (1, 2, 4, 8)

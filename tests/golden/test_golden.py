@@ -61,7 +61,13 @@ KINDS = {
     **{("ssd", name): (Layer(), make) for name, make in catalogue.DECODE.items() if not name.endswith("_untied_2n")},
     **{
         ("ssd", name): (Layer(), catalogue.TILED[name])
-        for name in ("state_step_1tile", "state_step_2tiles", "replay_step_2tiles", "replay_inputs")
+        for name in (
+            "state_step_1tile",
+            "state_step_2tiles",
+            "state_step_1tile_units",
+            "replay_step_2tiles",
+            "replay_inputs",
+        )
     },
     **{("constant", name): (Layer(family=CONSTANT), catalogue.DECODE[name]) for name in ("state_step", "replay_step")},
     ("none", "state_step"): (Layer(family=NONE), catalogue.DECODE["state_step"]),

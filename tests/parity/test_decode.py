@@ -117,6 +117,19 @@ def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monke
         torch.testing.assert_close(args["state"], args["plain"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("ngroups", [2, 6])
+def test_a_replay_in_tiles_of_heads_that_no_power_of_two_divides(
+    ngroups: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three heads of a group, and one."""
+    ran = run_with(monkeypatch, tiles=2, early=True)
+    case = Case(nheads=6, ngroups=ngroups, headdim=24, dstate=16, options=("D", "dt_bias", "dt_softplus"))
+    ys, expected, _, replay = replayed(ops, case, 3, 5, device)
+    assert "replay_inputs" in ran and replay.count.unique().tolist() == [2]
+    assert float((ys - expected).norm() / expected.norm()) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("case", "tiles"),
     [(Case(headdim=6), 4), (Case(headdim=16, tokens=2), 2), (Case(headdim=16, dstate=20), 2)],
