@@ -7,6 +7,8 @@ only row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sympy
 
 from . import layer as formulas
@@ -173,10 +175,12 @@ def _in_units(
     carried, after = entry("carried", "h", "p"), entry("in_units", "h", "p", "n")
     largest, step = entry("largest", "h", "p"), entry("step_units", "h", "p")
     unit_root, step_root = entry("unit_root", "h", "p"), entry("step_root", "h", "p")
-    return [
+    of_unit: Any = rsqrt(carried)
+    of_step: Any = rsqrt(step)
+    nodes: list[Node] = [
         Map("x_weighted", ("h", "p"), entry("x", *hx, "p") * formulas.input_weight(entry("dt", "h"))),
         Map("carried", ("h", "p"), storage.unit_of(centre_decay * entry("scale", "h", "p"))),
-        Map("unit_root", ("h", "p"), rsqrt(carried)),
+        Map("unit_root", ("h", "p"), of_unit),
         Map("x_units", ("h", "p"), entry("x_weighted", "h", "p") * unit_root**2),
         Map(
             "in_units",
@@ -189,10 +193,11 @@ def _in_units(
         Largest("largest", ("h", "p"), after, ("n",)),
         Map("step_units", ("h", "p"), storage.scale_of(largest, stored_step)),
         Map("scale_out", ("h", "p"), carried * step),
-        Map("step_root", ("h", "p"), rsqrt(step)),
+        Map("step_root", ("h", "p"), of_step),
         Map("inverse_scale", ("h", "p"), step_root**2),
         Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
     ]
+    return nodes
 
 
 def _replayed(

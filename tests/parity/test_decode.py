@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,21 @@ def test_tiles_of_a_program(case: Case, tiles: int, device: str, monkeypatch: py
     ran = run_with(monkeypatch, tiles=tiles, num_warps=2)
     check(case, ops.selective_state_update, device)
     assert ran == [Tiles(tiles, units=case.state in ("int8", "float8")).name]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e-25])
+def test_a_first_token_in_units(scale: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of zeros have any scale, and none is divided by as it is."""
+    run_with(monkeypatch, tiles=2)
+    case = Case(headdim=16, dstate=32, state="int8", options=MODEL)
+    args, plain = draw(case, device), draw(replace(case, state="float32"), device)
+    args["state"].zero_(), args["state_scale"].fill_(scale), plain["state"].zero_()
+    same = {name: args[name] for name in ("x", "dt", "B", "C", "A", "D", "dt_bias")}
+    y, expected = ops.selective_state_update(**args), ops.selective_state_update(**{**plain, **same})
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    stored = args["state"].float() * args["state_scale"][..., None]
+    assert float((stored - plain["state"]).norm() / plain["state"].norm()) < 1e-2
 
 
 @pytest.mark.parametrize("device", DEVICES)
