@@ -288,7 +288,8 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
     Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
     """
     found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
-    found["reverse_walk"] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2).name) for n in (2, 4)]
+    for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
+        found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]
     found["group_gradients"] = [
         (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
     ]
@@ -298,6 +299,8 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
             "chunk_states": States(n_tiles=n, consumers=count),
             "chunk_adjoints": States(True, n_tiles=n, consumers=count),
             "segment_adjoint": States(True, False, n, count),
+            "chunk_states_1term": States(False, True, n, count, 1),
+            "chunk_adjoints_1term": States(True, True, n, count, 1),
         }
         for kernel, shape in shapes.items():
             found.setdefault(kernel, []).append((f"({count}, {n})", shape.name))

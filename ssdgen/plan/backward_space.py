@@ -37,9 +37,14 @@ CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
 # the same of what programs of the schedule "walk" share out
 SHARED_OUT_HAVE = {"block_n": LARGEST, "block_p": LARGEST, "share": 0, "num_warps": 8}
 
+# in which what is scaled goes into its product, if a config says nothing
+TERMS = 2
+
 # what a config says of shared numbers where it launches none of their kernels
 UNUSED: dict[str, dict[str, Value]] = {
-    **dict.fromkeys(("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, **CONSUMERS_HAVE}),
+    **dict.fromkeys(
+        ("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, "terms": TERMS, **CONSUMERS_HAVE}
+    ),
     "passing": {"block": 512, "num_warps": 4},
 }
 
@@ -131,10 +136,11 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in kernels.items():
         whole: dict[str, Value] = {}
         if kernel in ("states", "adjoints"):
-            whole = {"consumers": 0, "maxnreg": 0, **(CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64})}
+            whole = {"consumers": 0, "maxnreg": 0, "terms": TERMS}
+            whole |= CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64}
         elif kernel in SHARE:
             whole = {"consumers": 0, **(SHARED_OUT_HAVE if numbers.get("consumers") else {"block_n": LARGEST})}
-            whole |= {"block_p": LARGEST, "share": 0}
+            whole |= {"block_p": LARGEST, "share": 0, **({"left": 0} if kernel == "reverse_walk" else {})}
         elif kernel in WHOLE and not numbers.get("consumers"):
             whole = {"block_n": LARGEST, "block_p": LARGEST}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
@@ -178,7 +184,8 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         if max(problem.headdim // 64, problem.dstate // 128) > 1:
             found += [_shared_out(config) for config in found]
         if any(HAVE_CONSUMERS[kernel](problem, gpu) for kernel in SHARE):
-            found = [_of_consumers(problem, gpu, *numbers) for numbers in product(lengths, (2, 1), (2, 3))] + found
+            ways = product(lengths, (1, 0), (2, 1), (2, 3))
+            found = [_of_consumers(problem, gpu, *numbers) for numbers in ways] + found
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
 
@@ -205,6 +212,10 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
         found["consumers"] = consumers
     if consumers != 1 or not found.get("maxnreg"):
         found.pop("maxnreg", None)
+    if not consumers or found.get("terms") == TERMS:
+        found.pop("terms", None)
+    if not consumers or not found.get("left"):
+        found.pop("left", None)
     if kernel in WHOLE:
         # tiles that nothing is wider than
         usual = {"block_n": LARGEST, "block_p": LARGEST, "share": 0}
@@ -239,15 +250,18 @@ def _shared_out(config: Config) -> Config:
     return {**config, "kernels": {**config["kernels"], **shares}}
 
 
-def _of_consumers(problem: Problem, gpu: Gpu, length: int, consumers: int, stages: int) -> Config:
-    """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards."""
-    wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length}
+def _of_consumers(problem: Problem, gpu: Gpu, length: int, left: int, consumers: int, stages: int) -> Config:
+    """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards.
+
+    left: the walk back multiplies its state from registers, and those forwards have one term.
+    """
+    wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length, "reverse_walk.left": left}
     for kernel, extent in SHARE.items():
         wanted |= {f"{kernel}.consumers": 2, f"{kernel}.num_stages": 2}
         if not HAVE_CONSUMERS[kernel](problem, gpu):
             wanted |= {f"{kernel}.num_stages": 1, f"{kernel}.share": SHARES[extent][0]}
     for walk in ("states", "adjoints"):
-        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages}
+        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.terms": TERMS - left}
     return _nearest("walk", problem, gpu, wanted)
 
 
@@ -332,6 +346,8 @@ def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         why = "a cap on the registers lets programs of one consumer share a multiprocessor; a product takes some"
         values = tuple(count for count in REGISTERS if count in (0, HALF_OF_THE_REGISTERS) or count >= fewest)
         found.append(Axis(f"{walk}.maxnreg", values, why))
+        why = "what is scaled goes into its product in two terms of 16 bits or in one: half of the products"
+        found.append(Axis(f"{walk}.terms", (TERMS, 1), why))
     return found
 
 
@@ -354,4 +370,7 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         if HAVE_CONSUMERS[kernel](problem, gpu):
             why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
             found.append(Axis(f"{kernel}.consumers", (0, 2), why))
+            if kernel == "reverse_walk":
+                why = "1: consumers multiply their state from registers, and its tiles leave for memory in between"
+                found.append(Axis(f"{kernel}.left", (0, 1), why))
     return found

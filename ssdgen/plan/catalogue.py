@@ -69,7 +69,15 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
-    **{(shape := Reverse(n, blocks=True, consumers=2)).name: partial(reverse.kernel, shape=shape) for n in (2, 4)},
+    # where memory is fast the second term takes longer than it
+    **{
+        (shape := States(back, True, n, consumers, 1)).name: partial(states.kernel, shape=shape)
+        for back, n, consumers in product((False, True), (1, 2), CONSUMERS)
+    },
+    **{
+        (shape := Reverse(n, blocks=True, consumers=2, left=left)).name: partial(reverse.kernel, shape=shape)
+        for left, n in product((False, True), (2, 4))
+    },
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
     **{
         (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)

@@ -39,7 +39,8 @@ class How:
 
     segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
     specialised: with the kernels that are specialised by warps, where there are such; block_p, block_n: tiles of
-    headdim and of dstate that programs share out in "walk", 0 for all in one.
+    headdim and of dstate that programs share out in "walk", 0 for all in one; left, terms: of these kernels, as in
+    `Reverse` and `States`.
     """
 
     schedule: BackwardSchedule = "walk"
@@ -48,6 +49,8 @@ class How:
     specialised: bool = False
     block_p: int = 0
     block_n: int = 0
+    left: bool = False
+    terms: int = 2
 
 
 def backward(
@@ -151,7 +154,7 @@ class _Backward:
         call, rows = self.call, {}
         if self.how.specialised:
             block, count = tiles.consumer_tiles(call.constants["DSTATE"])
-            shape, rows = replace(shape, n_tiles=count, consumers=2), {"BLOCK_N": block}
+            shape, rows = replace(shape, n_tiles=count, consumers=2, terms=self.how.terms), {"BLOCK_N": block}
         else:
             shape = replace(shape, n_tiles=self.n_tiles)
         call.launch(states.kernel(self.layer, shape), tensors, rows, **flags)
@@ -200,7 +203,7 @@ class _Backward:
         if specialised:
             block, count = tiles.consumer_tiles(call.constants["DSTATE"])
             rows["BLOCK_N"] = max(tiles.SMALLEST, block // 2)
-            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2)
+            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2, left=self.how.left)
         self._launch(reverse.kernel(self.layer, shape), tensors, rows, **flags)
 
     def _groups(self) -> None:

@@ -76,7 +76,7 @@ def test_sizes_leave_kernels_out() -> None:
     small, whole = sources.package(headdim=64, dstate=128), sources.package()
     assert set(small) < set(whole)
     two = [path for path in small if "_2n" in path or "_2p" in path]
-    assert two == ["kernels/reverse_walk_2n_blocks_2consumers.py"]
+    assert two == [f"kernels/reverse_walk_2n_blocks_{way}2consumers.py" for way in ("", "left_")]
     assert consumers(small) == consumers_of(1, 1)
     odd = sources.package(headdim=80, dstate=96)
     assert "kernels/single_pass_2n_2p.py" in odd and "kernels/single_pass_2n.py" in odd

@@ -266,6 +266,7 @@ SEEN = {
     "chunk_gradients_2consumers": {*BREAKS},
     # d_z and y are not theirs; the walk back runs without the gate
     "reverse_walk_4n_blocks_2consumers": {*BREAKS} - {"gate without its sigmoid"},
+    "reverse_walk_4n_blocks_left_2consumers": {*BREAKS} - {"gate without its sigmoid"},
     "group_gradients_2p_blocks_2consumers": {*BREAKS} - {"skip subtracted"},
 }
 

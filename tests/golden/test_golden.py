@@ -52,6 +52,7 @@ KINDS = {
             "chunk_gradients_2consumers",
             "chunk_adjoints_1consumer",
             "reverse_walk_2n_blocks_2consumers",
+            "reverse_walk_2n_blocks_left_2consumers",
             "group_gradients_blocks_2consumers",
         )
     },

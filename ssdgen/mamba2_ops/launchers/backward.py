@@ -26,9 +26,13 @@ from ..kernels import (
     adjoint_passing,
     chunk_adjoints,
     chunk_adjoints_1consumer,
+    chunk_adjoints_1term_1consumer,
+    chunk_adjoints_1term_2consumers,
     chunk_adjoints_2consumers,
     chunk_adjoints_2n,
     chunk_adjoints_2n_1consumer,
+    chunk_adjoints_2n_1term_1consumer,
+    chunk_adjoints_2n_1term_2consumers,
     chunk_adjoints_2n_2consumers,
     chunk_gradients,
     chunk_gradients_2consumers,
@@ -37,9 +41,13 @@ from ..kernels import (
     chunk_gradients_2p,
     chunk_states,
     chunk_states_1consumer,
+    chunk_states_1term_1consumer,
+    chunk_states_1term_2consumers,
     chunk_states_2consumers,
     chunk_states_2n,
     chunk_states_2n_1consumer,
+    chunk_states_2n_1term_1consumer,
+    chunk_states_2n_1term_2consumers,
     chunk_states_2n_2consumers,
     dt_cumsum,
     dt_cumsum_gated,
@@ -60,8 +68,10 @@ from ..kernels import (
     reverse_walk_2n_2p,
     reverse_walk_2n_blocks,
     reverse_walk_2n_blocks_2consumers,
+    reverse_walk_2n_blocks_left_2consumers,
     reverse_walk_2p,
     reverse_walk_4n_blocks_2consumers,
+    reverse_walk_4n_blocks_left_2consumers,
     reverse_walk_blocks,
     segment_adjoint,
     segment_adjoint_1consumer,
@@ -145,6 +155,10 @@ CONSUMERS = {
         (2, 2): reverse_walk_2n_blocks_2consumers,
         (2, 4): reverse_walk_4n_blocks_2consumers,
     },
+    "reverse_walk_left": {
+        (2, 2): reverse_walk_2n_blocks_left_2consumers,
+        (2, 4): reverse_walk_4n_blocks_left_2consumers,
+    },
     "group_gradients": {
         (2, 1): group_gradients_blocks_2consumers,
         (2, 2): group_gradients_2p_blocks_2consumers,
@@ -172,6 +186,18 @@ CONSUMERS = {
         (1, 2): segment_adjoint_2n_1consumer,
         (2, 1): segment_adjoint_2consumers,
         (2, 2): segment_adjoint_2n_2consumers,
+    },
+    "chunk_states_1term": {
+        (1, 1): chunk_states_1term_1consumer,
+        (1, 2): chunk_states_2n_1term_1consumer,
+        (2, 1): chunk_states_1term_2consumers,
+        (2, 2): chunk_states_2n_1term_2consumers,
+    },
+    "chunk_adjoints_1term": {
+        (1, 1): chunk_adjoints_1term_1consumer,
+        (1, 2): chunk_adjoints_2n_1term_1consumer,
+        (2, 1): chunk_adjoints_1term_2consumers,
+        (2, 2): chunk_adjoints_2n_1term_2consumers,
     },
 }
 # runs in 48 KB of shared memory up to a headdim * dstate of 32768
@@ -231,7 +257,8 @@ def backward(
     "segment" a program walks the whole sequence; "parts": programs that share out the heads of a group in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
+    those of walks for states, 1 or 2.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.
@@ -625,7 +652,11 @@ def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, o
     if consumers := _consumers(sizes, config, kernel, operands):
         # what goes through shared memory has the operands' dtype
         if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
-            module = CONSUMERS.get(kernel, {}).get((consumers, tiles))
+            shapes = CONSUMERS.get(kernel, {})
+            if numbers.get("terms") == 1:
+                # of what passes between segments there is no other shape
+                shapes = CONSUMERS.get(f"{kernel}_1term", shapes)
+            module = shapes.get((consumers, tiles))
             if module is not None:
                 numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
                 return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
@@ -695,7 +726,8 @@ def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
     """
     names, numbers = sizes.names, _numbers(config, "reverse_walk")
     n_tiles = 2 * consumer_tiles(names["DSTATE"])[1]
-    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), n_tiles))
+    shape = "reverse_walk_left" if numbers.get("left") else "reverse_walk"
+    module = CONSUMERS.get(shape, {}).get((numbers.get("consumers", 0), n_tiles))
     walks = names["nheads"] // names["ngroups"] * -(-names["HEADDIM"] // CONSUMER_ROWS)
     if (
         module is not None
