@@ -20,7 +20,7 @@ from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, mirror, prepare
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
-from ..plan.schedules.groups import ROLES, Groups
+from ..plan.schedules.groups import Groups
 from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
@@ -291,7 +291,10 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
     for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
         found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]
     found["group_gradients"] = [
-        (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
+        (f"({len(shape.roles)}, {shape.p_tiles})", shape.name)
+        for shape in (
+            Groups(p_tiles=p, blocks=True, specialised=True, three=three) for three, p in product((False, True), (1, 2))
+        )
     ]
     for count, n in product(catalogue.CONSUMERS, (1, 2)):
         shapes = {

@@ -253,11 +253,12 @@ def _shared_out(config: Config) -> Config:
 def _of_consumers(problem: Problem, gpu: Gpu, length: int, left: int, consumers: int, stages: int) -> Config:
     """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards.
 
-    left: the walk back multiplies its state from registers, and those forwards have one term.
+    left: the walk back multiplies its state from registers, those forwards have one term, and heads are added up in
+    three roles; 0: in the other shapes.
     """
     wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length, "reverse_walk.left": left}
     for kernel, extent in SHARE.items():
-        wanted |= {f"{kernel}.consumers": 2, f"{kernel}.num_stages": 2}
+        wanted |= {f"{kernel}.consumers": 2 + (left if kernel == "group_gradients" else 0), f"{kernel}.num_stages": 2}
         if not HAVE_CONSUMERS[kernel](problem, gpu):
             wanted |= {f"{kernel}.num_stages": 1, f"{kernel}.share": SHARES[extent][0]}
     for walk in ("states", "adjoints"):
@@ -369,7 +370,11 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         found.append(Axis(f"{kernel}.share", values, why))
         if HAVE_CONSUMERS[kernel](problem, gpu):
             why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
-            found.append(Axis(f"{kernel}.consumers", (0, 2), why))
+            values: tuple[Value, ...] = (0, 2)
+            if kernel == "group_gradients":
+                why += "; a third adds up what is a sum over states, for which the others would wait"
+                values = (0, 2, 3)
+            found.append(Axis(f"{kernel}.consumers", values, why))
             if kernel == "reverse_walk":
                 why = "1: consumers multiply their state from registers, and its tiles leave for memory in between"
                 found.append(Axis(f"{kernel}.left", (0, 1), why))

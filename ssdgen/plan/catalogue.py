@@ -80,10 +80,14 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
     },
     (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
     **{
-        (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
-        for p in (1, 2)
+        (shape := Groups(p_tiles=p, blocks=True, specialised=True, three=three)).name: partial(
+            groups.kernel, shape=shape
+        )
+        for three, p in product((False, True), (1, 2))
     },
 }
+
+THREE_ROLES = tuple(Groups(p_tiles=p, blocks=True, specialised=True, three=True).name for p in (1, 2))
 
 # those of a decode step
 DECODE: dict[str, Callable[[Layer], Kernel]] = {
@@ -129,8 +133,17 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
 
 def backward(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels that the backward pass has beside those of the forward pass, in order."""
-    specialised = SPECIALISED if adjoint.loops(layer) else {}
-    return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
+    return tuple(make(layer) for make in (*BACKWARD.values(), *specialised(layer).values()))
+
+
+def specialised(layer: Layer) -> dict[str, Callable[[Layer], Kernel]]:
+    """Those of the backward pass that are specialised by warps, by name.
+
+    Without decays nothing is a sum over states, for which some have a third role.
+    """
+    if not adjoint.loops(layer):
+        return {}
+    return {name: make for name, make in SPECIALISED.items() if layer.family.decays or name not in THREE_ROLES}
 
 
 @cache

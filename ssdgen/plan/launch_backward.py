@@ -39,8 +39,8 @@ class How:
 
     segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
     specialised: with the kernels that are specialised by warps, where there are such; block_p, block_n: tiles of
-    headdim and of dstate that programs share out in "walk", 0 for all in one; left, terms: of these kernels, as in
-    `Reverse` and `States`.
+    headdim and of dstate that programs share out in "walk", 0 for all in one; left, terms, three: of these kernels,
+    as in `Reverse`, `States` and `Groups`.
     """
 
     schedule: BackwardSchedule = "walk"
@@ -51,6 +51,7 @@ class How:
     block_n: int = 0
     left: bool = False
     terms: int = 2
+    three: bool = False
 
 
 def backward(
@@ -218,7 +219,8 @@ class _Backward:
         if self.block_n:
             shape, rows = Groups(p_tiles=self.p_tiles, blocks=True), {"BLOCK_N": self.block_n}
         if self.specialised:
-            shape, rows["BLOCK_P"] = Groups(p_tiles=2, blocks=True, specialised=True), self.block_p
+            shape = Groups(p_tiles=2, blocks=True, specialised=True, three=self.how.three)
+            rows["BLOCK_P"] = self.block_p
         self._launch(groups.kernel(self.layer, shape), tensors, rows)
 
     def _steps(self) -> None:

@@ -68,8 +68,8 @@ def consumers_of(n_tiles: int, *p_tiles: int) -> set[str]:
     found = {name for name in forward | {*catalogue.SPECIALISED} if not name.startswith(("reverse", "group"))}
     found = {name for name in found if ("_2n_" in name) == (n_tiles == 2)}
     found |= {name for name in catalogue.SPECIALISED if name.startswith(f"reverse_walk_{2 * n_tiles}n")}
-    groups = {1: "group_gradients_blocks_2consumers", 2: "group_gradients_2p_blocks_2consumers"}
-    return found | {groups[count] for count in p_tiles}
+    groups = {1: "group_gradients_blocks", 2: "group_gradients_2p_blocks"}
+    return found | {f"{groups[tiles]}_{count}consumers" for tiles in p_tiles for count in (2, 3)}
 
 
 def test_sizes_leave_kernels_out() -> None:

@@ -54,6 +54,7 @@ KINDS = {
             "reverse_walk_2n_blocks_2consumers",
             "reverse_walk_2n_blocks_left_2consumers",
             "group_gradients_blocks_2consumers",
+            "group_gradients_blocks_3consumers",
         )
     },
     ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),

@@ -57,12 +57,13 @@ def config(
 def walked(stages: int = 2, segment: int = 0, left: int = 0) -> dict[str, Any]:
     """The schedule "walk" with all kernels specialised.  stages: of the walk back and of what adds up heads.
 
-    left: of the walk back; with it the walks forwards have one term.
+    left: of the walk back; with it the walks forwards have one term, and heads are added up in three roles.
     """
     found = config(2, segment=segment, terms=2 - left)
     del found["parts"], found["kernels"]["chunk_gradients"]
-    numbers = {"consumers": 2, "num_stages": stages, "left": left}
-    return {**found, "schedule": "walk", "kernels": {**found["kernels"], **dict.fromkeys(BACK, numbers)}}
+    back, heads = ({"consumers": count, "num_stages": stages} for count in (2, 2 + left))
+    numbers = {"reverse_walk": {**back, "left": left}, "group_gradients": heads}
+    return {**found, "schedule": "walk", "kernels": {**found["kernels"], **numbers}}
 
 
 # segments of two chunks, and of one: then nothing walks, the chunks' states are the segments'
@@ -133,6 +134,7 @@ def test_the_walk_back_and_what_adds_up_heads(headdim: int, dstate: int) -> None
     assert specialised(walked(), case) == specialised(walked(left=1), case) == {"chunk_states", *BACK}
     names = launched(walked(left=1), case)
     assert [name for name in names if "_left_" in name] and [name for name in names if "_1term_" in name]
+    assert [name for name in names if name.startswith("group_gradients")][0].endswith("_3consumers")
     # what is plain is cut so that registers hold more of it
     gated = launched(walked(), replace(case, options=("z",)))
     assert [name for name in gated if name.startswith("reverse_walk") and "consumer" not in name]

@@ -198,9 +198,12 @@ def test_plans_are_well_formed(layer: Layer):
 def test_consumers_have_a_tile_of_headdim_each(
     headdim: int, dstate: int, segment: int | None, needs: set[str] | None, left: bool, seed: int
 ):
-    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk."""
+    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk.
+
+    left: where the state is a left operand; heads are added up in three roles then.
+    """
     sizes = Sizes(batch=2, seqlen=29, nheads=2, headdim=headdim, dstate=dstate)
-    how = {"specialised": True, "segment": segment, "left": left}
+    how = {"specialised": True, "segment": segment, "left": left, "three": left}
     compare(replace(EVERYTHING, gate=False), sizes, seed, how, needs=needs and frozenset(needs))
 
 
@@ -219,6 +222,11 @@ def test_programs_that_share_an_extent_out_have_one_tile_of_it():
 def test_only_consumers_have_their_state_on_a_side():
     with pytest.raises(ValueError, match="only consumers"):
         reverse.kernel(Layer(), Reverse(2, blocks=True, left=True))
+
+
+def test_a_third_role_needs_decays():
+    with pytest.raises(ValueError, match="without decays"):
+        groups.kernel(Layer(NONE), Groups(blocks=True, specialised=True, three=True))
 
 
 def test_roles_need_what_heads_share():

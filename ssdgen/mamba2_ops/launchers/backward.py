@@ -61,8 +61,10 @@ from ..kernels import (
     group_gradients_2p,
     group_gradients_2p_blocks,
     group_gradients_2p_blocks_2consumers,
+    group_gradients_2p_blocks_3consumers,
     group_gradients_blocks,
     group_gradients_blocks_2consumers,
+    group_gradients_blocks_3consumers,
     reverse_walk,
     reverse_walk_2n,
     reverse_walk_2n_2p,
@@ -162,6 +164,8 @@ CONSUMERS = {
     "group_gradients": {
         (2, 1): group_gradients_blocks_2consumers,
         (2, 2): group_gradients_2p_blocks_2consumers,
+        (3, 1): group_gradients_blocks_3consumers,
+        (3, 2): group_gradients_2p_blocks_3consumers,
     },
     "segment_state": {
         (1, 1): segment_state_1consumer,
