@@ -287,7 +287,12 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
 
     Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
     """
-    found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
+    found: dict[str, list[tuple[str, str]]] = {
+        "chunk_gradients": [
+            (f"({len(shape.roles)}, 1)", shape.name)
+            for shape in (Gradients(specialised=True, three=three) for three in (False, True))
+        ]
+    }
     for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
         found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]
     found["group_gradients"] = [

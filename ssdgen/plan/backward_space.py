@@ -48,6 +48,8 @@ UNUSED: dict[str, dict[str, Value]] = {
     "passing": {"block": 512, "num_warps": 4},
 }
 
+THIRD_ROLE = "a third adds up what is a sum over states, for which the others would wait"
+
 # registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
 REGISTERS = (0, HALF_OF_THE_REGISTERS, 96, 80)
 
@@ -76,7 +78,11 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
     ]
     if specialised:
         found += [
-            Axis("chunk_gradients.consumers", (2,), "rows of a chunk's scores and columns have a group of warps each"),
+            Axis(
+                "chunk_gradients.consumers",
+                (2, 3),
+                f"rows of a chunk's scores and columns have a group of warps each; {THIRD_ROLE}",
+            ),
             Axis("chunk_gradients.num_stages", (3, 2), "heads in flight; shared memory ends at three"),
         ]
     else:
@@ -172,11 +178,10 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         lengths += [length for length in _lengths(problem, gpu) if length & (length - 1)][-2:]
     if gradients_have_consumers(problem, gpu):
         parts = _parts_that_fill(problem, gpu)
-        for length in lengths:
-            for count in parts:
-                found.append(_of_chunks(problem, gpu, length, count, 1, 2, HALF_OF_THE_REGISTERS, 3))
+        for length, count, roles in product(lengths, parts, (3, 2)):
+            found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, 3))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 3), (1, 2, 96, 3), (2, 3, 0, 3), (2, 2, 0, 2), (1, 2, 80, 2))
-        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], *numbers) for numbers in others]
+        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], 3, *numbers) for numbers in others]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
             for length in lengths:
@@ -224,10 +229,22 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
 
 
 def _of_chunks(
-    problem: Problem, gpu: Gpu, length: int, parts: int, consumers: int, stages: int, registers: int, heads: int
+    problem: Problem,
+    gpu: Gpu,
+    length: int,
+    parts: int,
+    roles: int,
+    consumers: int,
+    stages: int,
+    registers: int,
+    heads: int,
 ) -> Config:
-    """Chunk by chunk, all kernels specialised by warps.  stages: of the walks; heads: in flight in chunk_gradients."""
+    """Chunk by chunk, all kernels specialised by warps.  consumers, stages: of the walks.
+
+    roles, heads: of chunk_gradients, and in flight there.
+    """
     wanted: dict[str, Value] = {"parts": parts, "segment": length, "chunk_gradients.num_stages": heads}
+    wanted |= {"chunk_gradients.consumers": roles}
     for walk in ("states", "adjoints"):
         wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.maxnreg": registers}
     return _nearest("chunks", problem, gpu, wanted)
@@ -372,7 +389,7 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
             why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
             values: tuple[Value, ...] = (0, 2)
             if kernel == "group_gradients":
-                why += "; a third adds up what is a sum over states, for which the others would wait"
+                why += f"; {THIRD_ROLE}"
                 values = (0, 2, 3)
             found.append(Axis(f"{kernel}.consumers", values, why))
             if kernel == "reverse_walk":

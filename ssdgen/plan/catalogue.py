@@ -78,7 +78,10 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Reverse(n, blocks=True, consumers=2, left=left)).name: partial(reverse.kernel, shape=shape)
         for left, n in product((False, True), (2, 4))
     },
-    (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
+    **{
+        (shape := Gradients(specialised=True, three=three)).name: partial(gradients.kernel, shape=shape)
+        for three in (False, True)
+    },
     **{
         (shape := Groups(p_tiles=p, blocks=True, specialised=True, three=three)).name: partial(
             groups.kernel, shape=shape
@@ -87,7 +90,10 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
     },
 }
 
-THREE_ROLES = tuple(Groups(p_tiles=p, blocks=True, specialised=True, three=True).name for p in (1, 2))
+THREE_ROLES = (
+    Gradients(specialised=True, three=True).name,
+    *(Groups(p_tiles=p, blocks=True, specialised=True, three=True).name for p in (1, 2)),
+)
 
 # those of a decode step
 DECODE: dict[str, Callable[[Layer], Kernel]] = {

@@ -50,6 +50,7 @@ KINDS = {
         ("ssd", name): (Layer(), catalogue.SPECIALISED[name])
         for name in (
             "chunk_gradients_2consumers",
+            "chunk_gradients_3consumers",
             "chunk_adjoints_1consumer",
             "reverse_walk_2n_blocks_2consumers",
             "reverse_walk_2n_blocks_left_2consumers",

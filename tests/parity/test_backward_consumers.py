@@ -40,16 +40,22 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 
 
 def config(
-    consumers: int = 1, stages: int = 2, segment: int = 0, parts: int = 1, maxnreg: int = 0, terms: int = 2
+    consumers: int = 1,
+    stages: int = 2,
+    segment: int = 0,
+    parts: int = 1,
+    maxnreg: int = 0,
+    terms: int = 2,
+    roles: int = 2,
 ) -> dict[str, Any]:
-    """consumers, stages, terms: of the walks; the gradients of a chunk always have two, and as many stages."""
+    """consumers, stages, terms: of the walks; roles: of what makes a chunk's gradients, which has as many stages."""
     numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
     found = {
         "schedule": "chunks",
         "chunk": 64,
         "parts": parts,
         "state_dtype": "bfloat16",
-        "kernels": {**dict.fromkeys(WALKS, numbers), "chunk_gradients": {"consumers": 2, "num_stages": stages}},
+        "kernels": {**dict.fromkeys(WALKS, numbers), "chunk_gradients": {"consumers": roles, "num_stages": stages}},
     }
     return found | ({"segment": segment} if segment else {})
 
@@ -73,8 +79,8 @@ WAYS = {
     "segments": config(segment=128),
     "segments of two consumers": config(2, segment=128, parts=2),
     "split": config(2, segment=64),
-    "one term": config(1, terms=1, maxnreg=128),
-    "one term of two consumers": config(2, terms=1),
+    "one term, three roles": config(1, terms=1, maxnreg=128, roles=3),
+    "one term of two consumers": config(2, terms=1, parts=2, roles=3),
 }
 each_side = pytest.mark.parametrize("left", [0, 1], ids=["right", "left"])
 
@@ -215,7 +221,8 @@ class TestOnHopper:
     def test_every_option(self, options: tuple[str, ...], stages: int) -> None:
         # of 8 heads every row of a wider projection is aligned, as descriptors want it
         case = replace(BASE, nheads=8 if "strided" in options else 5, dstate=64, options=options)
-        check(config(1, stages), case)
+        for roles in (2, 3):
+            check(config(1, stages, roles=roles), case)
 
     @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("final", [True, False])
@@ -224,7 +231,7 @@ class TestOnHopper:
         check(WAYS[way], case, final=final)
 
     @pytest.mark.parametrize("stages", [2, 3])
-    @pytest.mark.parametrize("way", ["whole", "segments of two consumers"])
+    @pytest.mark.parametrize("way", ["whole", "segments of two consumers", "one term, three roles"])
     def test_stages_wrap_around(self, way: str, stages: int) -> None:
         """Many heads for one program and many chunks for one walk, without z: three stages fit."""
         how = WAYS[way]
@@ -240,7 +247,8 @@ class TestOnHopper:
         there = {"x", "dt", "A", "B", "C"} | {"D" if name == "D_headdim" else name for name in options}
         if not needs <= there:
             pytest.skip("not among the options")
-        check(config(2, parts=2), case, needs=frozenset(needs))
+        for roles in (2, 3):
+            check(config(2, parts=2, roles=roles), case, needs=frozenset(needs))
 
     @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("options", [("D", "dt_softplus"), EVERYTHING[:-1]], ids=["few", "many"])

@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks-split": {"schedule": "chunks", "segment": 8},
     "specialised": {"schedule": "chunks", "specialised": True},
     "specialised-segments": {"schedule": "chunks", "segment": 16, "specialised": True},
-    "specialised-one-term": {"schedule": "chunks", "specialised": True, "terms": 1},
+    "specialised-three-roles": {"schedule": "chunks", "specialised": True, "terms": 1, "three": True},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -227,6 +227,8 @@ def test_only_consumers_have_their_state_on_a_side():
 def test_a_third_role_needs_decays():
     with pytest.raises(ValueError, match="without decays"):
         groups.kernel(Layer(NONE), Groups(blocks=True, specialised=True, three=True))
+    with pytest.raises(ValueError, match="without decays"):
+        gradients.kernel(Layer(NONE), Gradients(specialised=True, three=True))
 
 
 def test_roles_need_what_heads_share():

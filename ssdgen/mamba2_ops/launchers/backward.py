@@ -39,6 +39,7 @@ from ..kernels import (
     chunk_gradients_2n,
     chunk_gradients_2n_2p,
     chunk_gradients_2p,
+    chunk_gradients_3consumers,
     chunk_states,
     chunk_states_1consumer,
     chunk_states_1term_1consumer,
@@ -152,6 +153,7 @@ CHUNK_GRADIENTS = {
 CONSUMERS = {
     "chunk_gradients": {
         (2, 1): chunk_gradients_2consumers,
+        (3, 1): chunk_gradients_3consumers,
     },
     "reverse_walk": {
         (2, 2): reverse_walk_2n_blocks_2consumers,
@@ -678,14 +680,14 @@ def _gradients_of(sizes: Sizes, config: dict[str, Any]):
     """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
     names, numbers = sizes.names, _numbers(config, "chunk_gradients")
     block, tiles = consumer_tiles(names["DSTATE"])
+    module = CONSUMERS.get("chunk_gradients", {}).get((numbers.get("consumers", 0), 1))
     if (
-        _consumers(sizes, config, "chunk_gradients", ("x", "B", "C", "d_y"))
+        module is not None
+        and _consumers(sizes, config, "chunk_gradients", ("x", "B", "C", "d_y"))
         and _state_dtype(config) is sizes.tensors["x"].dtype
         and tiles == 1
         and names["HEADDIM"] == CONSUMER_ROWS
-        and "chunk_gradients" in CONSUMERS
     ):
-        (module,) = CONSUMERS["chunk_gradients"].values()
         # the gate has a tile of its own, which leaves room for two stages
         stages = min(numbers.get("num_stages", 2), 2 if names["HAS_Z"] else 3)
         numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}

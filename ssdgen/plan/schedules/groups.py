@@ -30,6 +30,7 @@ ABOUT_ROLES = (
     " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a warp "
     "moves the tiles that they need, stages ahead."
 )
+ABOUT_THREE = " A third adds up what is a sum over whole states."
 NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through C B^T"}
 
 
@@ -92,7 +93,7 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         f"One program makes the gradients of B and C of one chunk{', for a tile of dstate,' * shape.blocks} for "
         + ("the heads of a group, one after the other." if loops else "one head.")
         + (ABOUT_ROLES if shape.specialised else "")
-        + (" A third adds up what is a sum over whole states." if shape.three else ""),
+        + (ABOUT_THREE if shape.three else ""),
         (*(("d_B", "d_C") if loops else (adjoint.head_part(layer, name) for name in ("d_B", "d_C"))), *vectors),
         _tensors(layer, shape),
         ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded"),
