@@ -347,6 +347,15 @@ def compute(
         x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         dA_cs_tile = dA_cs_tiles.index(slot).reshape([CHUNK])
         dt_tile = dt_tiles.index(slot).reshape([CHUNK])
+        if walk < walks:
+            tma.store_wait(0)
+            outgoing_tile.store(d_state_0.to(DOT))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(
+                d_states_desc,
+                [gl.cast(b, gl.int32), gl.cast(chunk, gl.int32), gl.cast(head, gl.int32), p0, 0],
+                outgoing_tile.reshape([1, 1, 1, BLOCK_P, BLOCK_N]),
+            )
         # diagonal block, once more and its adjoint
         mbarrier.wait(turn.index(consumer), (step & 1) ^ (1 - consumer))
         CB = warpgroup_mma(
@@ -366,15 +375,6 @@ def compute(
             use_acc=False,
             is_async=True,
         )
-        if walk < walks:
-            tma.store_wait(0)
-            outgoing_tile.store(d_state_0.to(DOT))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(
-                d_states_desc,
-                [gl.cast(b, gl.int32), gl.cast(chunk, gl.int32), gl.cast(head, gl.int32), p0, 0],
-                outgoing_tile.reshape([1, 1, 1, BLOCK_P, BLOCK_N]),
-            )
         if NEEDS_D:
             d_y_turned = d_y_tile.permute((1, 0)).load(BY_CHUNK)
             x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)

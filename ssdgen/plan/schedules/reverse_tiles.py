@@ -103,8 +103,9 @@ def _outputs_of_left(lowering: Lowering, layer: Layer, at: Pieces) -> None:
             # in a branch: else the compiler keeps what it is rounded to for the product, 64 registers of it
             _out(lowering, {**at, "n": piece}, "walk < walks")
 
-    _made(lowering, "CB", "d_scores")
+    # the compiler ends products before a branch: none is under way at the first, and later those that are needed next
     leaves(0)
+    _made(lowering, "CB", "d_scores")
     with lowering.under("NEEDS_D"):
         index = ("b", "chunk", "head", common.on(at["p"], "p"))
         lowering.store(1, "d_D", at, "d_D", index)
