@@ -91,43 +91,47 @@ class Known:
 
 
 def report(found: Sequence[Sample], predicted: Sequence[float], left_out: Counter[str]) -> dict[str, Any]:
-    """The quality of predictions, by pass and shape; candidates compare within a run."""
+    """The quality of predictions, by pass, kind of GPU and shape."""
     groups: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for sample, guess in zip(found, predicted, strict=True):
-        groups[sample.direction, sample.shape][sample.run].append((guess, sample.us))
-    shapes = []
-    for (direction, shape), runs in sorted(groups.items(), key=lambda item: (item[0][0] != "forward", item[0])):
-        for run, pairs in sorted(runs.items()):
-            if len(pairs) >= FEWEST:
-                quality = calibration.quality(pairs)
-                shapes.append({"direction": direction, "shape": shape, "run": run, **vars(quality)})
-    passes = {}
-    for direction in ("forward", "backward"):
-        pairs = [(guess, s.us) for s, guess in zip(found, predicted, strict=True) if s.direction == direction]
-        rows = [row for row in shapes if row["direction"] == direction]
-        if pairs and rows:
-            passes[direction] = {
-                "candidates": len(pairs),
-                "rho_pooled": calibration.quality(pairs).rho,
-                "rho_mean": fmean(row["rho"] for row in rows for _ in range(row["count"])),
-                "ratio_mean": calibration.geometric([row["ratio"] for row in rows]),
-                "ratio_worst": max(row["ratio"] for row in rows),
-            }
+        groups[sample.direction, sample.gpu.name][sample.shape].append((guess, sample.us))
+    shapes, passes = [], []
+    for (direction, gpu), by_shape in sorted(groups.items(), key=lambda item: (item[0][0] != "forward", item[0])):
+        about = {"direction": direction, "gpu": gpu}
+        rows = [
+            {**about, "shape": shape, **vars(calibration.quality(pairs))}
+            for shape, pairs in sorted(by_shape.items())
+            if len(pairs) >= FEWEST
+        ]
+        if rows:
+            shapes += rows
+            everything = [pair for pairs in by_shape.values() for pair in pairs]
+            passes.append(
+                {
+                    **about,
+                    "candidates": len(everything),
+                    "rho_pooled": calibration.quality(everything).rho,
+                    "rho_mean": fmean(row["rho"] for row in rows for _ in range(row["count"])),
+                    "ratio_mean": calibration.geometric([row["ratio"] for row in rows]),
+                    "ratio_worst": max(row["ratio"] for row in rows),
+                }
+            )
     return {"candidates": len(found), "left_out": dict(sorted(left_out.items())), "passes": passes, "shapes": shapes}
 
 
 def table(data: dict[str, Any]) -> str:
     """The same for people to read."""
-    lines = ["| pass | shape | run | candidates | rho | predicted best / best |", "|---|---|---|---|---|---|"]
+    lines = ["| pass | GPU | shape | candidates | rho | predicted best / best |", "|---|---|---|---|---|---|"]
     for row in data["shapes"]:
         lines.append(
-            f"| {row['direction']} | {row['shape']} | {row['run']} | {row['count']} "
+            f"| {row['direction']} | {row['gpu']} | {row['shape']} | {row['count']} "
             f"| {row['rho']:.2f} | {row['ratio']:.2f} |"
         )
-    for name, total in data["passes"].items():
+    for total in data["passes"]:
         lines.append(
-            f"| **{name}** | all | pooled {total['rho_pooled']:.3f} | {total['candidates']} "
-            f"| {total['rho_mean']:.2f} | {total['ratio_mean']:.2f}, at worst {total['ratio_worst']:.2f} |"
+            f"| **{total['direction']}** | {total['gpu']} | all, pooled {total['rho_pooled']:.3f} "
+            f"| {total['candidates']} | {total['rho_mean']:.2f} "
+            f"| {total['ratio_mean']:.2f}, at worst {total['ratio_worst']:.2f} |"
         )
     return "\n".join(lines)
 

@@ -81,7 +81,8 @@ def errors(args: dict, d_y: object, y: object, leaves: dict) -> dict[str, float]
 
     found = {name: leaves[name].grad for name in gradient_reference.OPERANDS}
     of_gradients = gradient_reference.errors(args, d_y, {"step": found})["step"]
-    return {"y": reference.errors(args, {"step": y})["step"]["relative"], **of_gradients}
+    of_all = {"y": reference.errors(args, {"step": y})["step"], **of_gradients}
+    return {name: error["relative"] for name, error in of_all.items()}
 
 
 def build(option: str, gpu: str, shape: str, folder: Path) -> list[str]:

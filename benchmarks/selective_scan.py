@@ -10,8 +10,6 @@ A alone, which is a quarter of the compilers' work.
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,25 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import extensions  # noqa: E402
+
 NAME = "selective_scan_cuda"
-BUILD = Path(__file__).resolve().parent.parent / "build" / "selective_scan"
+BUILD = ROOT / "build" / "selective_scan"
 # an environment variable that names the source folder, for the benchmarks that build it by themselves
 SOURCE = "MAMBA_SSM_SOURCE"
-# as the package's own build sets them; the language's standard is the one that torch's headers want
-FLAGS = [
-    "-O3",
-    "-U__CUDA_NO_HALF_OPERATORS__",
-    "-U__CUDA_NO_HALF_CONVERSIONS__",
-    "-U__CUDA_NO_BFLOAT16_OPERATORS__",
-    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
-    "-U__CUDA_NO_BFLOAT162_OPERATORS__",
-    "-U__CUDA_NO_BFLOAT162_CONVERSIONS__",
-    "--expt-relaxed-constexpr",
-    "--expt-extended-lambda",
-    "--use_fast_math",
-]
-
-
 # of the package, what bf16 needs
 FILES = ("selective_scan.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_bwd_bf16_real.cu")
 # what selective_scan.cpp asks for besides
@@ -85,48 +73,17 @@ def build(folder: Path, into: Path = BUILD, verbose: bool = False) -> ModuleType
 
     Errors: FileNotFoundError; RuntimeError and OSError of the compilers, or where there are none.
     """
-    from torch.utils import cpp_extension
-
     files = sources(folder)
     into.mkdir(parents=True, exist_ok=True)
     refusals = into / "selective_scan_others.cpp"
     if not refusals.exists() or refusals.read_text() != others():
         refusals.write_text(others())
-    major, minor = torch.cuda.get_device_capability()
-    before = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    os.environ["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
-    try:
-        return cpp_extension.load(
-            NAME,
-            [str(path) for path in (*files, refusals)],
-            extra_cflags=["-O3"],
-            extra_cuda_cflags=FLAGS,
-            extra_include_paths=[str(files[0].parent)],
-            build_directory=str(into),
-            verbose=verbose,
-        )
-    finally:
-        if before is None:
-            del os.environ["TORCH_CUDA_ARCH_LIST"]
-        else:
-            os.environ["TORCH_CUDA_ARCH_LIST"] = before
+    return extensions.build(NAME, [*files, refusals], into, verbose)
 
 
 def load() -> tuple[ModuleType | None, str]:
     """(the extension or None, what was found or why not)."""
-    try:
-        return importlib.import_module(NAME), f"{NAME}, installed"
-    except ImportError as error:
-        why = str(error)
-    folder = os.environ.get(SOURCE)
-    if not folder:
-        return None, f"{why}; no {SOURCE} to build it from"
-    if not torch.cuda.is_available():
-        return None, "no GPU to build it for"
-    try:
-        return build(Path(folder)), f"{NAME}, built from source"
-    except (OSError, RuntimeError, ImportError) as error:
-        return None, f"it could not be built: {(str(error).splitlines() or ['?'])[0]}"[:200]
+    return extensions.load(NAME, SOURCE, build)
 
 
 class Scan(torch.autograd.Function):

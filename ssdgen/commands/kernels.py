@@ -13,7 +13,7 @@ from ..spec.layer import Layer
 from ..tune.errors import TuneError
 
 BY_NAME: dict[str, Callable[[Layer], Kernel]] = {"dt_cumsum": prepare.kernel, "state_passing": passing.kernel}
-BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED | catalogue.DECODE
+BY_NAME |= catalogue.BACKWARD | catalogue.SPECIALISED | catalogue.DECODE | catalogue.TILED
 BY_NAME |= {mirror.name_of(n): partial(mirror.kernel, n_tiles=n) for n in (1, 2)}
 BY_NAME |= {
     shape.name: partial(walk.kernel if isinstance(shape, walk.Walk) else scan.kernel, shape=shape)

@@ -75,6 +75,10 @@ def _line(stmt: ir.Stmt) -> str:
             return f"narrow   {_value(stmt.out)} = {_value(stmt.of)} in the state's format"
         case ir.Wait():
             return "wait for the kernel before"
+        case ir.Release():
+            return "let the kernel behind start"
+        case ir.Begun():
+            return "all loads above are on their way"
         case ir.Leave():
             return "leave"
     raise TypeError(f"no text for a {type(stmt).__name__}")

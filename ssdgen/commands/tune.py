@@ -18,6 +18,7 @@ from .. import gpus
 from ..gpus import Gpu
 from ..pack import templates
 from ..pack.records import BACKWARD, CONV, DECODE, DIRECTIONS, FORWARD, NORM, REPLAY, Direction
+from ..plan.problem import OTHER_LAYOUTS
 from ..tune import budget as budgets
 from ..tune import shapes as problems
 from ..tune.errors import TuneError
@@ -27,7 +28,7 @@ from .failures import Failure
 PREDICTED_TRIALS = 24
 
 # what a run is, and is not changed by those who join it
-DECIDED = ("shapes", "which", "dtype", "trials", "seed", "timing", "l2")
+DECIDED = ("shapes", "which", "dtype", "layout", "trials", "seed", "timing", "l2")
 
 # what --pass may say: passes of the scan, parts of the layer, and what a step of training runs of them
 SCOPES: dict[str, tuple[Direction, ...]] = {
@@ -63,6 +64,14 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
 )
 @click.option("--dtype", type=click.Choice(problems.DTYPES), default="bfloat16", show_default=True)
 @click.option(
+    "--layout",
+    type=click.Choice(problems.LAYOUTS),
+    default=problems.MULTI_INPUT,
+    show_default=True,
+    help="Which operands have heads of their own, as in `ssd`; the others have ngroups.  For any mask: decays are "
+    "given for every token.",
+)
+@click.option(
     "--budget", default="8m", show_default=True, help="Time for all shapes and passes together: 90s, 8m, 1h30m."
 )
 @click.option("--trials", type=click.IntRange(min=1), help="Candidates per shape and pass at most.")
@@ -90,6 +99,7 @@ def tune(
     shapes: str,
     which: str,
     dtype: str,
+    layout: str,
     budget: str,
     trials: int | None,
     out: Path | None,
@@ -123,12 +133,16 @@ def tune(
       ssdgen tune --pass decode --shapes 2.7b --budget 1m   one token, batches of 1 to 256
       ssdgen tune --pass layer --shapes 2.7b       all that a step of training runs
       ssdgen tune --pass norm_backward --shapes 2.7b --budget 1m
+      ssdgen tune --layout multi-contract --shapes 2.7b     multi-query attention's heads
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
       ssdgen tune --resume                         after a crash, or with more time
       ssdgen tune --storage postgresql://host/db   and on other machines: the same with --worker
       torchrun --nproc-per-node 4 --no-python ssdgen tune    on four GPUs of this machine
     """
-    wanted = problems.parse(shapes, dtype)
+    directions = SCOPES.get(which) or tuple(each for each in DIRECTIONS if each == which)
+    if layout in OTHER_LAYOUTS and not set(directions) <= {FORWARD, BACKWARD}:
+        raise TuneError(f"--layout {layout} is of the scan alone, and --pass is {which}: leave one of them out")
+    wanted = problems.parse(shapes, dtype, layout)
     seconds = budgets.seconds(budget)
     join = _join(context, resume, worker)
     named = gpus.find(gpu_name) if gpu_name else None
@@ -158,7 +172,7 @@ def tune(
         storage=storage,
         join=join,
         ranks=own,
-        directions=SCOPES.get(which) or tuple(each for each in DIRECTIONS if each == which),
+        directions=directions,
     )
     with _terminate_as_interrupt():
         rows = session.run(wanted, gpu, options)

@@ -17,13 +17,14 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, mirror, prepare
+from ..plan.schedules import adjoint, mirror, prepare, sum_parts
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
 from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
+from ..plan.schedules.step_tiles import TILES, Tiles
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import (
@@ -47,6 +48,9 @@ from .parts import conv_launcher, norm_launcher
 
 # kernels that read neither x, B nor C: all head layouts share them
 SHARED = ("dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True)))
+# of operands that are cut into slices, as launchers name their axes
+AXES = {"batch": "b", "nheads": "h", "ngroups": "g"}
+
 GATED_NAMES = frozenset(map(catalogue.gated_name, SHARED))
 
 
@@ -243,10 +247,13 @@ def _backward_launcher(
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
     }
     buffers = [tensor.name for tensor in prepare.kernel(layer).tensors if tensor.out]
+    loops = adjoint.loops(layer)
+    used |= {sum_parts.NAME} if loops else set()
     return render(
         "launchers/backward.py.jinja",
         modules=sorted(used),
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        axes=[(name, "".join(AXES.get(dim, ".") for dim in dims)) for name, dims in sorted(strided.items())],
         tables=list(there.items()),
         consumers=[(kernel, rows) for kernel, rows in specialised.items() if rows],
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
@@ -254,7 +261,7 @@ def _backward_launcher(
         group_vectors=adjoint.there(layer, *adjoint.GROUP_VECTORS),
         vectors=adjoint.there(layer, *adjoint.VECTORS),
         numbers=adjoint.there(layer, *adjoint.NUMBERS),
-        owner="ngroups" if adjoint.loops(layer) else "nheads",
+        owner="ngroups" if loops else "nheads",
         # heads that share an operand leave a part each, in fp32
         parts=[name for name in ("x", "B", "C") if _in_parts(layer, name)],
         uses_a=layer.family.uses_a,
@@ -270,6 +277,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
     of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
+    tiled = [(f"({replayed}, {p})", Tiles(p, replayed).name) for replayed, p in product((False, True), TILES)]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(
@@ -279,6 +287,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         steps=[row for row in steps if row[1] in names],
         replays=[row for row in replays if row[1] in names],
         of_heads=[row for row in of_heads if row[1] in names],
+        tiled=[row for row in tiled if row[1] in names],
     )
 
 

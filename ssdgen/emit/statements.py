@@ -231,6 +231,10 @@ class StatementPrinter:
                 return "return"
             case ir.Wait():
                 return "tl.extra.cuda.gdc_wait()"
+            case ir.Release():
+                return "tl.extra.cuda.gdc_launch_dependents()"
+            case ir.Begun():
+                return "tl.debug_barrier()"
             case ir.Load(out, tensor, index, descriptor):
                 return self._load(out, self.kernel.tensor(tensor), index, descriptor)
             case ir.Store(tensor, index, value, descriptor):

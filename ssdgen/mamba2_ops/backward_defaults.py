@@ -27,10 +27,11 @@ def default_backward(problem: Problem, sms: int, arch: str = "") -> dict[str, An
     Returns: {"schedule", "chunk", "segment", "parts", "state_dtype", "kernels": {kernel: numbers}}, without "segment"
     where a program walks the whole sequence; MINIMAL_BACKWARD of the launcher is what fits where this does not.
     """
-    if arch == "sm90" and problem.dtype == "bfloat16" and problem.headdim == CONSUMER_ROWS and problem.dstate <= 128:
+    # Mamba-2's own layout alone has kernels that are specialised by warps
+    specialised = arch == "sm90" and problem.dtype == "bfloat16" and not problem.layout
+    if specialised and problem.headdim == CONSUMER_ROWS and problem.dstate <= 128:
         return _specialised(problem, sms)
-    wide = CONSUMER_ROWS <= problem.headdim <= 256 and problem.dstate <= 256
-    if arch == "sm90" and problem.dtype == "bfloat16" and wide:
+    if specialised and CONSUMER_ROWS <= problem.headdim <= 256 and problem.dstate <= 256:
         return _walked_by_consumers(problem, sms)
     half = problem.dtype in ("bfloat16", "float16")
     small = problem.headdim <= 64 and problem.dstate <= 128
@@ -65,11 +66,14 @@ def _in_registers(problem: Problem, sms: int, half: bool, small: bool) -> dict[s
     """Tiles that leave little or nothing in memory: by far the fastest by the compiler's own figures, on no GPU yet."""
     light = dict.fromkeys(_LIGHT, {"num_warps": 4, "num_stages": 1})
     state_dtype = "bfloat16" if half else "float32"
-    if half and small:
+    if half and small and not problem.layout:
         kernels = {**light, "chunk_gradients": {"num_warps": 8, "num_stages": 1}}
         parts = parts_for(problem, sms, chunk=32)
         return {"schedule": "chunks", "chunk": 32, "parts": parts, "state_dtype": state_dtype, "kernels": kernels}
     shared_out = {"share": 32 if half else 16, "num_warps": 4, "num_stages": 1}
+    if problem.layout:
+        # no program of these layouts has a part of headdim or dstate
+        shared_out = {"num_warps": 8, "num_stages": 1}
     kernels = {**light, **dict.fromkeys(("reverse_walk", "group_gradients"), shared_out)}
     config = {"schedule": "walk", "chunk": 16, "state_dtype": state_dtype, "kernels": kernels}
     return config | _segments(problem, sms, 16)
@@ -112,11 +116,17 @@ def _walked_by_consumers(problem: Problem, sms: int) -> dict[str, Any]:
     return config
 
 
-def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS) -> int:
-    """Programs that share out the heads of a group: as many as all run at once, one on a multiprocessor.
+def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS, slices: int = 1) -> int:
+    """Programs that share out the heads of a group, of which slices have their part each.
 
-    One more would wait for all others to end, while each has less to do: 160 programs take longer than 128.
+    As many as all run at once, one on a multiprocessor: one more would wait for all others to end, while each has less
+    to do: 160 programs take longer than 128.
     """
-    heads = problem.nheads // problem.ngroups
-    most = sms // max(1, problem.batch * problem.ngroups * -(-problem.seqlen // chunk))
+    groups = -(-problem.batch * problem.ngroups // max(1, slices))
+    return most_parts(problem.nheads // problem.ngroups, groups * -(-problem.seqlen // chunk), sms)
+
+
+def most_parts(heads: int, across: int, sms: int) -> int:
+    """The most that share out so many heads evenly, where `across` programs stand side by side for each of them."""
+    most = sms // max(1, across)
     return next((parts for parts in range(min(heads, most), 1, -1) if heads % parts == 0), 1)

@@ -80,8 +80,8 @@ def ssd(
     Shared operands are read in place and never repeated in memory, but for gradients above the diagonal of
     multi-contract and multi-expand calls, and there where heads are few.  Gradients reach every floating operand, in
     its own shape; what is said of them there, of torch.compile, autocast and the PyTorch path, holds here too.
-    Multi-input and multi-head calls run on Mamba-2's kernels and their tuned records; the other layouts have kernels of
-    their own, with the built-in config.
+    Multi-input and multi-head calls run on Mamba-2's kernels and their tuned records; the other layouts have kernels
+    and records of their own (`ssdgen tune --layout multi-contract`), whatever the mask.
     A package that was emitted for another layout or without decays has kernels for that alone.
 
     Errors, before any launch: OperandError, ShapeError, DtypeError, DeviceError, OptionError, SequenceError.

@@ -84,8 +84,8 @@ def mamba_chunk_scan_combined(
     kernels ran.  The same call gives the same bits each time, also in the backward pass: nothing is added atomically,
     and torch.use_deterministic_algorithms changes nothing.  With gradients, cu_seqlens becomes seq_idx on the device;
     with return_varlen_states or initial states for more than the first sequence the backward pass is PyTorch's.
-    It keeps the states that enter the chunks and their adjoints; with SSDGEN_MEMORY_LIMIT=512M it goes through a batch
-    in slices where that would be more (`memory`).
+    It keeps the states that enter the chunks and their adjoints; with SSDGEN_MEMORY_LIMIT=512M it goes through rows and
+    heads in slices where that would be more (`memory`).
     torch.compile takes the call whole (fullgraph); the contents of cu_seqlens are then not checked.
     Under torch.autocast x, B, C and z are cast to its dtype, as the projection in front would have given them; the
     others, and all sums and decays, stay in the precision that they have.

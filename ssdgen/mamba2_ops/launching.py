@@ -18,12 +18,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import precompiled
-from .direct import DirectRecipe, direct_launch
+from .direct import DirectRecipe, Place, direct_launch
 from .scratch import Buffer, Scratch
 
 TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 Block = tuple[tuple[int, ...], tuple[int, ...]]
+
+# a tensor of a plan, and of which axes what is taken: axis, first, count
+View = tuple[str, tuple[tuple[int, int, int], ...]]
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,14 @@ class Launch:
 class Plan:
     """Launches in order.  tensors: all that they read and write, by name; buffers: the results among them.
 
-    scratch: those that nobody reads afterwards.
+    scratch: those that nobody reads afterwards.  views: of which of them others are parts.
     """
 
     launches: list[Launch]
     tensors: dict[str, Tensor | None]
     buffers: dict[str, Buffer]
     scratch: dict[str, Buffer] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
 
     @property
     def y(self) -> Tensor:
@@ -100,6 +104,7 @@ class Sizes:
         self.tensors, self.dims, self.names = tensors, dims, names
         self.buffers: dict[str, Buffer] = {}
         self.kept_inside: dict[str, Buffer] = {}
+        self.views: dict[str, View] = {}
         self.launches: list[Launch] = []
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -112,16 +117,39 @@ class Sizes:
         self.kept_inside[name] = shape, dtype
         self.tensors[name] = self._empty(shape, dtype)
 
+    def view(self, name: str, *cuts: tuple[int, int, int]) -> str:
+        """The name of a part of a tensor: of each (axis, first, count) so many entries; its own where that is all."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return name
+        cuts = tuple((axis, first, count) for axis, first, count in cuts if count != tensor.shape[axis])
+        if not cuts:
+            return name
+        made = name + "".join(f"[{axis}: {first} + {count}]" for axis, first, count in cuts)
+        if made not in self.views:
+            self.views[made] = name, cuts
+            self.tensors[made] = narrowed(tensor, cuts)
+        return made
+
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         x = self.tensors["x"]
         assert x is not None
         return torch.empty(shape, dtype=dtype, device=x.device)
 
-    def launch(self, module: ModuleType, numbers: dict[str, Any], slots: dict[str, str] | None = None, **names: Any):
+    def launch(
+        self,
+        module: ModuleType,
+        numbers: dict[str, Any],
+        slots: dict[str, str] | None = None,
+        within: Callable[[str], str] | None = None,
+        grid: dict[str, int] | None = None,
+        **names: Any,
+    ) -> None:
         """Add a launch of the kernel that `module` holds.
 
         numbers: num_warps, num_stages, maxnreg and early are read.  slots: parameter -> tensor, where the names differ.
-        names: integers and constants beside those of the plan, or instead of them.
+        within: tensor -> the part of it that the kernel gets.  grid: integers instead of those by which programs are
+        counted.  names: integers and constants beside those of the plan, or instead of them.
         """
         kernel = getattr(module, module.__name__.rpartition(".")[2])
         numbers = {"num_warps": 4, "num_stages": 1, "maxnreg": 0, **numbers}
@@ -135,6 +163,7 @@ class Sizes:
             parameter, _, kind = name.rpartition("_")
             if kind in ("ptr", "desc"):
                 slot = slots.get(parameter, parameter)
+                slot = within(slot) if within else slot
                 tensor = args[name] = self.tensors.get(slot)
                 if tensor is not None:
                     used[name] = slot
@@ -146,8 +175,8 @@ class Sizes:
             else:
                 args[name] = names[name]
         options = (numbers["num_warps"], numbers["num_stages"], numbers["maxnreg"], bool(numbers.get("early")))
-        grid = (*module.grid(**names), 1, 1)[:3]
-        self.launches.append(Launch(kernel, grid, args, *options, slots=used, blocks=described))
+        programs = (*module.grid(**{**names, **(grid or {})}), 1, 1)[:3]
+        self.launches.append(Launch(kernel, programs, args, *options, slots=used, blocks=described))
 
     def _stride(self, name: str, slots: dict[str, str]) -> int:
         """The stride that a parameter such as stride_x_seqlen stands for; 0 for a dimension that is not there."""
@@ -161,7 +190,14 @@ class Sizes:
         return tensor.stride(axis) if tensor is not None and axis < tensor.dim() else 0
 
     def plan(self) -> Plan:
-        return Plan(self.launches, self.tensors, self.buffers, self.kept_inside)
+        return Plan(self.launches, self.tensors, self.buffers, self.kept_inside, self.views)
+
+
+def narrowed(tensor: Tensor, cuts: tuple[tuple[int, int, int], ...]) -> Tensor:
+    """The part of a tensor that a view is."""
+    for axis, first, count in cuts:
+        tensor = tensor.narrow(axis, first, count)
+    return tensor
 
 
 def place(tensors: dict[str, Tensor | None], name: str, made: Tensor) -> None:
@@ -223,13 +259,16 @@ def can_describe(tensor: Tensor) -> bool:
 
 
 def key_of(tensors: dict[str, Tensor | None], *rest: Any) -> tuple:
-    """What a compiled plan depends on: sizes, strides, dtypes and 16-byte alignment of every tensor, and `rest`."""
+    """What a compiled plan depends on: sizes, strides, dtypes and alignment of every tensor, and `rest`.
+
+    Where a tensor lies within 16 bytes says how its parts are aligned too.
+    """
     found: list[Any] = [*rest]
     for tensor in tensors.values():
         if tensor is None:
             found.append(None)
         else:
-            found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0)
+            found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16)
     return tuple(found)
 
 
@@ -269,8 +308,10 @@ class Recipe:
             for name, (shape, dtype) in plan.buffers.items()
         ]
         self._scratch = Scratch(plan.scratch)
+        self._views = plan.views
         direct = [step.direct for step in self._steps if step.direct is not None]
-        self._direct = DirectRecipe(direct, self._scratch) if len(direct) == len(self._steps) else None
+        whole = len(direct) == len(self._steps)
+        self._direct = DirectRecipe(direct, self._scratch, _places(plan)) if whole else None
 
     def __call__(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
         """Allocate the results, adding them to `tensors`, and launch."""
@@ -280,10 +321,22 @@ class Recipe:
         memory = self._scratch.allocate(device) if self._scratch.size else None
         if self._direct is None or self._direct.is_watched():
             everything = {**tensors, **self._scratch.tensors(memory)}
+            for name, (slot, cuts) in self._views.items():
+                everything[name] = narrowed(everything[slot], cuts)
             for step in self._steps:
                 step(everything)
         else:
             self._direct(tensors, memory, device.index)
+
+
+def _places(plan: Plan) -> dict[str, Place]:
+    """Where the views of a plan lie in their tensors."""
+    found: dict[str, Place] = {}
+    for name, (slot, cuts) in plan.views.items():
+        part, tensor = plan.tensors[name], plan.tensors[slot]
+        assert part is not None and tensor is not None
+        found[name] = slot, part.data_ptr() - tensor.data_ptr(), partial(narrowed, cuts=cuts)
+    return found
 
 
 class Recipes:

@@ -1,10 +1,9 @@
-"""How much memory a backward pass may take for what it keeps, and in how many slices it then goes.  -> launchers
+"""How much memory a backward pass may take for what it keeps.  -> launchers, which cut it into slices
 
-    SSDGEN_MEMORY_LIMIT=512M    bytes for the states that a backward pass keeps, with K, M, G or T (powers of 1024)
+    SSDGEN_MEMORY_LIMIT=512M    bytes for what a backward pass keeps, with K, M, G or T (powers of 1024)
 
-What is kept are the states that enter the chunks and the adjoints of those that leave them; both go with the rows of a
-batch, which are independent of each other.  So a batch goes in as many slices as the limit asks for, one after the
-other: less is kept at a time, and launches are more.
+What is kept are the states that enter the chunks and the adjoints of those that leave them, and parts of d_B and d_C
+where programs share out the heads of a group.  Less is kept at a time in slices (slices.py), and launches are more.
 """
 
 from __future__ import annotations
@@ -20,26 +19,10 @@ _NAME = "SSDGEN_MEMORY_LIMIT"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def is_limited() -> bool:
-    """Whether there is a limit at all: what would be kept need not be worked out where there is none."""
-    return bool(os.environ.get(_NAME))
-
-
-def slices(batch: int, kept: int) -> int:
-    """Slices of a batch of which all together keep `kept` bytes; 1 without a limit.
-
-    batch: rows, >= 1.  Errors: SettingError for a limit that is no size.  Warns (SsdWarning) once for a limit that even
-    one row at a time exceeds.
-    """
+def limit() -> int:
+    """Bytes; 0 without a limit.  Errors: SettingError for a limit that is no size."""
     text = os.environ.get(_NAME)
-    if not text:
-        return 1
-    limit = _bytes(text)
-    rows = min(batch, limit * batch // max(1, kept))
-    if rows < 1:
-        _warn(text, -(-kept // batch))
-        rows = 1
-    return -(-batch // rows)
+    return _bytes(text) if text else 0
 
 
 @cache
@@ -51,9 +34,11 @@ def _bytes(text: str) -> int:
 
 
 @cache
-def _warn(text: str, least: int) -> None:
+def warn(limit: int, least: int) -> None:
+    """Say once that even the smallest slices keep more."""
     warnings.warn(
-        f"{_NAME} is {text}, and one row of the batch keeps {least / (1 << 20):.0f} MiB: rows go one at a time",
+        f"{_NAME} allows {limit / (1 << 20):.3g} MiB, and the smallest slices of this backward pass keep "
+        f"{least / (1 << 20):.3g}: it goes in those",
         SsdWarning,
         stacklevel=6,
     )

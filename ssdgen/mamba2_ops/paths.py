@@ -52,7 +52,7 @@ def forward(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Te
 
     They take what is one number for a token and head with any strides, the rest with a last one of 1.
     """
-    launcher = import_module(f"{__package__}.launchers.forward{_suffix(problem.layout)}")
+    launcher = forward_launcher(problem.layout)
     options["state_dtype"] = options["state_dtype"] or torch.float32
     return _forward_on(launcher, "forward", problem, (x, dt, A, B, C), options)
 
@@ -66,7 +66,7 @@ def states(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, **opti
 
 def mirror(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options) -> Tensor:
     """Run the emitted kernel for what is above the diagonal.  Arguments and results: `launchers.forward.mirror`."""
-    launcher = import_module(f"{__package__}.launchers.forward{_suffix(problem.layout)}")
+    launcher = forward_launcher(problem.layout)
     return _forward_on(launcher, "mirror", problem, (x, dt, A, B, C), options)
 
 
@@ -100,6 +100,11 @@ def _forward_here(launcher, name: str, problem: Problem, operands: tuple[Tensor,
 def _suffix(layout: str) -> str:
     """What follows the name of the launchers of a layout other than the package's own."""
     return layout and f"_{layout.replace('-', '_')}"
+
+
+def forward_launcher(layout: str = "") -> ModuleType:
+    """The launchers of the forward pass for a layout (`Problem.layout`)."""
+    return import_module(f"{__package__}.launchers.forward{_suffix(layout)}")
 
 
 @cache

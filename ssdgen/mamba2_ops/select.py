@@ -178,8 +178,7 @@ def _default(problem: Problem, gpu: Gpu, direction: str) -> dict[str, Any]:
     # a package without kernels for the backward pass never asks
     from .backward_defaults import default_backward
 
-    # kernels that are specialised by warps are of Mamba-2's own layout
-    return default_backward(problem, gpu.sms, "" if problem.layout and gpu.arch == "sm90" else gpu.arch)
+    return default_backward(problem, gpu.sms, gpu.arch)
 
 
 def _call(direction: str, problem: Problem) -> str:
@@ -221,8 +220,10 @@ def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
     from .backward_defaults import parts_for
 
     tuned, chunk = record.problem, record.config["chunk"]
-    parts = parts_for(problem, gpu.sms, chunk)
-    if parts == parts_for(tuned, gpu.sms, chunk) and problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups:
+    slices = int(record.config.get("slices", 1))
+    parts = parts_for(problem, gpu.sms, chunk, slices)
+    same_heads = problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups
+    if same_heads and parts == parts_for(tuned, gpu.sms, chunk, slices):
         return record.config
     return {**record.config, "parts": parts}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..plan.problem import OTHER_LAYOUTS
+
 VERSION = 1
 
 Json = dict[str, Any]
@@ -49,13 +51,16 @@ _DIRECTIONS = (
     "norm_backward",
 )
 _DTYPE: Json = {"type": "string", "enum": ["bfloat16", "float16", "float32", "int8"]}
-_PROBLEM = _object({**dict.fromkeys(_SIZES, _POSITIVE), "dtype": _DTYPE})
+# without a layout, Mamba-2's own
+_LAYOUT: Json = {"type": "string", "enum": list(OTHER_LAYOUTS)}
+_PROBLEM = _object({**dict.fromkeys(_SIZES, _POSITIVE), "dtype": _DTYPE}, {"layout": _LAYOUT})
 _CONFIG: Json = {
     "type": "object",
     "properties": {
         "schedule": _WORD,
         "chunk": _POSITIVE,
         "segment": _POSITIVE,
+        "slices": _POSITIVE,
         "kernels": {
             "type": "object",
             "additionalProperties": {"type": "object", "additionalProperties": _AXIS},

@@ -37,10 +37,14 @@ def read() -> dict[str, str]:
     }
 
 
+# modules of ssdgen/plan that launchers go by too
+_RULES = ("slices", "tiles")
+
+
 @cache
 def runtime_sources() -> dict[str, str]:
-    """{file name: text} of what goes into every generated package unchanged: ssdgen/runtime, and the rule for tiles."""
-    paths = [*sorted((_PACKAGE / "runtime").glob("*.py")), _PACKAGE / "plan" / "tiles.py"]
+    """{file name: text} of what goes into every generated package unchanged: ssdgen/runtime, and two rules of plans."""
+    paths = [*sorted((_PACKAGE / "runtime").glob("*.py")), *(_PACKAGE / "plan" / f"{name}.py" for name in _RULES)]
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 

@@ -42,7 +42,7 @@ def files(identity: Identity, records: Iterable[Record]) -> dict[str, str]:
     """{file name: text}, sorted.  Of several records of one effective batch the fastest counts.
 
     The dtype of a decode step's problem is that of its state; states that vLLM has not, in 8 bits, are left out.
-    So is what only our own kernels take: heads of a program, early launches, a cap on registers.
+    So is what only our own kernels take: heads and tiles of a program, early launches, a cap on registers.
     Errors: ExportError for a record whose config is no decode step's, and if nothing is left.
     """
     best: dict[tuple[int, int, str], dict[int, tuple[float, dict[str, int]]]] = {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..gpus import Gpu
-from .legal import ACCUMULATORS, Config, has_consumers
+from .legal import ACCUMULATORS, OF_EVERY_LAYOUT, Config, has_consumers
 from .problem import Problem
+from .slices import Slice, cut_into, pieces_of, slices
 from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 
 # walks that make the states which enter chunks or segments, and the adjoints of those which leave them
@@ -32,15 +33,44 @@ def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
             return f"segment {segment} is not a multiple of chunk {chunk}"
         if segment >= problem.seqlen:
             return f"one segment of {segment} covers the sequence: leave it out"
+    if problem.layout and config["schedule"] not in OF_EVERY_LAYOUT:
+        return f"{config['schedule']} is a schedule of Mamba-2's own layout"
     for name in ("dstate", "headdim"):
         if (extent := getattr(problem, name)) > 2 * LARGEST:
             return f"{name} {extent} is over {2 * LARGEST}, the most that a program keeps in registers"
     heads = problem.nheads // problem.ngroups
     if heads % config.get("parts", 1):
         return f"{config['parts']} parts do not share out the {heads} heads of a group evenly"
+    if config.get("slices", 1) != 1 and (reason := _slices_reason(config, problem, gpu)):
+        return reason
     for kernel, numbers in config["kernels"].items():
+        if problem.layout and numbers.get("share"):
+            return f"{kernel}: programs of {problem.layout} have all of headdim and dstate"
         if reason := _reason(kernel, config, numbers, problem, gpu):
             return f"{kernel}: {reason}"
+    return None
+
+
+def first_slice(problem: Problem, wanted: int) -> Slice:
+    """The first of so many slices, or of a few more; the others have no more rows and as many heads."""
+    cut = cut_into(wanted, problem.batch, pieces_of(problem.nheads, problem.ngroups))
+    return slices(cut, problem.batch, problem.nheads, problem.ngroups)[0]
+
+
+def _slices_reason(config: Config, problem: Problem, gpu: Gpu) -> str | None:
+    count, segment = config["slices"], config.get("segment")
+    if not isinstance(count, int) or count < 1:
+        return f"slices is {count!r}, not a number of at least 1"
+    if segment == config["chunk"]:
+        return f"{count} slices, and where a segment is a chunk nothing is kept that they could share"
+    part = first_slice(problem, count)
+    heads = problem.nheads // problem.ngroups // part.shares
+    if heads % config.get("parts", 1):
+        return f"{config['parts']} parts do not share out the {heads} heads of a group's slice evenly"
+    tiles, segments = -(-problem.headdim // CONSUMER_ROWS), -(-problem.seqlen // (segment or problem.seqlen))
+    programs = part.rows[1] * part.heads[1] * tiles * segments
+    if programs < gpu.sms // 2:
+        return f"{count} slices leave walks of {programs} programs, and {gpu.name} has {gpu.sms} multiprocessors"
     return None
 
 

@@ -16,6 +16,7 @@ from .backward_legal import (
     SHARE,
     STATES,
     WHOLE,
+    first_slice,
     gradients_have_consumers,
     least_registers,
     legal,
@@ -50,11 +51,20 @@ UNUSED: dict[str, dict[str, Value]] = {
 
 THIRD_ROLE = "a third adds up what is a sum over states, for which the others would wait"
 
+# what a config does not say
+LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1}
+
 # registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
 REGISTERS = (0, HALF_OF_THE_REGISTERS, 96, 80)
 
 # tiles of an extent that programs share out: what they hold fits the registers of four or eight warps
 SHARES = {"headdim": (64, 32), "dstate": (128, 64)}
+
+# slices of rows and heads, and the share of the L2 cache that what a slice keeps must fill at least
+SLICES, LEAST_KEPT = (1, 2, 4, 8, 16), 4
+
+# axes that came after records were made, of which the first value is what these mean: they stay as new as they were
+LATER = ("slices",)
 
 # programs of one kernel on a multiprocessor, above which more of them bring nothing
 MOST_PROGRAMS = 8
@@ -70,6 +80,7 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
     found = [_chunk(schedule, specialised), _segment(problem, gpu), _state_dtype(problem, specialised)]
     if schedule == "chunks":
         found.append(_parts(problem, gpu))
+    found.append(_slices(problem, gpu))
     found += _walk_axes("states", problem, gpu)
     found += _walk_axes("adjoints", problem, gpu)
     found += [
@@ -105,7 +116,7 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
         kernel, dot, axis = name.partition(".")
         if dot:
             numbers.setdefault(kernel, {})[axis] = value
-        elif name != "segment" or value:
+        elif value != LEFT_OUT.get(name):
             found[name] = value
     found["kernels"] = {}
     for kernel in launched(found):
@@ -132,7 +143,7 @@ def flatten(config: Config) -> dict[str, Value]:
 
     Kernels that share their axes and have other numbers each are left out: such a config is in no search space.
     """
-    flat: dict[str, Value] = {"segment": 0, **({"parts": 1} if config["schedule"] == "chunks" else {})}
+    flat: dict[str, Value] = {**LEFT_OUT, **({"parts": 1} if config["schedule"] == "chunks" else {})}
     flat |= {name: value for name, value in config.items() if name != "kernels"}
     kernels: dict[str, dict[str, Value]] = dict(config["kernels"])
     for shared, names in SHARED.items():
@@ -182,6 +193,7 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
             found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, 3))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 3), (1, 2, 96, 3), (2, 3, 0, 3), (2, 2, 0, 2), (1, 2, 80, 2))
         found += [_of_chunks(problem, gpu, lengths[-1], parts[0], 3, *numbers) for numbers in others]
+        found += [_in_slices(found[0], int(count), problem, gpu) for count in _slices(problem, gpu).values[1:3]]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
             for length in lengths:
@@ -196,7 +208,11 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
 
 def fingerprint() -> str:
     """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-    return digest(axes, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS)
+
+    def offered(schedule: str, problem: Problem, gpu: Gpu) -> list[Axis]:
+        return [axis for axis in axes(schedule, problem, gpu) if axis.name not in LATER]
+
+    return digest(offered, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS)
 
 
 # ---- configs
@@ -248,6 +264,16 @@ def _of_chunks(
     for walk in ("states", "adjoints"):
         wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.maxnreg": registers}
     return _nearest("chunks", problem, gpu, wanted)
+
+
+def _in_slices(config: Config, count: int, problem: Problem, gpu: Gpu) -> Config:
+    """The same in slices, with as many programs of each as run at once."""
+    part = first_slice(problem, count)
+    programs = part.rows[1] * part.groups[1] * -(-problem.seqlen // CONSUMER_ROWS)
+    heads = problem.nheads // problem.ngroups // part.shares
+    values = [int(value) for value in _parts(problem, gpu).values if heads % int(value) == 0]
+    parts = max(value for value in values if value <= max(1, gpu.sms // programs))
+    return {**config, "slices": count, "parts": parts}
 
 
 def _of_walk(problem: Problem, gpu: Gpu, chunk: int, length: int, warps: int, stages: int) -> Config:
@@ -337,6 +363,19 @@ def _parts(problem: Problem, gpu: Gpu) -> Axis:
     return Axis("parts", values, "programs for the heads of a group; each leaves a part of d_B and d_C in fp32")
 
 
+def _slices(problem: Problem, gpu: Gpu) -> Axis:
+    kept = 2 * problem.batch * -(-problem.seqlen // CONSUMER_ROWS) * problem.nheads * problem.headdim * problem.dstate
+    kept *= problem.element_bytes
+    sizes: dict[tuple[int, int], int] = {}
+    for count in SLICES:
+        part = first_slice(problem, count)
+        if count == 1 or kept // count * LEAST_KEPT >= gpu.l2_bytes:
+            # of those that come out the same, the first
+            sizes.setdefault((part.rows[1], part.heads[1]), count)
+    why = "rows, then heads, one slice after the other: states stay in the L2 cache and less is kept; launches are more"
+    return Axis("slices", tuple(sizes.values()), why)
+
+
 def _parts_that_fill(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
     """Those with which chunks give every multiprocessor at most one, two and four programs; the fewest first."""
     values = _parts(problem, gpu).values
@@ -380,7 +419,7 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         Axis(f"{kernel}.block_n", tiles(problem.dstate), "wider states are cut in two: products of half the width"),
         Axis(f"{kernel}.block_p", tiles(problem.headdim), "the same for headdim"),
     ]
-    if kernel in SHARE:
+    if kernel in SHARE and not problem.layout:
         extent = SHARE[kernel]
         values = (0, *(block for block in SHARES[extent] if block < getattr(problem, extent)))
         why = f"tile of {extent} of each program; 0: all of it. What it holds fits registers; other operands are reread"

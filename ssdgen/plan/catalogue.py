@@ -33,6 +33,7 @@ from .schedules import (
     reverse_tiles,
     scan,
     states,
+    step_tiles,
     steps,
     walk,
 )
@@ -43,6 +44,7 @@ from .schedules.replay import Replay
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
+from .schedules.step_tiles import Tiles
 from .schedules.steps import Steps
 from .schedules.walk import Walk
 
@@ -105,6 +107,14 @@ DECODE: dict[str, Callable[[Layer], Kernel]] = {
     (shape := Step(heads=True)).name: partial(decode.kernel, shape=shape),
     (shape := Replay(heads=True)).name: partial(replay.kernel, shape=shape),
     "replay_advance": replay.advance,
+}
+# those of one token whose programs have tiles of headdim, where B and C are shared
+TILED: dict[str, Callable[[Layer], Kernel]] = {
+    **{
+        (shape := Tiles(p, replayed)).name: partial(step_tiles.kernel, shape=shape)
+        for replayed, p in product((False, True), step_tiles.TILES)
+    },
+    "replay_scores": step_tiles.scores,
 }
 
 
@@ -227,13 +237,16 @@ def beside(layer: Layer) -> set[str]:
 
 def decoding(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels of a decode step."""
-    return tuple(make(layer) for make in DECODE.values())
+    tiled = TILED if step_tiles.applies(layer) else {}
+    return tuple(make(layer) for make in (*DECODE.values(), *tiled.values()))
 
 
 def graph(kernel: Kernel, layer: Layer) -> Graph:
     """The graph that a kernel's equations are of: that of a chunk, its adjoint, or that of one token."""
     if kernel.name.startswith("mirror"):
         return upper_graph(layer)
+    if kernel.name in TILED:
+        return step_tiles.graph(layer, kernel.name.startswith("replay"))
     if kernel.name in DECODE:
         return step_graph(layer, "untied" not in kernel.name, kernel.name.startswith("replay"))
     if any(tensor.name == "A" and len(tensor.dims) == 3 for tensor in kernel.tensors):

@@ -24,6 +24,10 @@ MOST_HEADS = 16
 # architectures whose kernels may be launched before the one in front of them has ended
 EARLY = ("sm90", "sm100", "sm103", "sm120")
 WARPS = (1, 2, 4, 8)
+# tiles of a program, 0 for one of the kernels that have one tile or several heads; 32-bit registers of a thread that
+# hold them as they are stored
+TILES = (0, 1, 2, 4)
+MOST_HELD = 128
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ class StepSpace(KernelSpace):
                 "most programs; of one tile of dstate alone",
             ),
             Axis(
+                "tiles",
+                _tiles(problem),
+                "tiles of block_p rows that a program loads at once and computes one after the other: several make B, "
+                "C and the step size once and have more on its way, 0 is the kernel that goes through heads or tokens; "
+                "of one tile of dstate alone",
+            ),
+            Axis(
                 "early",
                 (False, True) if gpu.arch in EARLY and len(power_tiles(problem.dstate)) == 1 else (False,),
                 "True: the launch overlaps with the kernel before, which is much of a small batch's time",
@@ -72,6 +83,13 @@ class StepSpace(KernelSpace):
             return f"a thread would have {each:g} numbers of the state, fewer than the {LEAST_EACH} of one load"
         if numbers["maxnreg"] and 2 * each > numbers["maxnreg"]:
             return f"{each:g} numbers of the state and as many of what they become do not fit {numbers['maxnreg']}"
+        tiles = numbers["tiles"]
+        if tiles and numbers["heads"] > 1:
+            return f"a program has {tiles} tiles of one head, or goes through {numbers['heads']} heads"
+        if tiles and problem.headdim % (tiles * rows):
+            return f"{tiles} tiles of {rows} rows do not divide headdim {problem.headdim}"
+        if tiles * each * problem.element_bytes / 4 > MOST_HELD:
+            return f"{tiles} tiles of {each:g} numbers of a thread do not fit {MOST_HELD} registers"
         if numbers["heads"] > 1 and each > MOST_AHEAD:
             return f"a thread would have {each:g} numbers of each of two heads, more than the {MOST_AHEAD} that fit"
         return None
@@ -84,18 +102,28 @@ class StepSpace(KernelSpace):
         pairs = ((64, 4, 1), (32, 4, 1), (16, 4, 1), (16, 2, 1), (8, 2, 1), (4, 1, 1))
         pairs += ((32, 4, 4), (64, 8, 4), (16, 2, 4), (32, 4, 8), (64, 4, 2))
         plain = {"early": False, "maxnreg": 0}
-        return ({"block_p": rows, "num_warps": warps, "heads": heads, **plain} for rows, warps, heads in pairs)
+        for rows, warps, tiles in ((16, 2, 4), (8, 1, 4), (16, 1, 4), (32, 2, 2), (16, 2, 2), (8, 1, 1), (4, 1, 1)):
+            yield {"block_p": rows, "num_warps": warps, "heads": 1, "tiles": tiles, **plain}
+        for rows, warps, heads in pairs:
+            yield {"block_p": rows, "num_warps": warps, "heads": heads, "tiles": 0, **plain}
 
     def implied(self) -> Numbers:
-        return {"heads": 1, "early": False, "maxnreg": 0}
+        return {"heads": 1, "tiles": 0, "early": False, "maxnreg": 0}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD
+        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD, MOST_HELD
 
 
 def _rows(problem: Problem) -> tuple[int, ...]:
     """Powers of two that divide headdim."""
     return powers(1, min(MOST_ROWS, problem.headdim & -problem.headdim))
+
+
+def _tiles(problem: Problem) -> tuple[int, ...]:
+    """Those that divide headdim."""
+    if len(power_tiles(problem.dstate)) > 1:
+        return (0,)
+    return tuple(tiles for tiles in TILES if not tiles or problem.headdim % tiles == 0)
 
 
 def _heads(problem: Problem) -> tuple[int, ...]:

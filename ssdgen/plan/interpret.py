@@ -252,7 +252,7 @@ class _Program:
             case ir.Widen(out, of) | ir.Narrow(out, of):
                 # a stored state is float64 here: nothing is rounded
                 scope[out.name] = self.tile(of)
-            case ir.Wait():
+            case ir.Wait() | ir.Release() | ir.Begun():
                 pass
             case ir.Leave():
                 raise _Left

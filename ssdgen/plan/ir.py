@@ -224,6 +224,16 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Release:
+    """The kernel that is launched after this one, and waits for it, may start."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Every load above is on its way before anything below is done: a compiler must not move one behind a wait."""
+
+
+@dataclass(frozen=True)
 class Store:
     """tensor[index] = value."""
 
@@ -268,6 +278,8 @@ Stmt = (
     | Narrow
     | Leave
     | Wait
+    | Release
+    | Begun
     | Store
     | When
     | For

@@ -12,6 +12,9 @@ Config = dict[str, Any]
 
 WALKS = ("single_pass", "segment_state")
 
+# schedules that have kernels in every head layout, of either pass
+OF_EVERY_LAYOUT = ("single_pass", "segments", "walk")
+
 # a thread has 255 registers; addresses, operands in flight and masks take the rest of them
 ACCUMULATORS = 224
 
@@ -26,6 +29,8 @@ def legal(config: Config, problem: Problem, gpu: Gpu) -> str | None:
             return f"segment {segment} is not a multiple of chunk {chunk}"
         if segment >= problem.seqlen:
             return f"one segment of {segment} covers the sequence: that is the single pass"
+    if problem.layout and config["schedule"] not in OF_EVERY_LAYOUT:
+        return f"{config['schedule']} is a schedule of Mamba-2's own layout"
     if problem.dstate > 2 * LARGEST:
         return f"dstate {problem.dstate} is over {2 * LARGEST}, the most that a program keeps in registers"
     for kernel, numbers in config["kernels"].items():
@@ -49,7 +54,8 @@ def has_descriptors(gpu: Gpu) -> bool:
 def has_consumers(problem: Problem, gpu: Gpu) -> bool:
     """Whether kernels can be specialised by warps: Hopper's products, of 16-bit operands in tiles of 64 rows."""
     wide = problem.headdim >= CONSUMER_ROWS and problem.dstate <= LARGEST
-    return gpu.backend == "cuda" and gpu.capability == 90 and problem.dtype in ("bfloat16", "float16") and wide
+    half = problem.dtype in ("bfloat16", "float16")
+    return gpu.backend == "cuda" and gpu.capability == 90 and half and wide and not problem.layout
 
 
 def _tiles(problem: Problem, numbers: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -62,6 +68,8 @@ def _tiles(problem: Problem, numbers: dict[str, Any]) -> tuple[tuple[int, ...], 
 def _walk_reason(kernel: str, config: Config, numbers: dict[str, Any], problem: Problem, gpu: Gpu) -> str | None:
     heads, warps, major = numbers.get("heads", 1), numbers.get("num_warps", 4), numbers.get("state_major", "n")
     described, outputs, chunk = numbers.get("descriptors", False), kernel == "single_pass", config["chunk"]
+    if problem.layout and (heads > 1 or described or major == "p"):
+        return f"{problem.layout} goes with one head, states by rows of dstate, and pointers"
     if (problem.nheads // problem.ngroups) % heads:
         return f"{heads} heads of a program are not of one group of {problem.nheads // problem.ngroups}"
     n_tiles, p_tiles = _tiles(problem, numbers)

@@ -253,10 +253,12 @@ def _state_dtype(problem: Problem) -> Axis:
 def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
     heads_per_group = problem.nheads // problem.ngroups
     offered = (1, 2) if kernel == "single_pass" else (1, 2, 4)
-    heads = tuple(count for count in offered if heads_per_group % count == 0 and (count == 1 or has_descriptors(gpu)))
+    # other layouts than Mamba-2's have kernels of one head, with pointers and states by rows of dstate
+    described = has_descriptors(gpu) and not problem.layout
+    heads = tuple(count for count in offered if heads_per_group % count == 0 and (count == 1 or described))
     whole = next_power_of_two(max(SMALLEST, problem.headdim))
     blocks = tuple(block for block in (16, 32, 64, 128, 256) if whole // 8 <= block <= whole)
-    descriptors = (False, True) if has_descriptors(gpu) else (False,)
+    descriptors = (False, True) if described else (False,)
     found = [
         Axis(f"{kernel}.heads", heads, "heads of a program share B, C and C B^T; they must be of one group"),
         Axis(
@@ -277,7 +279,7 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         found.insert(0, Axis(f"{kernel}.consumers", (0, 1, 2), why))
         why = "a cap on the registers lets two programs of one consumer share a multiprocessor"
         found.append(Axis(f"{kernel}.maxnreg", (0, HALF_OF_THE_REGISTERS), why))
-    if problem.headdim >= 32:
+    if problem.headdim >= 32 and not problem.layout:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))
     return found

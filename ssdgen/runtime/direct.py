@@ -26,6 +26,8 @@ _ENCODE = "make_tensordesc_arg"
 Pointer = tuple[int, str]
 # position of a descriptor, the tensor that it is of, and what makes the same descriptor of another tensor
 Described = tuple[int, str, Callable[[Any], Any]]
+# of a part of a tensor: the tensor, bytes from its beginning, and what makes the part of it
+Place = tuple[str, int, Callable[[Tensor], Tensor]]
 
 
 class DirectLaunch:
@@ -77,15 +79,20 @@ class DirectLaunch:
 
 
 class DirectRecipe:
-    """The launches of a recipe, in order.  scratch: what they leave for each other."""
+    """The launches of a recipe, in order.  scratch: what they leave for each other; views: parts of tensors."""
 
-    def __init__(self, launches: Sequence[DirectLaunch], scratch: Scratch) -> None:
+    def __init__(
+        self, launches: Sequence[DirectLaunch], scratch: Scratch, views: dict[str, Place] | None = None
+    ) -> None:
         from triton import knobs
         from triton.runtime import driver
 
         self._launches = list(launches)
         self._scratch = scratch
-        self._slots = sorted({slot for launch in launches for slot in launch.slots} - set(scratch.offsets))
+        self._views = views or {}
+        slots = {slot for launch in launches for slot in launch.slots}
+        slots |= {self._views[slot][0] for slot in slots if slot in self._views}
+        self._slots = sorted(slots - set(scratch.offsets) - set(self._views))
         self._hooks = knobs.runtime
         # torch's function in C, which makes no object of the stream
         self._stream_of: Callable[[int | None], int] = driver.active.get_current_stream
@@ -101,19 +108,25 @@ class DirectRecipe:
         addresses = {name: first + offset for name, offset in self._scratch.offsets.items()}
         for slot in self._slots:
             addresses[slot] = tensors[slot].data_ptr()  # type: ignore[union-attr]
+        for name, (slot, offset, _) in self._views.items():
+            addresses[name] = addresses[slot] + offset
         found = _Tensors(tensors)
-        found.scratch, found.memory = self._scratch, memory
+        found.scratch, found.memory, found.views = self._scratch, memory, self._views
         for launch in self._launches:
             launch(stream, addresses, found)
 
 
 class _Tensors(dict):
-    """Tensors by name; scratch becomes one when it is asked for, which only a new address makes necessary."""
+    """Tensors by name; scratch and views become some when asked for, which only a new address makes necessary."""
 
     scratch: Scratch
     memory: Tensor | None
+    views: dict[str, Place]
 
     def __missing__(self, name: str) -> Tensor:
+        if name in self.views:
+            slot, _, narrow = self.views[name]
+            return narrow(self[slot])
         return self.scratch.tensor(self.memory, name)
 
 

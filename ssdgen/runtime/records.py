@@ -117,6 +117,7 @@ def _record(entry: Any, path: Path, index: int, direction: str) -> Record:
     if min(values) < 1:
         raise RecordError(f"{path}: the problem{where} has a size of {min(values)}; sizes are at least 1")
     dtype = _field(sizes, "dtype", str, path, where)
+    layout = _field(sizes, "layout", str, path, where) if "layout" in sizes else ""
     config = _field(entry, "config", dict, path, where)
     _field(config, "schedule", str, path, where)
     kernels = _field(config, "kernels", dict, path, where)
@@ -128,7 +129,7 @@ def _record(entry: Any, path: Path, index: int, direction: str) -> Record:
     time_us = float(_field(entry, "time_us", (int, float), path, where))
     if not 0 < time_us < float("inf"):
         raise RecordError(f"{path}: time_us{where} is {time_us}; it must be positive and finite")
-    problem = Problem(*values, dtype=dtype)
+    problem = Problem(*values, dtype=dtype, layout=layout)
     return Record(problem, config, provenance == "measured", time_us, entry.get("fingerprint"), direction)
 
 

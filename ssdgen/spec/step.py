@@ -13,15 +13,17 @@ from . import layer as formulas
 from . import storage
 from .decompose import decay
 from .dims import entry
-from .graph import Cumsum, Graph, Input, Largest, Last, Map, Node, Sum
+from .graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Node, Sum
 from .layer import Layer
 
 
-def step_graph(layer: Layer, tied: bool = True, replay: bool = False) -> Graph:
+def step_graph(layer: Layer, tied: bool = True, replay: bool = False, merged: bool = False) -> Graph:
     """y[h, p] and state_out[h, p, n] of one token from its operands and the state before it.
 
     tied: step size and decay rate are one number for a head, as in Mamba-2; else dt[h, p] and A[h, p, n].
     replay: the state is that before the kept tokens, j; state_out is still that after one token.
+    merged: the scale of a row and its decay are one factor, `carried`, of the numbers as they are stored; the scale is
+    1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new.
     """
     hx, hb, hc = (("h",) if layer.layout.per_head(operand) else () for operand in ("x", "B", "C"))
     step = ("h",) if tied else ("h", "p")
@@ -64,6 +66,10 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False) -> Graph:
         ]
     x, b, c = entry("x", *hx, "p"), entry("B", *hb, "n"), entry("C", *hc, "n")
     after = entry("state_out", "h", "p", "n")
+    if merged:
+        nodes += _merged(layer, centre_decay, log_decay, replay, (hx, hb, hc))
+        nodes += _outputs(x, after, stored_step)
+        return Graph(f"merged {'replay' if replay else 'step'}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     nodes += [
         Map(
             "state",
@@ -83,8 +89,15 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False) -> Graph:
         nodes += _replayed(layer, log_decay, hx, hb, hc)
     else:
         nodes += [Map("y_terms", ("h", "p", "n"), after * c), _over_n("y_ssm", ("h", "p"), "y_terms", ("h", "p", "n"))]
+    nodes += _outputs(x, after, stored_step)
+    kind = ("replay" if replay else "step") + ("" if tied else ", untied")
+    return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
+
+
+def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol) -> list[Node]:
+    """y from y_ssm, and the state as it is stored."""
     y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
-    nodes += [
+    return [
         Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm),
         Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
         Largest("largest", ("h", "p"), after, ("n",)),
@@ -92,12 +105,50 @@ def step_graph(layer: Layer, tied: bool = True, replay: bool = False) -> Graph:
         Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
         Map("state_scaled", ("h", "p", "n"), storage.scaled(after, entry("inverse_scale", "h", "p"))),
     ]
-    kind = ("replay" if replay else "step") + ("" if tied else ", untied")
-    return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
+
+
+def _merged(
+    layer: Layer,
+    centre_decay: sympy.Expr,
+    log_decay: sympy.Expr,
+    replay: bool,
+    shared: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
+) -> list[Node]:
+    """y_ssm and state_out from the numbers as they are stored, with one factor for each row."""
+    hx, hb, hc = shared
+    stored, carried = entry("stored", "h", "p", "n"), entry("carried", "h", "p")
+    added = entry("x_weighted", "h", "p") * entry("B", *hb, "n")
+    nodes: list[Node] = [
+        Map("x_weighted", ("h", "p"), entry("x", *hx, "p") * formulas.input_weight(entry("dt", "h"))),
+    ]
+    if not replay:
+        return [
+            *nodes,
+            Map("carried", ("h", "p"), centre_decay * entry("scale", "h", "p")),
+            Map("state_out", ("h", "p", "n"), carried * stored + added),
+            Map("y_terms", ("h", "p", "n"), entry("state_out", "h", "p", "n") * entry("C", *hc, "n")),
+            _over_n("y_ssm", ("h", "p"), "y_terms", ("h", "p", "n")),
+        ]
+    x_kept = entry("kept_x", *hx, "j", "p") * entry("weights", "h", "j")
+    state = entry("kept_state", "h", "p", "n")
+    return [
+        *nodes,
+        *_replayed(layer, log_decay, hx, hb, hc, merged=True),
+        Map("x_kept", ("h", "j", "p"), x_kept),
+        Contract("kept_added", ("h", "p", "n"), entry("x_kept", "h", "j", "p"), entry("kept_B", *hb, "j", "n"), "j"),
+        # a value of its own: what the product leaves is added to the state where that is
+        Map("kept_state", ("h", "p", "n"), entry("kept_added", "h", "p", "n")),
+        Map("state_out", ("h", "p", "n"), carried * stored + added + state),
+    ]
 
 
 def _replayed(
-    layer: Layer, log_decay: sympy.Expr, hx: tuple[str, ...], hb: tuple[str, ...], hc: tuple[str, ...]
+    layer: Layer,
+    log_decay: sympy.Expr,
+    hx: tuple[str, ...],
+    hb: tuple[str, ...],
+    hc: tuple[str, ...],
+    merged: bool = False,
 ) -> list[Node]:
     """y_ssm of the new token from the state before the kept ones: its left factor, and a row of the diagonal block."""
     dt = entry("kept_dt", "h", "j")
@@ -118,21 +169,28 @@ def _replayed(
         since = entry("dA_last", "h") + log_decay
         passed = since - entry("dA_cs", "h", "j")
     scores, row = entry("kept_CB", *hcb, "j"), entry("kept_scores", "h", "j")
+    weights, of_state = decay(passed) * formulas.input_weight(dt), entry("left_decay", "h")
+    nodes += [Map("left_decay", ("h",), decay(since))]
+    if merged:
+        nodes += [
+            Map("weights", ("h", "j"), weights),
+            Map("carried", ("h", "p"), of_state * entry("scale", "h", "p")),
+        ]
+        weights, of_state = entry("weights", "h", "j"), entry("carried", "h", "p")
     nodes += [
-        Map("left_decay", ("h",), decay(since)),
-        Map("y_terms", ("h", "p", "n"), entry("state", "h", "p", "n") * c),
+        Map("y_terms", ("h", "p", "n"), entry("stored" if merged else "state", "h", "p", "n") * c),
         _over_n("y_state", ("h", "p"), "y_terms", ("h", "p", "n")),
         Map("CB_terms", (*hcb, "n"), c * b),
         _over_n("CB", hcb, "CB_terms", (*hcb, "n")),
         Map("kept_CB_terms", (*hcb, "j", "n"), c * entry("kept_B", *hb, "j", "n")),
         _over_n("kept_CB", (*hcb, "j"), "kept_CB_terms", (*hcb, "j", "n")),
-        Map("kept_scores", ("h", "j"), scores * decay(passed) * formulas.input_weight(dt)),
+        Map("kept_scores", ("h", "j"), scores * weights),
         Map("y_kept_terms", ("h", "j", "p"), row * entry("kept_x", *hx, "j", "p")),
         Sum("y_kept", ("h", "p"), entry("y_kept_terms", "h", "j", "p"), ("j",)),
         Map(
             "y_ssm",
             ("h", "p"),
-            entry("left_decay", "h") * entry("y_state", "h", "p")
+            of_state * entry("y_state", "h", "p")
             + entry("y_kept", "h", "p")
             + (entry("CB", *hcb) if hcb else sympy.Symbol("CB", real=True)) * x,
         ),

@@ -9,10 +9,12 @@ from ..plan.backward_legal import tiles_of
 from ..plan.problem import Problem
 from ..plan.tiles import CONSUMER_ROWS, SMALLEST, next_power_of_two
 from .compile import Launch
-from .counted import Work, memory_of, moving
+from .counted import Work, bytes_of, memory_of, moving
 
 # kernels that only move memory and add
-MOVING = ("dt_gradients", "adjoint_passing")
+MOVING = ("dt_gradients", "adjoint_passing", "sum_parts")
+# their arguments that hold states which stay between launches of a slice
+KEPT = ("states_ptr", "states_desc", "d_states_ptr", "d_states_desc")
 WALKS = ("segment_adjoint", "chunk_states", "chunk_adjoints", "segment_state")
 KERNELS = (*MOVING, *WALKS, "reverse_walk", "group_gradients", "chunk_gradients")
 
@@ -56,6 +58,18 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
         loaded = 2 * chunk * p * size + 2 * n * p * state
     trips = ctas * steps
     mine = trips * teams
+    kept = [bytes_of(launch.args[name]) for name in KEPT if name in launch.args]
     return Work(
-        ctas, steps, chain, memory, float(trips * loaded), mine * flops, mine * exps, mine * entries, chunk, consumers
+        ctas,
+        steps,
+        chain,
+        memory,
+        float(trips * loaded),
+        mine * flops,
+        mine * exps,
+        mine * entries,
+        chunk,
+        consumers,
+        float(sum(kept)),
+        2.0 * max(kept, default=0),
     )

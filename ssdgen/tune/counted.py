@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class Work:
     memory_bytes: every operand once; loaded_bytes: what all CTAs load, from the L2 cache mostly.
     flops: of matrix products on padded tiles; exps: exponentials; entries: of tiles that pointwise formulas go through.
     rows: of the tile that a matrix product works on.
+    kept_bytes: of memory_bytes, those of states that one launch leaves for another; kept_at_once: of all such states
+    between the launches of a slice.
     """
 
     ctas: int
@@ -31,6 +34,8 @@ class Work:
     entries: float
     rows: int
     consumers: int = 0
+    kept_bytes: float = 0.0
+    kept_at_once: float = 0.0
 
     @property
     def teams(self) -> int:
@@ -50,5 +55,10 @@ def moving(ctas: int, steps: int, memory: float, rows: int) -> Work:
 
 def memory_of(launch: Launch) -> float:
     """Bytes of the tensors that a launch reads or writes, each once; of those behind a descriptor too."""
-    tensors = (getattr(value, "base", value) for value in launch.args.values())
-    return float(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
+    return float(sum(bytes_of(value) for value in launch.args.values()))
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of an argument that is a tensor, or the descriptor of one; 0 of others."""
+    tensor = getattr(value, "base", value)
+    return tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else 0

@@ -83,7 +83,8 @@ def check_gradients(
 ) -> Checked:
     """The error of the gradient that comes nearest to its limit.  Errors: WrongResultError, for any above its own.
 
-    found: {operand: gradient}, in the shape of the operand; reference: the same, of d_x `heads` alone.  dtype: of x.
+    found: {operand: gradient}, in the shape of the operand; reference: the same, of d_x maybe `heads` alone.  dtype: of
+    x.
     """
     if missing := sorted(set(reference) - set(found)):
         raise WrongResultError(f"there is no gradient of {', '.join(missing)}")
@@ -94,7 +95,8 @@ def check_gradients(
         if not exact.any():
             continue
         axis = 2 if name == "x" else 0
-        own = heads if name == "x" else list(range(exact.shape[0]))
+        whole = exact.shape == found[name].shape
+        own = list(range(exact.shape[axis])) if whole else heads
         checked.append(Checked(check(found[name], exact, own, axis, limit, f"d_{name}"), limit))
     return max(checked, key=lambda each: each.share)
 

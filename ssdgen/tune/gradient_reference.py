@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import Inputs
+from .inputs import OF_HEADS, OPERANDS, Inputs, steps  # noqa: F401
 from .reference import CHUNK
-
-OPERANDS = ("x", "dt", "A", "B", "C", "D", "dt_bias")
 
 # bytes of float64: of all states of a slice of heads, and of one [chunk, chunk] matrix of those heads
 STATE_BYTES, SCORE_BYTES = 4 << 30, 1 << 28
@@ -26,53 +23,64 @@ Tensors = dict[str, Tensor]
 def backward(inputs: Inputs, d_y: Tensor, d_final: Tensor | None, heads: list[int]) -> Tensors:
     """{operand: its gradient of sum(d_y * y) + sum(d_final * final states)}, in float64, rounded to fp32.
 
-    d_y: as x; d_final: [batch, nheads, headdim, dstate], or None for zero.  heads: those of which d_x is kept, in
-    order, [batch, seqlen, heads, headdim]; the other gradients are whole, in the shapes of their operands.
+    d_y: [batch, seqlen, nheads, headdim]; d_final: [batch, nheads, headdim, dstate], or None for zero.  heads: those of
+    which d_x is kept, in order, [batch, seqlen, heads, headdim], where every head has an x of its own; the other
+    gradients are whole, in the shapes of their operands.
     """
-    given = {name: getattr(inputs, name) for name in OPERANDS}
-    x, dt = inputs.x, inputs.dt
-    found = {"x": torch.zeros(*x.shape[:2], len(heads), x.shape[3], device=x.device)}
-    found["dt"] = torch.zeros(dt.shape, device=x.device)
+    given, x = inputs.tensors(), inputs.x
+    found = {"dt": torch.zeros(inputs.dt.shape, device=x.device)}
+    if inputs.each("x") == 1:
+        found["x"] = torch.zeros(*x.shape[:2], len(heads), x.shape[3], device=x.device)
+    if inputs.A.dim() == 3:
+        found["A"] = torch.zeros(inputs.A.shape, device=x.device)
     # what heads share, and the numbers of each head, are sums over heads and chunks
-    sums = {name: torch.zeros_like(given[name], dtype=torch.float64) for name in OPERANDS if name not in found}
-    for at, group in _slices(inputs):
+    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in given.items() if name not in found}
+    for at in _slices(inputs):
         kept = [(place, head - at.start) for place, head in enumerate(heads) if at.start <= head < at.stop]
         places, own = [place for place, _ in kept], [head for _, head in kept]
-        for tokens, parts in _walk(given, at, group, d_y, d_final):
-            if kept:
-                found["x"][:, tokens, places] = parts["x"][:, :, own].float()
-            found["dt"][:, tokens, at] = parts["dt"].float()
-            for name in ("A", "D", "dt_bias"):
-                sums[name][at] += parts[name]
-            for name in ("B", "C"):
-                sums[name][:, tokens, group] += parts[name]
+        for tokens, parts in _walk(inputs, at, d_y, d_final):
+            for name, part in parts.items():
+                if name == "x" and name in found:
+                    found[name][:, tokens, places] = part[:, :, own].float()
+                elif name in found:
+                    found[name][:, tokens, at] = part.float()
+                elif name in OF_HEADS:
+                    sums[name][at] += part
+                else:
+                    sums[name][:, tokens, _entries(inputs, name, at)] += part
     return found | {name: total.float() for name, total in sums.items()}
 
 
-def _slices(inputs: Inputs) -> Iterator[tuple[slice, int]]:
-    """(heads, their group): as many heads of one group as fit beside the problem."""
-    batch, seqlen, nheads, headdim = inputs.x.shape
-    ngroups, dstate = inputs.B.shape[2:]
+def _entries(inputs: Inputs, operand: str, heads: slice) -> slice:
+    """The entries of x, B or C that some heads use: their own, or the one that they share."""
+    each = inputs.each(operand)
+    return slice(heads.start // each, (heads.stop - 1) // each + 1)
+
+
+def _slices(inputs: Inputs) -> Iterator[slice]:
+    """As many heads of one group as fit beside the problem."""
+    (batch, seqlen), headdim, dstate = inputs.x.shape[:2], inputs.x.shape[3], inputs.B.shape[3]
     states = 8 * batch * -(-seqlen // CHUNK) * headdim * dstate
     most = max(1, min(STATE_BYTES // states, SCORE_BYTES // (8 * batch * CHUNK * CHUNK)))
-    each = nheads // ngroups
-    for group in range(ngroups):
+    # of heads that share an operand
+    each = max(inputs.each(name) for name in ("x", "B", "C"))
+    for first in range(0, inputs.nheads, each):
         for start in range(0, each, most):
-            yield slice(group * each + start, group * each + min(start + most, each)), group
+            yield slice(first + start, first + min(start + most, each))
 
 
-def _walk(
-    given: Tensors, heads: slice, group: int, d_y: Tensor, d_final: Tensor | None
-) -> Iterator[tuple[slice, Tensors]]:
+def _walk(inputs: Inputs, heads: slice, d_y: Tensor, d_final: Tensor | None) -> Iterator[tuple[slice, Tensors]]:
     """The parts of the gradients that each chunk makes, from the last one on: (its tokens, {operand: part})."""
-    batch, seqlen, _, headdim = given["x"].shape
-    count, dstate = heads.stop - heads.start, given["B"].shape[3]
+    (batch, seqlen), headdim, dstate = inputs.x.shape[:2], inputs.x.shape[3], inputs.B.shape[3]
+    count, given = heads.stop - heads.start, inputs.tensors()
     chunks = [slice(start, min(start + CHUNK, seqlen)) for start in range(0, seqlen, CHUNK)]
-    fixed = {name: given[name][heads].double() for name in ("A", "D", "dt_bias")}
+    places = {name: heads if name in OF_HEADS else _entries(inputs, name, heads) for name in given}
 
     def operands(tokens: slice) -> Tensors:
-        own = {name: given[name][:, tokens, heads].double() for name in ("x", "dt")}
-        return own | {name: given[name][:, tokens, group].double() for name in ("B", "C")} | fixed
+        return {
+            name: (value[places[name]] if value.dim() == 1 else value[:, tokens, places[name]]).double()
+            for name, value in given.items()
+        }
 
     state = torch.zeros(batch, count, headdim, dstate, dtype=torch.float64, device=d_y.device)
     entering = []
@@ -93,17 +101,16 @@ def _walk(
 
 
 def _chunk(
-    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(y, the state that leaves) of heads of one group, all float64; the equation is that of `reference.forward`.
 
-    state: [batch, heads, headdim, dstate]; x, y: [batch, chunk, heads, headdim]; dt: [batch, chunk, heads], before bias
-    and softplus; B, C: [batch, chunk, dstate]; A, D, dt_bias: [heads].
+    state: [batch, heads, headdim, dstate]; x, B, C: [batch, chunk, heads or 1, headdim or dstate]; dt, A, D, dt_bias:
+    as in `Inputs`.  y: [batch, chunk, heads, headdim].
     """
-    x = x.transpose(1, 2)  # [b, h, i, p]
-    step = F.softplus(dt + dt_bias).transpose(1, 2)  # [b, h, i]
-    B, C = B[:, None], C[:, None]  # [b, 1, i, n]
-    s = (step * A[:, None]).cumsum(-1)
+    x, B, C = (operand.transpose(1, 2) for operand in (x, B, C))  # [b, h or 1, i, p or n]
+    step, decays = (t.transpose(1, 2) for t in steps(dt, A, dt_bias))  # [b, h, i]
+    s = decays.cumsum(-1)
     below = torch.ones(s.shape[-1], s.shape[-1], dtype=torch.bool, device=s.device).tril()
     # masked before exp: above the diagonal it would overflow
     decay = (s[..., :, None] - s[..., None, :]).masked_fill(~below, float("-inf")).exp()  # [b, h, i, j]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..mamba2_ops.launchers import forward as launcher
+from ..mamba2_ops import paths
 from .inputs import Inputs
 
 # the arguments that a tuning run does not use
@@ -16,12 +16,12 @@ _UNUSED = {"z": None, "initial_states": None, "seq_idx": None, "cu_seqlens": Non
 
 def plan(config: dict[str, Any], inputs: Inputs, final_states: bool = False) -> Any:
     """The launches of a config, not yet made; the inputs may be on "meta"."""
-    return launcher.launches(config, *inputs.operands(), **_options(inputs, final_states))
+    return paths.forward_launcher(inputs.layout).launches(config, *inputs.operands(), **_options(inputs, final_states))
 
 
 def run(config: dict[str, Any], inputs: Inputs, final_states: bool = False) -> tuple[Tensor, Tensor | None]:
     """y and, if asked for, the final states."""
-    return launcher.forward(config, *inputs.operands(), **_options(inputs, final_states))
+    return paths.forward_launcher(inputs.layout).forward(config, *inputs.operands(), **_options(inputs, final_states))
 
 
 def _options(inputs: Inputs, final_states: bool) -> dict[str, Any]:

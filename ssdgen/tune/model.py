@@ -26,6 +26,8 @@ FILE = Path(__file__).with_name("constants.json")
 
 # special functions that a multiprocessor begins in a cycle, of every architecture in gpus.KNOWN
 EXPS_PER_CYCLE = 16
+# of the L2 cache, what states may take that are to be found there again: operands pass through it beside them
+KEPT_SHARE = 0.6
 # rows of a tile that one warp of a group multiplies
 WARP_ROWS = 16
 # fp32 operands go through the tensor cores as tf32, at half the rate
@@ -116,8 +118,10 @@ def launch_time(
     walk_us = cycles / gpu.clock_mhz
 
     spilled, far = _spilled_bytes(work, code, gpu, min(per_sm, ceil(work.ctas / gpu.sms)))
-    memory_us = (work.memory_bytes + far) / (c.memory_share * gpu.copy_tbs) / 1e6
-    l2_us = (work.loaded_bytes + spilled) / (c.l2_over_memory * gpu.copy_tbs) / 1e6
+    # states that fit the cache are written to it and read from it
+    near = work.kept_bytes if work.kept_at_once <= KEPT_SHARE * gpu.l2_bytes else 0.0
+    memory_us = (work.memory_bytes - near + far) / (c.memory_share * gpu.copy_tbs) / 1e6
+    l2_us = (work.loaded_bytes + near + spilled) / (c.l2_over_memory * gpu.copy_tbs) / 1e6
     return Estimate(c.launch_us + _longest(walk_us, memory_us, l2_us), walk_us, memory_us, l2_us, per_sm)
 
 

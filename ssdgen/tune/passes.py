@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..mamba2_ops import mamba_chunk_scan_combined, select
+from ..mamba2_ops import mamba_chunk_scan_combined, paths, select, ssd
 from ..mamba2_ops.backward_defaults import default_backward
 from ..mamba2_ops.defaults import default_config
-from ..mamba2_ops.launchers import backward as backward_launcher
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..pack.records import BACKWARD, CONV, CONV_UPDATE, DECODE, FORWARD, NORM, REPLAY, Direction
 from ..plan import backward_space, space
@@ -109,7 +108,7 @@ class Forward:
         return kernels.run(config, given, more)
 
     def call(self, given: Inputs, more: bool) -> tuple[Tensor, Tensor | None]:
-        found = _public(given.operands(), given.options(), more)
+        found = _public(given, given.tensors(), more)
         return found if more else (found, None)
 
     def found_by(self, problem: Problem, device: torch.device) -> Config:
@@ -125,7 +124,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """Arguments of one backward pass.  d_y: as x; d_final: [batch, nheads, headdim, dstate] in fp32, or None."""
+    """Arguments of one backward pass.  d_y: as y; d_final: [batch, nheads, headdim, dstate] in fp32, or None."""
 
     inputs: Inputs
     d_y: Tensor
@@ -141,7 +140,8 @@ class Backward:
         given = inputs.random(problem, device, seed)
         generator = None if device == "meta" else torch.Generator(device=device).manual_seed(seed + 2**20)
         p = problem
-        d_y = torch.randn(given.x.shape, device=device, dtype=given.x.dtype, generator=generator)
+        shape = (p.batch, p.seqlen, p.nheads, p.headdim)
+        d_y = torch.randn(shape, device=device, dtype=given.x.dtype, generator=generator)
         shape = (p.batch, p.nheads, p.headdim, p.dstate)
         d_final = torch.randn(shape, device=device, generator=generator) if more else None
         return Adjoint(given, d_y, d_final)
@@ -153,20 +153,18 @@ class Backward:
         return gradient_reference.backward(given.inputs, given.d_y, given.d_final, _heads(problem))
 
     def plan(self, config: Config, given: Adjoint, more: bool) -> Any:
-        return backward_launcher.launches(config, *given.inputs.operands(), **_options(given))
+        return _backward(given).launches(config, *given.inputs.operands(), **_options(given))
 
     def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
         return work.of_launch(launch, config, problem)
 
     def run(self, config: Config, given: Adjoint, more: bool) -> dict[str, Tensor]:
-        return backward_launcher.backward(config, *given.inputs.operands(), **_options(given))
+        return _backward(given).backward(config, *given.inputs.operands(), **_options(given))
 
     def call(self, given: Adjoint, more: bool) -> dict[str, Tensor]:
-        leaves = {n: getattr(given.inputs, n).detach().requires_grad_() for n in gradient_reference.OPERANDS}
-        operands = [leaves[name] for name in ("x", "dt", "A", "B", "C")]
-        options = {**given.inputs.options(), "D": leaves["D"], "dt_bias": leaves["dt_bias"]}
+        leaves = {name: value.detach().requires_grad_() for name, value in given.inputs.tensors().items()}
         with torch.enable_grad():
-            found = _public(operands, options, more)
+            found = _public(given.inputs, leaves, more)
             results, adjoints = (found, (given.d_y, given.d_final)) if more else ((found,), (given.d_y,))
             return dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), adjoints), strict=True))
 
@@ -188,15 +186,28 @@ PASSES: dict[Direction, Pass] = {
 }
 
 
-def _public(operands: Any, options: dict[str, Any], more: bool) -> Any:
+def _public(given: Inputs, tensors: dict[str, Tensor], more: bool) -> Any:
+    """The call that users make.  tensors: the operands by name, maybe leaves."""
+    x, dt, A, B, C, D = (tensors[name] for name in ("x", "dt", "A", "B", "C", "D"))
+    if given.layout:
+        return ssd(x, A, B, C, weight=dt, D=D, layout=given.layout, return_final_states=more)
     # the chunk that runs is the config's
-    return mamba_chunk_scan_combined(*operands, chunk_size=64, **options, return_final_states=more)
+    return mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size=64, D=D, dt_bias=tensors["dt_bias"], dt_softplus=True, return_final_states=more
+    )
+
+
+def _backward(given: Adjoint) -> Any:
+    """The launchers of the layout."""
+    launcher = paths.backward_launcher(given.inputs.layout)
+    assert launcher is not None, "this package has no backward pass"
+    return launcher
 
 
 def _options(given: Adjoint) -> dict[str, Any]:
     unused = {"z": None, "initial_states": None, "seq_idx": None, "dt_limit": (0.0, inf)}
     adjoints = {"d_y": given.d_y, "d_final_states": given.d_final}
-    return {**unused, **given.inputs.options(), **adjoints, "needs": frozenset(gradient_reference.OPERANDS)}
+    return {**unused, **given.inputs.options(), **adjoints, "needs": frozenset(given.inputs.tensors())}
 
 
 def _heads(problem: Problem) -> list[int]:

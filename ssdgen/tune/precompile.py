@@ -51,7 +51,8 @@ def calls(problem: Problem, config: Config, direction: Direction, gpu: Gpu) -> l
         one = replace(problem, batch=1)
         if "parts" in config:
             # as the look-up does with the record for sizes that are not its own
-            config = {**config, "parts": parts_for(CallProblem(**one.to_json()), gpu.sms, config["chunk"])}
+            sizes, slices = CallProblem(**one.to_json()), int(config.get("slices", 1))
+            config = {**config, "parts": parts_for(sizes, gpu.sms, config["chunk"], slices)}
         found += [Call(one, config, direction, more) for more in (False, True)]
     return found
 

@@ -6,10 +6,9 @@ It shares no code with the generator: a mistake in the description must not hide
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import Inputs
+from .inputs import Inputs, steps
 
 # few chunks are few launches, of which a long sequence would need a million
 CHUNK = 256
@@ -32,22 +31,25 @@ def forward(inputs: Inputs, heads: list[int]) -> tuple[Tensor, Tensor]:
     Computed in float64 and rounded to fp32.
 
     y_i = sum_{j <= i} exp(s_i - s_j) (C_i . B_j) dt_j x_j + exp(s_i) C_i H + D x_i, with H carried from chunk to chunk
-    (docs/maths.md); the step is softplus(dt + dt_bias).
+    (docs/maths.md); the step is softplus(dt + dt_bias), or with decays for every token dt itself.
     """
-    batch, seqlen, nheads, headdim = inputs.x.shape
+    (batch, seqlen), headdim = inputs.x.shape[:2], inputs.x.shape[3]
     chosen = torch.tensor(heads, device=inputs.x.device)
-    groups = chosen // (nheads // inputs.B.shape[2])
-    A, D, bias = (t[chosen].double() for t in (inputs.A, inputs.D, inputs.dt_bias))
+    of_x, of_B, of_C = (chosen // inputs.each(name) for name in ("x", "B", "C"))
+    D = inputs.D[chosen].double()
+    bias = None if inputs.dt_bias is None else inputs.dt_bias[chosen].double()
     state = torch.zeros(batch, len(heads), headdim, inputs.B.shape[3], dtype=torch.float64, device=inputs.x.device)
     y = torch.empty(batch, seqlen, len(heads), headdim, device=inputs.x.device)
-    # each group's B and C once, however many heads share it
-    used, of_head = groups.unique(return_inverse=True)
+    # what heads share of B and C once, however many they are
+    pairs, of_head = torch.stack((of_B, of_C)).unique(dim=1, return_inverse=True)
     for start in range(0, seqlen, CHUNK):
         at = slice(start, start + CHUNK)
-        x = inputs.x[:, at, chosen].double().transpose(1, 2)  # [b, h, i, p]
-        dt = F.softplus(inputs.dt[:, at, chosen].double() + bias).transpose(1, 2)  # [b, h, i]
-        B, C = (t[:, at, used].double().transpose(1, 2) for t in (inputs.B, inputs.C))  # [b, g, i, n]
-        s = (dt * A[:, None]).cumsum(-1)
+        x = inputs.x[:, at, of_x].double().transpose(1, 2)  # [b, h, i, p]
+        A = (inputs.A[chosen] if inputs.A.dim() == 1 else inputs.A[:, at, chosen]).double()
+        dt, decays = (t.transpose(1, 2) for t in steps(inputs.dt[:, at, chosen].double(), A, bias))  # [b, h, i]
+        B = inputs.B[:, at, pairs[0]].double().transpose(1, 2)  # [b, g, i, n]
+        C = inputs.C[:, at, pairs[1]].double().transpose(1, 2)
+        s = decays.cumsum(-1)
         below = torch.ones(s.shape[-1], s.shape[-1], dtype=torch.bool, device=s.device).tril()
         # masked before exp: above the diagonal it would overflow
         decay = (s[..., :, None] - s[..., None, :]).masked_fill(~below, float("-inf")).exp()

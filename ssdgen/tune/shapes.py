@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ..plan.problem import Problem
+from dataclasses import replace
+
+from ..plan.problem import OTHER_LAYOUTS, Problem
+
+# head layouts, of which the first two run on Mamba-2's own kernels
+MULTI_INPUT, MULTI_HEAD = "multi-input", "multi-head"
+LAYOUTS = (MULTI_INPUT, MULTI_HEAD, *OTHER_LAYOUTS)
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -25,10 +31,11 @@ class ShapeNameError(ValueError):
     """A list of shapes that cannot be understood, or sizes that cannot be."""
 
 
-def parse(text: str, dtype: str = "bfloat16") -> dict[str, Problem]:
+def parse(text: str, dtype: str = "bfloat16", layout: str = MULTI_INPUT) -> dict[str, Problem]:
     """The problems of a list, by name, in order and each once.
 
     text: names of `NAMED`, "all", or six numbers b,L,H,P,N,G for each shape of your own, all separated by commas.
+    layout: one of LAYOUTS; G is then the number of heads of what heads share, and in multi-head nothing is shared.
     Errors: ShapeNameError, which says what is allowed.
     """
     found: dict[str, Problem] = {}
@@ -51,13 +58,25 @@ def parse(text: str, dtype: str = "bfloat16") -> dict[str, Problem]:
                 f"unknown shape {word!r}; give six numbers {','.join(SIZES)}, or names separated by commas: {known}"
             )
     _complete(numbers, text)
-    return found
+    return found if layout == MULTI_INPUT else _in_layout(found, layout)
+
+
+def _in_layout(problems: dict[str, Problem], layout: str) -> dict[str, Problem]:
+    if layout not in LAYOUTS:
+        raise ShapeNameError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    return {
+        f"{name} {layout}": replace(problem, ngroups=problem.nheads)
+        if layout == MULTI_HEAD
+        else replace(problem, layout=layout)
+        for name, problem in problems.items()
+    }
 
 
 def name_of(problem: Problem) -> str:
     """The name of a problem's sizes, or its numbers."""
     sizes = tuple(getattr(problem, size) for size in SIZES)
-    return next((name for name, named in NAMED.items() if named == sizes), ",".join(map(str, sizes)))
+    name = next((name for name, named in NAMED.items() if named == sizes), ",".join(map(str, sizes)))
+    return f"{name} {problem.layout}" if problem.layout else name
 
 
 def _problem(sizes: tuple[int, ...], dtype: str) -> Problem:

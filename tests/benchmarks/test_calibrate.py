@@ -40,13 +40,17 @@ def test_the_quality_is_what_the_table_says(found: list[calibration.Sample]) -> 
     kept = json.loads(calibrate.QUALITY.read_text())
     data = calibrate.report(found, [calibration.predicted(sample) for sample in found], Counter())
     assert {row["shape"] for row in data["shapes"] if row["direction"] == "forward"} == set(NAMED)
-    assert [(row["shape"], row["run"], row["count"]) for row in data["shapes"]] == [
-        (row["shape"], row["run"], row["count"]) for row in kept["shapes"]
+    assert [(row["gpu"], row["shape"], row["count"]) for row in data["shapes"]] == [
+        (row["gpu"], row["shape"], row["count"]) for row in kept["shapes"]
     ]
-    for name, total in kept["passes"].items():
+    for seen, held_out in zip(data["passes"], kept["passes"], strict=True):
+        assert (seen["direction"], seen["gpu"]) == (held_out["direction"], held_out["gpu"])
         # constants that have seen a shape rank it no worse than those that have not, but for a little luck
-        assert data["passes"][name]["rho_mean"] > total["rho_mean"] - 0.05
-        assert total["rho_pooled"] > 0.9
+        assert seen["rho_mean"] > held_out["rho_mean"] - 0.05
+        assert held_out["rho_pooled"] > 0.9
+    (forward, backward) = (total for total in kept["passes"] if total["gpu"] == "h200")
+    assert forward["candidates"] >= 200 and min(forward["rho_mean"], backward["rho_mean"]) >= 0.8
+    assert round(max(forward["ratio_worst"], backward["ratio_worst"]), 2) <= 1.15
     assert calibrate.table(kept) in calibrate.PAGE.read_text()
 
 

@@ -6,7 +6,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import cold_start
+import torch
+
+from benchmarks import cold_start, training_report, workload
+from ssdgen.mamba2_ops import mamba_chunk_scan_combined
 
 LIMITS = {"y": 5e-3, "x": 8e-3}
 ENDS = dict(zip(cold_start.PHASES, (1.0, 1.1, 1.5, 2.0, 2.5), strict=True))
@@ -29,6 +32,25 @@ def test_the_table_has_every_phase_and_says_why_a_run_has_none() -> None:
     assert head.split()[:6] == [*cold_start.PHASES, "again"]
     assert ours.split()[-9:] == ["1.00", "1.10", "1.50", "2.00", "2.50", "2.25", "7", "of", "8"]
     assert peer.split() == ["mamba_ssm", "not", "done", "in", "90", "s"]
+
+
+def test_a_right_step_passes_its_verdict() -> None:
+    """What a process says of its errors is what the verdict reads."""
+    args = workload.inputs(workload.Shape("small", 1, 70, 2, 8, 16, 1), "cpu", 0)
+    leaves = {name: value.detach().requires_grad_() for name, value in args.items()}
+    operands = [leaves[name] for name in ("x", "dt", "A", "B", "C")]
+    y = mamba_chunk_scan_combined(*operands, 16, D=leaves["D"], dt_bias=leaves["dt_bias"], dt_softplus=True)
+    d_y = torch.randn(y.shape).to(y.dtype)
+    y.backward(d_y)
+    limits = {"y": 5e-3, **training_report.LIMITS}
+    found = {"ends": ENDS, "errors": cold_start.errors(args, d_y, y.detach(), leaves)}
+    assert set(found["errors"]) == set(limits)
+    assert "failed" not in cold_start.verdict(found, limits)
+    leaves["A"].grad.mul_(1.1)
+    assert (
+        cold_start.verdict(ran() | {"errors": cold_start.errors(args, d_y, y.detach(), leaves)}, limits)["failed"]
+        == "wrong: A"
+    )
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

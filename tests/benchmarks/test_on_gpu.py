@@ -61,7 +61,7 @@ def test_host_cost_and_a_whole_step_in_a_graph(tmp_path: Path) -> None:
 
 
 def test_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"batch": 2, "seqlen": 256, "steps": 2, "prompt": 300, "tokens": 4}
+    small = {"batch": 2, "seqlen": 256, "steps": 2, "prompt": 300, "tokens": 64}
     ways = {"130m": {"graph": True}, "2.7b": {"checkpoint": True}}
     sizes = {name: end_to_end.Size(256, 2, **small, **way) for name, way in ways.items()}
     monkeypatch.setattr(end_to_end, "SIZES", sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from ssdgen.commands import main
-from ssdgen.mamba2_ops import packs, select
+from ssdgen.mamba2_ops import ladder, packs, select
 from ssdgen.pack import install, wheel
 from tests.pack import made
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,10 @@ def test_what_nobody_tuned_names_the_command() -> None:
     )
 
 
-def test_a_record_of_another_gpu_is_no_record_of_this_one() -> None:
+def test_a_record_of_another_gpu_is_no_record_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a package next to which there are records of an H100 alone
+    shutil.copytree(ROOT / "tuned" / "sm90_h100", tmp_path / "tuned" / "sm90_h100")
+    monkeypatch.setattr(ladder, "bundled_root", lambda package: tmp_path / "tuned")
     found = asked("--gpu", "h200")
     assert any("was made on another GPU: a record of NVIDIA H100" in what for what in findings(found))
     assert not found["uses"][0]["this_gpu"]

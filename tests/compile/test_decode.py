@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from math import inf
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ pytest.importorskip("triton")
 
 import torch
 import triton
+from triton import knobs
 
 from ssdgen import gpus
 from ssdgen.mamba2_ops.decode_defaults import default_decode
@@ -75,7 +79,7 @@ def launches(
         tensors["z"] = empty(batch, h, p, dtype=bf16)
         tensors["state_batch_indices"] = empty(batch, dtype=torch.int32)
         tensors["seed"] = empty(1, dtype=torch.int64) if state != "float32" else None
-        if not kept and heads == 1:
+        if not kept and heads == 1 and not numbers.get("tiles"):
             tensors["step_states"] = empty(batch, 1, h, p, dstate, dtype=STATES[state])
             tensors["step_scales"] = empty(batch, 1, h, p) if tensors["state_scale"] is not None else None
     if kept:
@@ -99,12 +103,22 @@ CALLS = {
     "replay_step_2n": launches("bfloat16", 20, kept=5),
     "state_step_heads": launches("int8", 32, heads=2),
     "replay_step_heads": launches("bfloat16", 32, kept=3, heads=2),
+    "state_step_1tile": launches("float32", 32, tiles=1),
+    "state_step_2tiles": launches("float8", 32, tiles=2, everything=False),
+    "state_step_4tiles": launches("int8", 32, tiles=4, everything=False),
+    "replay_step_1tile": launches("float8", 32, kept=3, tiles=1),
+    "replay_step_2tiles": launches("bfloat16", 32, kept=3, tiles=2),
+    "replay_step_4tiles": launches("int8", 32, kept=17, tiles=4, everything=False),
 }
 
 
 def test_every_kernel_is_here() -> None:
-    assert {launch.kernel.__name__ for each in CALLS.values() for launch in each} == set(catalogue.DECODE)
-    assert all(each[0].kernel.__name__ == name for name, each in CALLS.items())
+    shipped = {*catalogue.DECODE, *catalogue.TILED}
+    assert {launch.kernel.__name__ for each in CALLS.values() for launch in each} == shipped
+    # what makes scores comes before a replay in tiles
+    assert all(
+        each[-1 if "replay" in name and "tile" in name else 0].kernel.__name__ == name for name, each in CALLS.items()
+    )
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -120,6 +134,44 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
     launch = launches(state, 128, batch=256, everything=False, rows=32, kept=kept, heads=4)[0]
     resources = compile_launch(launch, gpus.find("h200")).resources
     assert resources.spilled == 0 and resources.registers <= most
+
+
+@pytest.mark.parametrize(
+    ("state", "kept", "numbers", "loads", "most"),
+    [
+        ("int8", 0, {"rows": 16, "tiles": 4, "num_warps": 2}, 8, 128),
+        ("int8", 0, {"rows": 8, "tiles": 4, "num_warps": 1}, 8, 168),
+        ("bfloat16", 0, {"rows": 8, "tiles": 1, "num_warps": 1}, 4, 64),
+        ("float32", 0, {"rows": 4, "tiles": 1, "num_warps": 1}, 4, 64),
+        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 168),
+        ("bfloat16", 15, {"rows": 8, "tiles": 2, "num_warps": 1, "early": True}, 8, 168),
+    ],
+)
+def test_all_tiles_are_on_their_way_before_anything_is_waited_for(
+    state: str, kept: int, numbers: dict[str, Any], loads: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the machine code: the assembler, too, would put a load behind arithmetic that waits for another."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    launch = launches(state, 128, batch=256, everything=False, kept=kept, **numbers)[-1]
+    resources = compile_launch(launch, gpus.find("h200")).resources
+    assert resources.spilled == 0 and resources.registers <= most
+    code = instructions(made[0].asm["cubin"])
+    assert [name for name in code[: code.index("BAR")] if name == "LDG.128"] == ["LDG.128"] * loads
+    arithmetic = {"FFMA", "MUFU", "SHFL"}
+    assert not arithmetic & set(code[: code.index("BAR")])
+
+
+def instructions(cubin: bytes) -> list[str]:
+    """Names of a kernel's instructions in order, without what says how but for loads of 16 bytes."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-sass", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
+    return ["LDG.128" if name.startswith("LDG.E.128") else name.partition(".")[0] for name in found]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +205,21 @@ def test_one_that_starts_early_waits_before_it_reads(kept: int, monkeypatch: pyt
     ptx = made[0].asm["ptx"]
     assert made[0].metadata.launch_pdl and 0 < ptx.index("griddepcontrol.wait") < ptx.index("ld.global")
     assert "griddepcontrol" not in compile_text(launches("int8", 32, kept=kept, heads=2)[0], made)
+
+
+def test_one_that_starts_early_behind_its_scores_has_the_state_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the scores alone: what a step before wrote is there when these start."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    scores, step = launches("bfloat16", 32, kept=3, everything=False, tiles=2, early=True)
+    assert not scores.early and step.early
+    text, waiting = compile_text(scores, made), compile_text(step, made)
+    assert 0 < text.index("griddepcontrol.launch_dependents") < text.index("ld.global")
+    assert 0 < waiting.index("ld.global") < waiting.index("griddepcontrol.wait")
+    (alone,) = launches("bfloat16", 32, everything=False, tiles=2, early=True)
+    text = compile_text(alone, made)
+    assert alone.early and 0 < text.index("griddepcontrol.wait") < text.index("ld.global")
 
 
 def compile_text(launch: Any, made: list[Any]) -> str:

@@ -44,6 +44,7 @@ SHIPPED = sorted(
         *catalogue.BACKWARD,
         *catalogue.SPECIALISED,
         *catalogue.DECODE,
+        *catalogue.TILED,
         *parts.kernels(),
         *catalogue.beside(Layer()),
     }

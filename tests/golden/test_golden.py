@@ -62,6 +62,10 @@ KINDS = {
     **{("constant", name): (Layer(family=CONSTANT), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
     **{("none", name): (Layer(family=NONE), BACKWARD[name]) for name in ("reverse_walk", "dt_gradients")},
     **{("ssd", name): (Layer(), make) for name, make in catalogue.DECODE.items() if not name.endswith("_untied_2n")},
+    **{
+        ("ssd", name): (Layer(), catalogue.TILED[name])
+        for name in ("state_step_1tile", "state_step_2tiles", "replay_step_2tiles", "replay_scores")
+    },
     **{("constant", name): (Layer(family=CONSTANT), catalogue.DECODE[name]) for name in ("state_step", "replay_step")},
     ("none", "state_step"): (Layer(family=NONE), catalogue.DECODE["state_step"]),
     ("multi_contract", "replay_step"): (Layer(layout=MULTI_CONTRACT), catalogue.DECODE["replay_step"]),

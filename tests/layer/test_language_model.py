@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdgen.runtime import generation
-from ssdgen.runtime.errors import CheckpointError, OptionError, ShapeError
-from ssdgen.runtime.language_model import Mamba2LMConfig, Mamba2LMHeadModel
+from ssdgen.mamba2_ops import generation
+from ssdgen.mamba2_ops.errors import CheckpointError, OptionError, ShapeError
+from ssdgen.mamba2_ops.language_model import Mamba2LMConfig, Mamba2LMHeadModel
 from tests.layer import families
 
 safetensors = pytest.importorskip("safetensors.torch")

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from ssdgen.runtime import compat
+from ssdgen.mamba2_ops import compat
 from tests.layer import families
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -34,6 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "chunks-segments": {**CHUNKS, "segment": 32, "parts": 2},
     "chunks-split": {**CHUNKS, "segment": 16},
 }
+NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
@@ -107,8 +108,7 @@ def run(config: dict[str, Any], case: Case, device: str, final: bool = True, nee
     call = draw(case).on(device)
     d_y, d_final = adjoints(case, final)
     given = arguments(call, d_y.to(device), None if d_final is None else d_final.to(device))
-    names = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
-    needs = frozenset(name for name in names if given.get(name) is not None) if needs is None else needs
+    needs = frozenset(name for name in NAMES if given.get(name) is not None) if needs is None else needs
     with poisoned_memory():
         return given, launcher.backward(config, **given, needs=needs)
 
@@ -169,8 +169,9 @@ def test_programs_share_out_the_heads_of_a_group(parts: int, each: int, device: 
     case = replace(SMALL, batch=1, nheads=6, options=("D", "initial_states"))
     config = {**CHUNKS, "parts": parts}
     given = arguments(draw(case).on("meta"), *(t.to("meta") for t in adjoints(case, True) if t is not None))
-    *_, launch, _ = launcher.launches(config, **given, needs=frozenset({"B", "C", "dt"})).launches
+    *_, launch, added, _ = launcher.launches(config, **given, needs=frozenset({"B", "C", "dt"})).launches
     assert launch.kernel.__name__ == "chunk_gradients" and launch.grid == (6 // each, 3, 1)
+    assert added.kernel.__name__ == "sum_parts" and added.args["nparts"] == 6 // each
     verify(config, case, device)
 
 

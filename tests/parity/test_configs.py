@@ -66,7 +66,7 @@ def test_every_kernel_is_there() -> None:
     of_hopper = {name for how, case in consumers.CALLS for name in consumers.launched(how, case)}
     by_consumers = {name for name in of_hopper if "consumer" in name}
     shipped = {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS}
-    others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *parts.kernels()}
+    others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *catalogue.TILED, *parts.kernels()}
     others |= catalogue.beside(Layer())
     assert launched | by_consumers == shipped - others
     assert not launched & by_consumers

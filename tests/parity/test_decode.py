@@ -11,6 +11,7 @@ import torch
 import ssdgen.mamba2_ops as ops
 from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths
 from ssdgen.mamba2_ops.launchers import decode as launcher
+from ssdgen.plan.schedules.step_tiles import Tiles
 from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -65,7 +66,7 @@ def test_replay(state: str, device: str) -> None:
 @pytest.mark.parametrize("case", [Case(options=(*MODEL, "slots")), Case(state="int8", options=EVERYTHING[:6])], ids=str)
 def test_heads_after_heads(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same results where a program goes through the heads of a group, and their kernels are those that ran."""
-    ran = going_through_heads(monkeypatch, 2)
+    ran = run_with(monkeypatch, heads=2)
     check(case, ops.selective_state_update, device)
     assert ran == ["state_step_heads"]
 
@@ -73,16 +74,69 @@ def test_heads_after_heads(case: Case, device: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("device", DEVICES)
 def test_replay_of_heads_after_heads(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three steps the second writes the state, and the third reads what it wrote."""
-    ran = going_through_heads(monkeypatch, 2)
+    ran = run_with(monkeypatch, heads=2)
     case = Case(batch=2, headdim=4, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
     ys, expected, _, replay = replayed(ops, case, 2, 3, device)
     assert replay.count.sum() == 1 and {"replay_step_heads", "state_step_heads"} <= set(ran)
     assert float((ys - expected).norm() / expected.norm()) < 1e-5
 
 
-def going_through_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> list[str]:
-    """Have every step run with that many heads of a program; what is launched is noted."""
-    config = {"schedule": "step", "kernels": {"state_step": {"block_p": 4, "num_warps": 1, "heads": heads}}}
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(headdim=16, options=(*MODEL, "slots", "z")),
+        Case(headdim=16, options=("expanded", "strided", *EVERYTHING[:6])),
+        Case(headdim=16, state="int8", dstate=32, options=EVERYTHING[:6]),
+        Case(headdim=16, state="float8", options=("seed", "D_headdim")),
+    ],
+    ids=str,
+)
+def test_tiles_of_a_program(case: Case, tiles: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = run_with(monkeypatch, tiles=tiles, num_warps=2)
+    check(case, ops.selective_state_update, device)
+    assert ran == [kernel_of(tiles)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize("state", ["float32", "int8"])
+def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps than are kept, with three kept inputs: a product has more rows than that."""
+    ran = run_with(monkeypatch, tiles=tiles, num_warps=2, early=early)
+    case = Case(headdim=16, dstate=32, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
+    ys, expected, args, replay = replayed(ops, case, 4, 6, device)
+    assert {"replay_scores", kernel_of(tiles)} == set(ran)
+    slots = args["state_batch_indices"].long()
+    assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
+    assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
+    if state == "float32":
+        replay.flush(args["state"], args["A"])
+        torch.testing.assert_close(args["state"], args["plain"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "tiles"),
+    [(Case(headdim=6), 4), (Case(headdim=16, tokens=2), 2), (Case(headdim=16, dstate=20), 2)],
+    ids=str,
+)
+@pytest.mark.interpreter
+def test_tiles_that_a_call_cannot_have(case: Case, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they do not divide headdim, with several tokens or two tiles of dstate: the plain kernel runs."""
+    ran = run_with(monkeypatch, tiles=tiles)
+    check(case, ops.selective_state_update)
+    assert len(ran) == 1 and ran[0] in ("state_step", "state_step_2n")
+
+
+def kernel_of(tiles: int) -> str:
+    return Tiles(tiles).name
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> list[str]:
+    """Have every step run with these numbers; what is launched first is noted."""
+    config = {"schedule": "step", "kernels": {"state_step": {"block_p": 4, "num_warps": 1, **numbers}}}
     monkeypatch.setattr(decode_paths, "decode_config_for", lambda *_: config)
     ran: list[str] = []
     plan = launcher._plan
@@ -114,8 +168,8 @@ def test_random_bits_are_those_of_the_pytorch_path(state: str, device: str, monk
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_seed_repeats_itself_whatever_the_tile(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for rows, warps, heads in ((4, 1, 1), (16, 4, 1), (8, 1, 2)):
-        numbers = {"block_p": rows, "num_warps": warps, "heads": heads}
+    for rows, warps, heads, tiles in ((4, 1, 1, 0), (16, 4, 1, 0), (8, 1, 2, 0), (8, 2, 1, 2)):
+        numbers = {"block_p": rows, "num_warps": warps, "heads": heads, "tiles": tiles}
         config = {"schedule": "step", "kernels": {"state_step": numbers}}
         monkeypatch.setattr(decode_paths, "decode_config_for", lambda *_, config=config: config)
         args = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)

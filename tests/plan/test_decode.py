@@ -10,7 +10,7 @@ import pytest
 
 from ssdgen.plan import catalogue, interpret
 from ssdgen.plan.broken import Race
-from ssdgen.plan.schedules import decode, replay
+from ssdgen.plan.schedules import decode, replay, step_tiles
 from ssdgen.plan.tiles import power_tiles
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, MULTI_INPUT
@@ -50,12 +50,15 @@ def names(args: dict[str, Any], tokens: int, **constants: int) -> tuple[dict, di
     blocks = {"BLOCK_N": tiles[0]} if len(tiles) == 1 else {f"BLOCK_N_{k}": tile for k, tile in enumerate(tiles)}
     ngroups = min(args[name].shape[2] for name in "xBC")
     sizes = {"batch": BATCH, "tokens": tokens, "nslots": NSLOTS, "nheads": HEADS, "ngroups": ngroups, "pad_slot_id": 3}
+    sizes["group_heads"] = HEADS // ngroups
     known = {"HEADDIM": P, "DSTATE": dstate, "TOKENS": tokens, "FORMAT": 0, "BLOCK_P": 4, **blocks, **constants}
     known["HEADS"] = HEADS // ngroups
     return sizes, known, {"dt_min": 0.05, "dt_max": 0.6, "stored_step": 1 / 127}
 
 
-def run_step(layer: Layer, args: dict[str, Any], shape: decode.Step, **flags: bool) -> dict[str, Any]:
+def run_step(
+    layer: Layer, args: dict[str, Any], shape: decode.Step | step_tiles.Tiles, **flags: bool
+) -> dict[str, Any]:
     """All outputs of a step whose rows have slots 4, none and 0; what is not written is NaN."""
     tokens, dstate = args["x"].shape[1], args["B"].shape[-1]
     state = np.full((NSLOTS, HEADS, P, dstate), np.nan)
@@ -71,13 +74,15 @@ def run_step(layer: Layer, args: dict[str, Any], shape: decode.Step, **flags: bo
         "step_states": np.full((BATCH, tokens, HEADS, P, dstate), np.nan),
         "step_scales": np.full((BATCH, tokens, HEADS, P), np.nan),
     }
-    if not shape.tied:
+    if isinstance(shape, decode.Step) and not shape.tied:
         tensors["dt"] = np.repeat(args["dt"][..., None], P, axis=-1)
         tensors["dt_bias"] = np.repeat(args["dt_bias"][:, None], P, axis=-1)
         tensors["A"] = np.broadcast_to(args["A"][:, None, None], (HEADS, P, dstate)).copy()
-    sizes, constants, reals = names(args, tokens)
+    tiled = isinstance(shape, step_tiles.Tiles)
+    sizes, constants, reals = names(args, tokens, **({"BLOCK_P": P // shape.p_tiles} if tiled else {}))
     chosen = {**OPTIONS, "HAS_SLOTS": True, "HAS_SCALE": False, "STORE_STATE": True, "STORE_STEPS": True, **flags}
-    interpret.run(decode.kernel(layer, shape), tensors, sizes, constants, chosen, reals)
+    kernel = step_tiles.kernel(layer, shape) if tiled else decode.kernel(layer, shape)
+    interpret.run(kernel, tensors, sizes, constants, chosen, reals)
     return tensors
 
 
@@ -137,24 +142,56 @@ def test_heads_after_heads_are_the_oracle(family, layout, scaled: bool) -> None:
     assert np.isnan(np.delete(state, SLOTS[rows], axis=0)).all(), "another slot was touched"
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("p_tiles", step_tiles.TILES)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_tiles_of_a_program_are_the_oracle(family, p_tiles: int, scaled: bool) -> None:
+    """One factor for the scale of a row and its decay, and a grid that says which head is whose."""
+    layer, args = Layer(family=family), drawn(Layer(family=family), 1, 8)
+    exact = oracle(Layer(family, MULTI_INPUT, dt_softplus=True), **args, dt_limit=(0.05, 0.6))
+    found = run_step(layer, args, step_tiles.Tiles(p_tiles), HAS_SCALE=scaled)
+    rows = SLOTS >= 0
+    np.testing.assert_allclose(found["y"][rows], exact.y[rows], rtol=1e-9)
+    assert not found["y"][~rows].any()
+    state = found["state"] * (found["state_scale"][..., None] if scaled else 1)
+    np.testing.assert_allclose(state[SLOTS[rows]], exact.final_states[rows], rtol=1e-9)
+    assert np.isnan(np.delete(state, SLOTS[rows], axis=0)).all(), "another slot was touched"
+
+
+def test_tiles_of_a_program_share_what_a_group_does() -> None:
+    for layout in (layout for layout in LAYOUTS.values() if layout is not MULTI_INPUT):
+        for make in (lambda layer: step_tiles.kernel(layer, step_tiles.Tiles(2)), step_tiles.scores):
+            with pytest.raises(ValueError, match="share"):
+                make(Layer(layout=layout))
+        assert len(catalogue.decoding(Layer(layout=layout))) == len(catalogue.DECODE)
+
+
 def test_heads_that_have_nothing_of_their_own() -> None:
     with pytest.raises(ValueError, match="one number for each"):
         decode.kernel(Layer(), decode.Step(tied=False, heads=True))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("p_tiles", step_tiles.TILES)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_a_replay_in_tiles_is_the_oracle(family, p_tiles: int, scaled: bool) -> None:
+    """The scores are made and the tokens are counted by a kernel of their own, before."""
+    check_replay(Layer(family=family), 8, step_tiles.Tiles(p_tiles, replay=True), HAS_SCALE=scaled)
 
 
 @pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize(("family", "layout"), KINDS, ids=lambda value: value.name)
 def test_a_replay_is_the_oracle(family, layout, heads: bool) -> None:
     """Five steps of which three inputs are kept: the state is written at the fourth, and y is right at each."""
-    check_replay(Layer(family=family, layout=layout), 8, heads)
+    check_replay(Layer(family=family, layout=layout), 8, replay.Replay(heads=heads))
 
 
 @pytest.mark.parametrize(("dstate", "heads"), [(1, False), (5, False), (4, True)])
 def test_a_replay_of_every_shape(dstate: int, heads: bool) -> None:
-    check_replay(Layer(), dstate, heads, HAS_SCALE=True)
+    check_replay(Layer(), dstate, replay.Replay(len(power_tiles(dstate)), heads), HAS_SCALE=True)
 
 
-def check_replay(layer: Layer, dstate: int, heads: bool, **flags: bool) -> None:
+def check_replay(layer: Layer, dstate: int, shape: replay.Replay | step_tiles.Tiles, **flags: bool) -> None:
     tokens, kept = 5, 3
     args = drawn(layer, tokens, dstate)
     exact = oracle(Layer(layer.family, layer.layout, dt_softplus=True), **args, dt_limit=(0.05, 0.6))
@@ -173,17 +210,25 @@ def check_replay(layer: Layer, dstate: int, heads: bool, **flags: bool) -> None:
         **{name: args[name] for name in ("A", "D", "dt_bias")},
     }
     memory |= {f"new_{name}": memory[f"kept_{name}"] for name in ("x", "dt", "B")}
-    sizes, constants, reals = names(args, 1, KEPT=kept, BLOCK_K=4)
+    tiled = isinstance(shape, step_tiles.Tiles)
+    sizes, constants, reals = names(args, 1, KEPT=kept, BLOCK_K=4, **({"BLOCK_P": P // shape.p_tiles} if tiled else {}))
     chosen = {**OPTIONS, "HAS_SLOTS": True, "HAS_SCALE": False, **flags}
-    shape = replay.Replay(len(power_tiles(dstate)), heads)
+    kernel = step_tiles.kernel(layer, shape) if tiled else replay.kernel(layer, shape)
     before = state.copy()
     for t in range(tokens):
         y = np.full((BATCH, 1, HEADS, P), np.nan)
         token = {name: args[name][:, t : t + 1] for name in ("x", "dt", "B", "C", "z")}
-        interpret.run(replay.kernel(layer, shape), {**memory, **token, "y": y}, sizes, constants, chosen, reals)
+        if tiled:
+            groups = sizes["ngroups"]
+            made = {"held": (BATCH,), "CB": (BATCH, groups), "kept_CB": (BATCH, groups, 4)}
+            memory |= {name: np.full(extents, -(10**6)) * 1.0 for name, extents in made.items()}
+            memory["held"] = memory["held"].astype(int)
+            interpret.run(step_tiles.scores(layer), {**memory, **token}, sizes, constants, chosen, {})
+        interpret.run(kernel, {**memory, **token, "y": y}, sizes, constants, chosen, reals)
         np.testing.assert_allclose(y[SLOTS >= 0, 0], exact.y[SLOTS >= 0, t], rtol=1e-8)
         assert np.array_equal(state, before, equal_nan=True) == (t < kept)
-        interpret.run(replay.advance(layer), memory, sizes, constants, chosen, {})
+        if not tiled:
+            interpret.run(replay.advance(layer), memory, sizes, constants, chosen, {})
         assert memory["count"].tolist() == [(t + 1) % 4, 0, 0, 0, (t + 1) % 4, 0]
     scale = memory["state_scale"][..., None] if flags.get("HAS_SCALE") else 1
     prefix = {name: args[name][:, : kept + 1] for name in ("x", "dt", "B", "C", "z")}
@@ -207,5 +252,5 @@ def test_a_slot_named_twice_is_a_race_and_one_past_the_end_is_not_read(monkeypat
 
 
 def test_the_catalogue_has_every_shape() -> None:
-    assert {kernel.name for kernel in catalogue.decoding(Layer())} == set(catalogue.DECODE)
-    assert len(catalogue.DECODE) == 9
+    assert {kernel.name for kernel in catalogue.decoding(Layer())} == {*catalogue.DECODE, *catalogue.TILED}
+    assert len(catalogue.DECODE) == 9 and len(catalogue.TILED) == 7

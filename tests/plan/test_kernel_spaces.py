@@ -86,6 +86,12 @@ def test_what_is_not_worth_compiling_says_why() -> None:
     assert reason(rows, NORMS[1], block_t=1, tiles=1, num_warps=4, programs=132) == (
         "132 programs of 1 rows are more than 3 rows"
     )
+    step = {"block_p": 16, "num_warps": 2, "tiles": 4}
+    assert reason(StepSpace(), STEPS[0], **step) is None
+    assert "of one head" in (reason(StepSpace(), STEPS[0], **step, heads=2) or "")
+    assert "do not divide headdim 64" in (reason(StepSpace(), STEPS[0], **{**step, "block_p": 32}) or "")
+    wide = Problem(1, 1, 80, 64, 128, dtype="float32")
+    assert "registers" in (reason(StepSpace(), wide, **{**step, "num_warps": 1}) or "")
     assert "several warps" in (reason(UpdateSpace(), CONVS[0], block_d=128, num_warps=2) or "")
     # two tiles of 640 channels are 640, one is 1024: at four rows and one warp only one of them fits a thread
     assert reason(RowsSpace(), NORMS[1], block_t=2, tiles=2, num_warps=1) is None

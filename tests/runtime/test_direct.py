@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -304,6 +305,32 @@ def test_what_is_scratch_lies_in_one_piece_of_memory(kernel: CompiledKernel, cud
     found = plain(one)
     (inside,) = {each.address for each in flat(found) if isinstance(each, Encoded)} - {given["x"].data_ptr()}
     assert inside in flat(found)
+
+
+def test_parts_of_tensors_lie_in_those_of_the_call(kernel: CompiledKernel, cuda: Cuda) -> None:
+    """Of results and of scratch, by address; one that a descriptor is of is made when its address is new."""
+    first = tensors()
+    shape, dtype = tuple(first["y"].shape), first["y"].dtype
+    large = {**first, "rows": torch.zeros((3, *shape), dtype=dtype)}
+    views = {"y": ("rows", ((0, 1, 1),))}
+    large["y"] = large["rows"].narrow(0, 1, 1)
+    launch = Launch(Jit(kernel), GRID, arguments(first), 4, 1, slots=SLOTS, blocks=BLOCKS)
+    offset = shape_bytes(shape, dtype)
+    for scratch in ({}, {"rows": ((3, *shape), dtype)}):
+        recipes = Recipes()
+        recipes.run(("key",), Plan([launch], large, {}, scratch, views), keep=None)  # type: ignore[arg-type]
+        made, given = recipes.get(("key",)), {"x": tensors()["x"], "rows": torch.zeros((3, *shape), dtype=dtype)}
+        assert made is not None
+        begins = given["rows"].data_ptr()
+        made({"x": given["x"]} if scratch else given, torch.device("cpu"))
+        addresses = {each.address for each in flat(plain(cuda.launches[-1])) if isinstance(each, Encoded)}
+        (inside,) = addresses - {given["x"].data_ptr()}
+        assert scratch or inside == begins + offset
+        assert inside in flat(plain(cuda.launches[-1]))
+
+
+def shape_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 def flat(given: Any) -> list:

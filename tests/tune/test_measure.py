@@ -77,7 +77,7 @@ def backward_judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
             found[wrong] = found[wrong] * config.get("by", 1.1)
         return found
 
-    monkeypatch.setattr(passes.backward_launcher, "backward", run)
+    monkeypatch.setattr(passes.paths.backward_launcher(), "backward", run)
     made = Judge(timer, "cpu")
     made.load("backward", PROBLEM, 0)
     return made

@@ -10,11 +10,14 @@ or, in the schedule "chunks"
   gradients   chunk by chunk, the heads of a group added up: all of the above
 steps         d_dt, d_A and d_dt_bias from those parts
 
-With several segments, what enters each from the left and its adjoint from the right are made first.
+With several segments, what enters each from the left and its adjoint from the right are made first.  All but the
+step sizes may go in slices of rows and heads, one after the other: kernels then get parts of the tensors.
 """
 
 from __future__ import annotations
 
+from functools import cache, partial
+from math import prod
 from typing import Any
 
 import torch
@@ -47,6 +50,7 @@ from ..kernels import (
     state_passing,
 )
 from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..slices import Cut, Slice, cut_into, slices, within
 from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 from .forward_multi_contract import _blocks, _narrow, _precision
 
@@ -116,11 +120,46 @@ WITHOUT_CONSUMERS = {
     "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
 }
 
+# numbers of walks that make states, by tiles of dstate, where they were not to be specialised by warps and have to be
+DESCRIBED = {
+    1: {"consumers": 1, "num_stages": 2, "maxnreg": 128},
+    2: {"consumers": 2, "num_stages": 2},
+}
+
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
-# operands that all rows of a batch share
-SHARED = frozenset({"A", "D", "dt_bias"})
+# along which axes of what kernels get rows (b), heads (h) and groups (g) lie; v: groups of a slice's heads, r: its rows
+AXES = {
+    "A": "b.h",
+    "B": "b.g.",
+    "C": "b.h.",
+    "D": "h.",
+    "d_y": "b.h.",
+    "dt_raw": "b.h",
+    "x": "b.g.",
+    "z": "b.h.",
+    "seq_idx": "b.",
+    "dt_ready": "bh.",
+    "dA_cs": "bh.",
+    "initial_states": "bh..",
+    "d_final_states": "bh..",
+    "d_initial": "bh..",
+    "summary": "b.h..",
+    "d_summary": "b.h..",
+    "states": "r....",
+    "d_states": "r....",
+    "d_x": "b.h.",
+    "d_z": "b.h.",
+    "d_B": "b.v.",
+    "d_C": "b.v.",
+    "d_D": "b.h.",
+    "d_dA_cs_scores_rows": ".bh.",
+    "d_dt_scores": ".bh.",
+    "d_right_decay": ".bh.",
+    "d_left_decay": ".bh.",
+    "d_centre_decay": ".b.h",
+}
 
 _recipes = Recipes()
 
@@ -147,7 +186,8 @@ def backward(
     """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
 
     config: {"schedule", "chunk", "segment", "state_dtype", "kernels": {kernel: numbers}}; never changed.  Without
-    "segment" a program walks the whole sequence; "parts": programs that share out the heads of a group in "chunks".
+    "segment" a program walks the whole sequence; "slices", 1 without: in which rows and heads are gone through, more
+    than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
     where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
@@ -164,61 +204,16 @@ def backward(
     tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
     needs = frozenset(name for name in needs if tensors[name] is not None)
     options = (dt_softplus, dt_limit, needs)
-    if memory.is_limited() and (slices := memory.slices(x.shape[0], _kept_bytes(config, tensors))) > 1:
-        return _in_slices(slices, config, tensors, *options)
-    return _all_rows(config, tensors, *options)
-
-
-def _all_rows(
-    config: dict[str, Any],
-    tensors: dict[str, Tensor | None],
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    needs: frozenset[str],
-) -> dict[str, Tensor]:
-    """All rows of the batch at once."""
-    x, options = tensors["x"], (dt_softplus, dt_limit, needs)
-    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    limit = memory.limit()
+    key = key_of(tensors, id(config), x.device, *options, limit, _precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
         recipe(tensors, x.device)
     else:
-        plan = _plan(config, tensors, *options)
+        plan = _plan(config, tensors, *options, limit)
         _recipes.run(key, plan, config)
         tensors = plan.tensors
     return _results(tensors, needs)
-
-
-def _kept_bytes(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> int:
-    """What the states that enter the chunks and the adjoints of those that leave them take."""
-    (batch, seqlen, nheads), (*_, headdim) = tensors["dt"].shape, tensors["x"].shape
-    chunks = -(-seqlen // config["chunk"])
-    return 2 * batch * chunks * nheads * headdim * tensors["B"].shape[3] * _state_dtype(config).itemsize
-
-
-def _in_slices(
-    slices: int,
-    config: dict[str, Any],
-    tensors: dict[str, Tensor | None],
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    needs: frozenset[str],
-) -> dict[str, Tensor]:
-    """Some rows of the batch after the other: what they do not share is put together, the rest added up."""
-    batch = tensors["x"].shape[0]
-    rows = -(-batch // slices)
-    shared = SHARED - {"A"} if tensors["A"].dim() == 3 else SHARED
-    found: dict[str, Tensor] = {}
-    for first in range(0, batch, rows):
-        some = slice(first, min(first + rows, batch))
-        part = {name: value if value is None or name in shared else value[some] for name, value in tensors.items()}
-        for name, made in _all_rows(config, part, dt_softplus, dt_limit, needs).items():
-            if name in shared:
-                # in float32, whatever the parameter's dtype
-                found[name] = made.float() + found[name] if name in found else made.float()
-            else:
-                found.setdefault(name, tensors[name].new_empty(tensors[name].shape))[some] = made
-    return {name: made.to(tensors[name].dtype) for name, made in found.items()}
 
 
 def launches(
@@ -275,7 +270,9 @@ def _plan(
     dt_softplus: bool,
     dt_limit: tuple[float, float],
     needs: frozenset[str],
+    limit: int = 0,
 ) -> Plan:
+    """limit: bytes that may be kept, 0 for as many as it takes."""
     tensors = tensors.copy()
     x, B, C = tensors["x"], tensors["B"], tensors["C"]
     batch, seqlen, _, headdim = x.shape
@@ -300,6 +297,9 @@ def _plan(
         nchunks=whole // chunk,
         p_blocks=1,
         n_blocks=1,
+        shares=1,
+        fill=False,
+        pieces=1,
         nsegments=-(-seqlen // length),
         segment_len=length,
         HEADDIM=headdim,
@@ -322,7 +322,18 @@ def _plan(
         NEEDS_DT_BIAS="dt_bias" in needs,
     )
     names = sizes.names
-    steps, groups = names["NEEDS_DT"], bool(needs & {"B", "C"})
+    steps, by_chunks = names["NEEDS_DT"], config.get("schedule", "walk") == "chunks"
+    # the adjoint of the state that enters, and nothing else
+    only_states = needs <= {"initial_states"}
+    # where a segment is a chunk, what enters and leaves it is there already
+    kept = not (names["nsegments"] > 1 and length == chunk)
+    cut = Cut(batch)
+    if kept and not only_states:
+        cut = _cut(sizes, config, limit, by_chunks)
+        length = _segment_of(sizes, cut)
+        names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
+    parts = slices(cut, batch, nheads, names["ngroups"])
+    names |= {"shares": parts[0].shares, "pieces": cut.pieces}
     vector = (batch, nheads, whole)
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
@@ -335,39 +346,173 @@ def _plan(
         sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
     several = names["nsegments"] > 1
     entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
-    # the adjoint of the state that enters, and nothing else
-    only_states = needs <= {"initial_states"}
     if several and only_states:
         return sizes.plan()
-    # where a segment is a chunk, what enters and leaves it is there already
-    kept = not (several and length == chunk)
-    if config.get("schedule", "walk") == "chunks":
-        if kept:
-            if not only_states:
-                _keep_states(sizes, config, entering)
-            _keep_adjoints(sizes, config, leaving, several)
-            entering, leaving = "states", "d_states"
-        if not only_states:
-            _gradients(sizes, config, entering, leaving)
-        if steps:
-            _finish_steps(sizes, config)
-        return sizes.plan()
-    if kept and (steps or groups or "z" in needs):
-        _keep_states(sizes, config, entering)
-        entering = "states"
-    if not several or kept:
-        adjoints = "d_states"
-        if steps or groups:
-            sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
+    if by_chunks:
+        _by_chunks(sizes, config, cut, parts, entering, leaving, kept, several, only_states)
     else:
-        adjoints = leaving
-    if needs - {"B", "C", "initial_states"} or kept:
-        _walk_back(sizes, config, entering, leaving, kept and (steps or groups), several)
-    if steps or groups:
-        _add_groups(sizes, config, entering, adjoints)
+        _by_walk(sizes, config, cut, parts, entering, leaving, kept, several, needs)
     if steps:
         _finish_steps(sizes, config)
     return sizes.plan()
+
+
+def _by_chunks(
+    sizes: Sizes,
+    config: dict[str, Any],
+    cut: Cut,
+    parts: list[Slice],
+    entering: str,
+    leaving: str,
+    kept: bool,
+    several: bool,
+    only_states: bool,
+) -> None:
+    """The states and their adjoints, then everything else chunk by chunk."""
+    made = [] if only_states else [_gradients_of(sizes, config)]
+    if kept:
+        made += [_adjoints_of(sizes, config)] + ([] if only_states else [_kept_of(sizes, config)])
+        for name in ("d_states",) if only_states else ("states", "d_states"):
+            _keep(sizes, config, name, cut, made)
+    if not only_states:
+        _results_by_chunks(sizes, config, cut)
+    for part in parts:
+        if kept:
+            if not only_states:
+                _keep_states(sizes, config, part, entering)
+            _keep_adjoints(sizes, config, part, leaving, several)
+        if not only_states:
+            names = ("states", "d_states") if kept else (entering, leaving)
+            _gradients(sizes, config, cut, part, *names)
+
+
+def _by_walk(
+    sizes: Sizes,
+    config: dict[str, Any],
+    cut: Cut,
+    parts: list[Slice],
+    entering: str,
+    leaving: str,
+    kept: bool,
+    several: bool,
+    needs: frozenset[str],
+) -> None:
+    """The states, then a walk back and what adds up the heads of a group."""
+    steps, groups = sizes.names["NEEDS_DT"], bool(needs & {"B", "C"})
+    stored = kept and (steps or groups)
+    walks = bool(needs - {"B", "C", "initial_states"}) or kept
+    back = _walk_of(sizes, config, stored) if walks else None
+    added = _groups_of(sizes, config) if steps or groups else None
+    states = kept and (steps or groups or "z" in needs)
+    made = [each for each in (back if stored or states else None, added) if each]
+    if states:
+        _keep(sizes, config, "states", cut, [_kept_of(sizes, config), *made])
+    adjoints = "d_states" if not several or kept else leaving
+    if adjoints == "d_states" and (steps or groups):
+        _keep(sizes, config, "d_states", cut, made)
+    if back:
+        _results_of_walk(sizes, back[0])
+    if added:
+        _results_of_groups(sizes)
+    for part in parts:
+        if states:
+            _keep_states(sizes, config, part, entering)
+        before = "states" if states else entering
+        if back:
+            _walk_back(sizes, part, back, before, leaving, stored, several)
+        if added:
+            _add_groups(sizes, part, added, before, adjoints)
+
+
+def _cut(sizes: Sizes, config: dict[str, Any], limit: int, by_chunks: bool) -> Cut:
+    """How many rows and heads a slice has: what the config says, or less where more is kept than may be."""
+    names = sizes.names
+    batch = names["batch"]
+    # heads of this layout share operands in other ways
+    pieces = [1]
+    found = cut_into(config.get("slices", 1), batch, pieces)
+    if limit and (least := _kept_bytes(sizes, config, found, by_chunks)) > limit:
+        kept = partial(_kept_bytes, sizes, config, by_chunks=by_chunks, fill=True)
+        found = within(limit, found, batch, pieces, kept)
+        names["fill"] = True
+        if (least := kept(found)) > limit:
+            memory.warn(limit, least)
+    return found
+
+
+def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool, fill: bool = False) -> int:
+    """What the states of a slice and their adjoints take, those between segments, and the parts of d_B and d_C.
+
+    fill: with as many programs as the device takes at once, whatever the config says.
+    """
+    names = sizes.names
+    inner = slices(cut, names["batch"], names["nheads"], names["ngroups"])[0]
+    before = {name: names[name] for name in ("shares", "fill", "pieces")}
+    names |= {"shares": inner.shares, "fill": fill, "pieces": cut.pieces}
+    kernels = [_kept_of(sizes, config)]
+    if by_chunks:
+        kernels += [_adjoints_of(sizes, config), _gradients_of(sizes, config)]
+    else:
+        kernels += [_walk_of(sizes, config, True), _groups_of(sizes, config)]
+    states = prod(_kept_shape(sizes, cut, kernels))
+    if (segments := -(-names["seqlen"] // _segment_of(sizes, cut))) > 1:
+        states += prod((names["batch"], segments, names["nheads"], names["HEADDIM"], names["DSTATE"]))
+    found = 2 * states * _state_dtype(config).itemsize
+    names |= before
+    return found
+
+
+def _segment_of(sizes: Sizes, cut: Cut) -> int:
+    """Tokens of a segment: the config's, or shorter where slices that want of memory made leave walks few programs.
+
+    What is kept between segments may be a quarter of what a slice keeps.
+    """
+    names = sizes.names
+    length, chunk = names["segment_len"], names["CHUNK"]
+    if not names["fill"] or names["nsegments"] > 1:
+        return length
+    walks = cut.rows * (names["nheads"] // cut.pieces) * -(-names["HEADDIM"] // CONSUMER_ROWS)
+    fill = _multiprocessors(sizes.tensors["x"].device) // walks
+    count = max(1, min(fill, names["nchunks"] * cut.rows // (4 * names["batch"] * cut.pieces)))
+    # whole chunks, and two at least: where one is a segment all are kept
+    return min(length, max(2, -(-names["padded"] // chunk // count)) * chunk)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _kept_shape(sizes: Sizes, cut: Cut, made: list) -> tuple[int, ...]:
+    """Of the states of a slice.  Kernels without descriptors step over the heads of all slices."""
+    names = sizes.names
+    described = all(hasattr(module, "blocks") for module, *_ in made)
+    heads = names["nheads"] // cut.pieces if described else names["nheads"]
+    return (cut.rows, names["nchunks"], heads, names["HEADDIM"], names["DSTATE"])
+
+
+def _keep(sizes: Sizes, config: dict[str, Any], name: str, cut: Cut, made: list) -> None:
+    """Where the states of each slice go, or their adjoints, by the kernels that write and read them."""
+    sizes.scratch(name, _kept_shape(sizes, cut, made), _state_dtype(config))
+
+
+def _launch(
+    sizes: Sizes, part: Slice, module: Any, numbers: dict[str, Any], slots: dict[str, str], each: int = 1, **names: Any
+) -> None:
+    """Add a launch for a slice: of the rows and heads in it, in the tensors of all.  each: programs of a group."""
+    everything = sizes.names
+    whole = {"b": everything["batch"], "h": everything["nheads"], "g": everything["ngroups"], "r": 0}
+    whole["v"] = everything["ngroups"] * part.shares
+    first, count = part.groups
+    own = {"b": part.rows, "h": part.heads, "g": part.groups, "r": (0, part.rows[1])}
+    own["v"] = (first * part.shares + part.share, count)
+
+    def part_of(slot: str) -> str:
+        axes = enumerate(AXES.get(slot, ""))
+        return sizes.view(slot, *((axis, *own[at]) for axis, at in axes if at != "." and own[at] != (0, whole[at])))
+
+    grid = {"batch": part.rows[1], "nheads": part.heads[1], "ngroups": part.groups[1], "parts": each}
+    sizes.launch(module, numbers, slots, part_of, grid, **{"ngroups": whole["v"], **names})
 
 
 def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
@@ -391,27 +536,34 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
     return "summary", "d_summary"
 
 
-def _keep_states(sizes: Sizes, config: dict[str, Any], entering: str) -> None:
+def _keep_states(sizes: Sizes, config: dict[str, Any], part: Slice, entering: str) -> None:
     """The state that enters each chunk, in `states`."""
-    sizes.scratch("states", _states(sizes, "nchunks"), _state_dtype(config))
     there = sizes.tensors[entering] is not None
-    module, numbers, blocks = _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
-    sizes.launch(module, numbers, {"entering": entering, "dt": "dt_ready"}, HAS_ENTERING=there, **blocks)
+    module, numbers, blocks = _kept_of(sizes, config)
+    slots = {"entering": entering, "dt": "dt_ready"}
+    _launch(sizes, part, module, numbers, slots, HAS_ENTERING=there, **blocks)
 
 
-def _keep_adjoints(sizes: Sizes, config: dict[str, Any], leaving: str, several: bool) -> None:
+def _kept_of(sizes: Sizes, config: dict[str, Any]):
+    return _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
+
+
+def _keep_adjoints(sizes: Sizes, config: dict[str, Any], part: Slice, leaving: str, several: bool) -> None:
     """The adjoint of the state that leaves each chunk, in `d_states`."""
-    sizes.scratch("d_states", _states(sizes, "nchunks"), _state_dtype(config))
     flags = {
         "HAS_LEAVING": sizes.tensors[leaving] is not None,
         "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
     }
-    module, numbers, blocks = _states_of(CHUNK_ADJOINTS, sizes, config, "chunk_adjoints", ("d_y", "C"))
-    sizes.launch(module, numbers, {"leaving": leaving}, **flags, **blocks)
+    module, numbers, blocks = _adjoints_of(sizes, config)
+    _launch(sizes, part, module, numbers, {"leaving": leaving}, **flags, **blocks)
 
 
-def _gradients(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str) -> None:
-    """Everything but the states' adjoints, chunk by chunk."""
+def _adjoints_of(sizes: Sizes, config: dict[str, Any]):
+    return _states_of(CHUNK_ADJOINTS, sizes, config, "chunk_adjoints", ("d_y", "C"))
+
+
+def _results_by_chunks(sizes: Sizes, config: dict[str, Any], cut: Cut) -> None:
+    """Buffers for everything but the states' adjoints."""
     names, tensors = sizes.names, sizes.tensors
     _tokens(sizes)
     if names["NEEDS_D"]:
@@ -422,9 +574,13 @@ def _gradients(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str
         sizes.allocate("d_B", rows, torch.float32)
     if names["NEEDS_C"]:
         sizes.allocate("d_C", rows, tensors["C"].dtype)
+
+
+def _gradients(sizes: Sizes, config: dict[str, Any], cut: Cut, part: Slice, entering: str, leaving: str) -> None:
+    """Everything but the states' adjoints, chunk by chunk."""
     slots = {"states": entering, "d_states": leaving, "dt": "dt_ready"}
-    module, numbers, blocks = _whole(CHUNK_GRADIENTS, sizes, config, "chunk_gradients")
-    sizes.launch(module, numbers, slots, **blocks)
+    module, numbers, blocks = _gradients_of(sizes, config)
+    _launch(sizes, part, module, numbers, slots, **blocks)
 
 
 def _tokens(sizes: Sizes) -> None:
@@ -437,34 +593,44 @@ def _tokens(sizes: Sizes) -> None:
         sizes.allocate("d_z", tokens, tensors["z"].dtype)
 
 
-def _walk_back(sizes: Sizes, config: dict[str, Any], entering: str, leaving: str, store: bool, several: bool) -> None:
-    names, tensors = sizes.names, sizes.tensors
+def _results_of_walk(sizes: Sizes, module: Any) -> None:
+    """Buffers for what the walk back makes."""
+    names = sizes.names
     _tokens(sizes)
-    module, numbers, blocks = _walk_of(sizes, config, store)
     if names["NEEDS_D"]:
         # where registers are short each chunk leaves a part, else each segment
         count = "nchunks" if hasattr(module, "blocks") else "nsegments"
         sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
+
+
+def _walk_back(sizes: Sizes, part: Slice, how: tuple, entering: str, leaving: str, store: bool, several: bool) -> None:
+    tensors, (module, numbers, blocks) = sizes.tensors, how
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,
         "STORE_ADJOINTS": store,
         "STORE_INITIAL": not several and "d_initial" in tensors,
     }
-    sizes.launch(module, numbers, slots, **flags, **blocks)
+    _launch(sizes, part, module, numbers, slots, **flags, **blocks)
 
 
-def _add_groups(sizes: Sizes, config: dict[str, Any], entering: str, adjoints: str) -> None:
+def _results_of_groups(sizes: Sizes) -> None:
+    """Buffers for what heads that are added up make; slices that share out a group's have one of it each."""
     names, tensors = sizes.names, sizes.tensors
-    shape = (names["batch"], names["seqlen"], names["nheads"], names["DSTATE"])
+    shape = (names["batch"], names["seqlen"], names["nheads"] * names["shares"], names["DSTATE"])
     if names["NEEDS_B"]:
-        sizes.allocate("d_B", shape, torch.float32)
+        dtype = torch.float32
+        sizes.allocate("d_B", shape, dtype)
     if names["NEEDS_C"]:
-        sizes.allocate("d_C", shape, tensors["C"].dtype)
-    module, numbers, blocks = _groups_of(sizes, config)
+        dtype = torch.float32 if names["shares"] > 1 else tensors["C"].dtype
+        sizes.allocate("d_C", shape, dtype)
     _vectors(sizes, ["d_left_decay"], ["d_centre_decay"], names["n_blocks"])
-    sizes.launch(module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
+
+
+def _add_groups(sizes: Sizes, part: Slice, how: tuple, entering: str, adjoints: str) -> None:
+    module, numbers, blocks = how
+    _launch(sizes, part, module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
 
 
 def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
@@ -495,7 +661,7 @@ def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[s
 
 def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
     if made.dim() == 4 and name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
-        # heads that share an operand
+        # heads that share an operand, or slices of them
         made = made.unflatten(2, (given.shape[2], -1)).sum(3)
     if name == "D":
         made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
@@ -536,8 +702,14 @@ def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
 
 def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, str]):
     """Module, numbers and tiles of a walk that makes states, whose programs share out headdim."""
-    names, numbers = sizes.names, _numbers(config, kernel)
+    names = sizes.names
     block, tiles = consumer_tiles(names["DSTATE"])
+    if names["fill"] and (names["pieces"] > 1 or kernel not in config["kernels"]):
+        # for want of memory: only with descriptors does a slice of heads take less, and segments are not the config's
+        described = {**config, "kernels": {**config["kernels"], kernel: DESCRIBED[min(tiles, 2)]}}
+        if not _consumers(sizes, config, kernel, operands) and _consumers(sizes, described, kernel, operands):
+            config = described
+    numbers = _numbers(config, kernel)
     if consumers := _consumers(sizes, config, kernel, operands):
         # what goes through shared memory has the operands' dtype
         if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
@@ -557,6 +729,11 @@ def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, o
         numbers = _narrow(numbers, sizes.tensors["x"])
     n_tiles = cut(names["DSTATE"])
     return _there(table, len(n_tiles), sizes), numbers, {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+
+
+def _gradients_of(sizes: Sizes, config: dict[str, Any]):
+    """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
+    return _whole(CHUNK_GRADIENTS, sizes, config, "chunk_gradients")
 
 
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, ...]) -> int:

@@ -14,16 +14,23 @@ from torch import Tensor
 from ..errors import OptionError
 from ..kernels import (
     replay_advance,
+    replay_scores,
     replay_step,
+    replay_step_1tile,
     replay_step_2n,
+    replay_step_2tiles,
+    replay_step_4tiles,
     replay_step_heads,
     state_step,
+    state_step_1tile,
     state_step_2n,
+    state_step_2tiles,
+    state_step_4tiles,
     state_step_heads,
     state_step_untied,
     state_step_untied_2n,
 )
-from ..launching import Plan, Recipes, Sizes, can_start_early, key_of
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_start_early, key_of
 from ..storage import FLOAT8, FORMATS, LARGEST
 from ..tiles import next_power_of_two, power_tiles
 
@@ -67,6 +74,20 @@ OF_HEADS = {
     True: replay_step_heads,
 }
 
+# whether inputs are kept, and tiles of headdim of a program, where a call has one token and dstate is one tile
+TILED = {
+    (False, 1): state_step_1tile,
+    (False, 2): state_step_2tiles,
+    (False, 4): state_step_4tiles,
+    (True, 1): replay_step_1tile,
+    (True, 2): replay_step_2tiles,
+    (True, 4): replay_step_4tiles,
+}
+# of a program that makes scores
+SCORE_WARPS = 4
+# programs along the second and third axis of a grid
+MOST_PROGRAMS = 65535
+
 _recipes = Recipes()
 
 
@@ -78,9 +99,10 @@ def launches(config: dict[str, Any], tensors: dict[str, Tensor | None], **option
 def step(config: dict[str, Any], tensors: dict[str, Tensor | None], **options: Any) -> None:
     """Write y and advance the states.  On the current device; arguments already checked, batch at least 1.
 
-    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "early", "maxnreg"}}}, the last
-    three where they are not 1, False and 0; never changed.  heads: of a program, taken where they divide those of a
-    group and a kernel is there; early: the launch overlaps with the kernel before, on GPUs that can.
+    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "tiles", "early", "maxnreg"}}}, the
+    last four where they are not 1, 0, False and 0; never changed.  heads: of a program, taken where they divide those
+    of a group and a kernel is there; tiles: of block_p rows each, of one head, that a program has, taken where they
+    divide headdim and a kernel is there; early: the launch overlaps with the kernel before, on GPUs that can.
     tensors: by name, None or left out where there is none: state [slots, nheads, headdim, dstate]; state_scale;
     state_batch_indices; seed; x, y, z [batch, heads, headdim] and B, C [batch, heads, dstate], or with tokens behind
     batch, all with a last stride of 1; dt [batch, nheads] or with headdim; A [nheads] or with headdim and dstate; D,
@@ -131,13 +153,15 @@ def _plan(
     tiles = power_tiles(dstate)
     replayed = tensors.get("kept_x")
     kept = 0 if replayed is None else replayed.shape[2]
+    ngroups = min(x.shape[-2], B.shape[-2], C.shape[-2])
     sizes = Sizes(
         tensors,
         DIMS_OF_ONE if tokens is None else DIMS,
         batch=x.shape[0],
         nslots=nslots,
         nheads=nheads,
-        ngroups=min(x.shape[-2], B.shape[-2], C.shape[-2]),
+        ngroups=ngroups,
+        group_heads=nheads // ngroups,
         pad_slot_id=pad_slot_id,
         dt_min=float(dt_limit[0]),
         dt_max=float(dt_limit[1]),
@@ -156,6 +180,8 @@ def _plan(
         RANDOM=tensors.get("seed") is not None,
         STORE_STATE=update_state,
         STORE_STEPS=tensors.get("step_states") is not None,
+        DOT=TRITON_DTYPES[x.dtype],
+        PRECISION="ieee",
     )
     numbers = config["kernels"].get("state_step", {})
     blocks = {"BLOCK_P": _divisor(headdim, numbers.get("block_p", headdim)), **_blocks(tiles)}
@@ -163,7 +189,13 @@ def _plan(
     heads = numbers.get("heads", 1)
     one_token = tied and (tokens or 1) == 1 and tensors.get("step_states") is None
     early = bool(numbers.get("early")) and can_start_early(x.device)
-    heads = heads if nheads // sizes.names["ngroups"] % heads == 0 else 1
+    heads = heads if nheads // ngroups % heads == 0 else 1
+    tiled = TILED.get((bool(kept), numbers.get("tiles", 0)))
+    fits = one_token and len(tiles) == 1 and max(x.shape[0], ngroups) <= MOST_PROGRAMS
+    if tiled is not None and fits and headdim % numbers["tiles"] == 0:
+        block = _divisor(headdim // numbers["tiles"], numbers.get("block_p", headdim))
+        _launch_tiles(sizes, tiled, numbers, early, BLOCK_P=block, BLOCK_N=tiles[0])
+        return sizes.plan()
     numbers = {**numbers, "early": False}
     if one_token and len(tiles) == 1 and (heads > 1 or early):
         table, shape, blocks = OF_HEADS, bool(kept), {**blocks, "HEADS": heads, "EARLY": early}
@@ -177,6 +209,27 @@ def _plan(
     sizes.launch(table[shape], numbers, slots, BLOCK_K=next_power_of_two(kept), **blocks)
     sizes.launch(replay_advance, {"num_warps": 1})
     return sizes.plan()
+
+
+def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: bool, **blocks: int) -> None:
+    """Launch a kernel whose programs have tiles; before it, where inputs are kept, what makes their scores.
+
+    early: beside the kernel in front of it, for which it waits itself.
+    """
+    names = sizes.names
+    if not names["KEPT"]:
+        sizes.launch(kernel, {**numbers, "early": early}, EARLY=early, **blocks)
+        return
+    # what is multiplied on a matrix unit has 16 rows at least
+    columns = max(16, next_power_of_two(names["KEPT"]))
+    batch, ngroups = names["batch"], names["ngroups"]
+    sizes.scratch("held", (batch,), torch.int32)
+    sizes.scratch("CB", (batch, ngroups), torch.float32)
+    sizes.scratch("kept_CB", (batch, ngroups, columns), torch.float32)
+    blocks["BLOCK_K"] = columns
+    slots = {f"new_{name}": f"kept_{name}" for name in ("x", "dt", "B")}
+    sizes.launch(replay_scores, {"num_warps": SCORE_WARPS}, slots, EARLY=early, **blocks)
+    sizes.launch(kernel, {**numbers, "early": early}, slots, EARLY=early, **blocks)
 
 
 def _divisor(headdim: int, block: int) -> int:

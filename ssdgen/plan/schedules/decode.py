@@ -297,9 +297,18 @@ def load_state(lowering: Lowering, tiles: list[Pieces]) -> None:
 
 
 def leave_state(
-    lowering: Lowering, tiles: list[Pieces], tensor: str, scales: str, where: tuple[Index, ...], token: str
+    lowering: Lowering,
+    tiles: list[Pieces],
+    tensor: str,
+    scales: str,
+    where: tuple[Index, ...],
+    token: str,
+    row: str = "row",
 ) -> tuple[Stmt, ...]:
-    """Statements that round and store the state as it is now, with its scales if it has some."""
+    """Statements that round and store the state as it is now, with its scales if it has some.
+
+    row: number of the first row of dstate of these tiles.
+    """
     outer, known = lowering.scopes, dict(lowering.made)
     found: dict[bool, tuple[Stmt, ...]] = {}
     for scaled in (True, False):
@@ -314,7 +323,7 @@ def leave_state(
             stored = Value(lowering.variable("stored", at).replace("state", "stored"), ("p", "n"), "stored")
             span = at["n"].span
             assert span is not None
-            lowering.emit(0, Narrow(stored, made[0], "row", span.origin, token))
+            lowering.emit(0, Narrow(stored, made[0], row, span.origin, token))
             lowering.emit(0, Store(tensor, (*where, on_p(at), common.on(at["n"], "n")), stored))
         found[scaled] = tuple(stmt for scope in lowering.scopes for stmt in scope)
     lowering.scopes, lowering.made = outer, known

@@ -35,7 +35,7 @@ def kernel(layer: Layer, shape: Replay = Replay()) -> Kernel:
     columns = Piece("", Span("j", "k", "BLOCK_K", "0", "k_in"), position="k")
     at = {**decode.pieces(shape.n_tiles), "j": (columns,)}
     sources = {name: decode.of_the_only_token(each) for name, each in decode.sources(layer, True, level=0).items()}
-    sources |= _kept_sources(layer)
+    sources |= kept_sources(layer)
     lowering = Lowering(
         step_graph(layer, replay=True),
         at,
@@ -73,7 +73,7 @@ def kernel(layer: Layer, shape: Replay = Replay()) -> Kernel:
         (
             *decode.state_tensors(),
             *decode.operand_tensors(layer),
-            *_kept_tensors(layer),
+            *kept_tensors(layer),
             Tensor("y", ("batch", "tokens", "nheads", "HEADDIM"), "operand", strided="unit", out=True),
         ),
         decode.SIZES,
@@ -124,7 +124,7 @@ def _head(layer: Layer, name: str) -> str:
     return "head" if layer.layout.per_head(name) else "group"
 
 
-def _kept_sources(layer: Layer) -> dict[str, Source]:
+def kept_sources(layer: Layer) -> dict[str, Source]:
     def on_k(at: Pieces) -> Index:
         return common.on(at["j"], "j")
 
@@ -142,7 +142,7 @@ def _kept_sources(layer: Layer) -> dict[str, Source]:
     }
 
 
-def _kept_tensors(layer: Layer) -> tuple[Tensor, ...]:
+def kept_tensors(layer: Layer) -> tuple[Tensor, ...]:
     """What is kept, and the same memory once more as what is written of it: places that no program reads."""
     dims = {
         "x": ("nslots", common.heads_dim(layer, "x"), "KEPT", "HEADDIM"),

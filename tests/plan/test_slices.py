@@ -1,0 +1,104 @@
+"""Slices of rows and heads: they cover everything once, are as few as asked for, and share nothing but a group."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssdgen import gpus
+from ssdgen.plan import backward_space as space
+from ssdgen.plan.problem import Problem
+from ssdgen.plan.slices import Cut, cut_into, pieces_of, slices, within
+
+H100 = gpus.find("h100")
+MODEL = Problem(8, 2048, 80, 64, 128)
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12), st.integers(1, 40))
+def test_slices_cover_every_head_of_every_row_once(batch: int, ngroups: int, each: int, wanted: int) -> None:
+    nheads = ngroups * each
+    pieces = pieces_of(nheads, ngroups)
+    cut = cut_into(wanted, batch, pieces)
+    found = slices(cut, batch, nheads, ngroups)
+    covered = [
+        (row, head) for part in found for row in range(*_range(part.rows)) for head in range(*_range(part.heads))
+    ]
+    assert sorted(covered) == sorted(product(range(batch), range(nheads)))
+    assert len(found) >= min(wanted, batch * nheads) or cut == Cut(1, pieces[-1])
+    for part in found:
+        heads, groups = range(*_range(part.heads)), range(*_range(part.groups))
+        assert {head // each for head in heads} == set(groups)
+        assert part.shares == 1 or (len(groups) == 1 and len(heads) * part.shares == each)
+
+
+def _range(part: tuple[int, int]) -> tuple[int, int]:
+    return part[0], part[0] + part[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cut"), [(1, Cut(8)), (2, Cut(4)), (3, Cut(3)), (8, Cut(1)), (9, Cut(1, 2)), (24, Cut(1, 4))]
+)
+def test_rows_first(wanted: int, cut: Cut) -> None:
+    assert cut_into(wanted, 8, pieces_of(80, 1)) == cut
+
+
+def test_groups_before_the_heads_of_one() -> None:
+    assert pieces_of(6, 2) == [1, 2, 6] and pieces_of(12, 4) == [1, 2, 4, 12] and pieces_of(7, 1) == [1, 7]
+    parts = slices(Cut(1, 4), 1, 8, 2)
+    # the first share of each group, then the second
+    assert [(part.groups[0], part.share) for part in parts] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_as_few_as_a_limit_allows() -> None:
+    def kept(cut: Cut) -> int:
+        return 100 * cut.rows // cut.pieces
+
+    pieces = pieces_of(80, 1)
+    for limit, cut in ((800, Cut(8)), (799, Cut(4)), (300, Cut(3)), (100, Cut(1)), (60, Cut(1, 2)), (0, Cut(1, 80))):
+        assert within(limit, Cut(8), 8, pieces, kept) == cut
+    # never larger ones than were asked for
+    assert within(800, Cut(2), 8, pieces, kept) == Cut(2)
+    # what they share out may take more than they save
+    assert within(0, Cut(8), 8, pieces, lambda cut: kept(cut) + 30 * cut.pieces) == Cut(1, 2)
+
+
+def test_the_axis_ends_where_states_are_few() -> None:
+    def offered(problem: Problem, name: str) -> tuple:
+        return next(axis.values for axis in space.axes("chunks", problem, H100) if axis.name == name)
+
+    assert offered(MODEL, "slices") == (1, 2, 4, 8, 16)
+    assert offered(Problem(1, 2048, 80, 64, 128), "slices") == (1, 2, 4)
+    assert offered(Problem(1, 512, 24, 64, 64), "slices") == (1,)
+    # two slices of seven heads are seven, and so are eight
+    assert offered(Problem(1, 65536, 7, 64, 128), "slices") == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"slices": 0}, "slices is 0"),
+        ({"slices": "2"}, "slices is '2'"),
+        ({"slices": 16}, "walks of 40 programs"),
+        ({"slices": 8, "parts": 8}, None),
+        ({"slices": 16, "parts": 16, "segment": 256}, "16 parts do not share out the 40 heads"),
+        ({"slices": 16, "segment": 512}, None),
+        ({"slices": 2, "segment": 64}, "nothing is kept"),
+    ],
+    ids=str,
+)
+def test_what_is_not_legal_says_why(changes: dict, reason: str | None) -> None:
+    start = space.starts(MODEL, H100)[0]
+    found = space.legal({**start, **changes}, MODEL, H100)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_a_config_without_them_has_one() -> None:
+    (start, *_) = space.starts(MODEL, H100)
+    assert "slices" not in start and space.flatten(start)["slices"] == 1
+    flat = {**space.flatten(start), "slices": 4}
+    found = space.config(flat.pop("schedule"), flat)
+    assert found == {**start, "slices": 4} and space.flatten(found)["slices"] == 4
+    assert any(config.get("slices") == 2 for config in space.starts(MODEL, H100))
