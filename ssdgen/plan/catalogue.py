@@ -127,8 +127,8 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
     if outputs:
         shapes += [Walk(n_tiles=n, p_tiles=p, prepared=False) for n, p in TILES]
     shapes += [
-        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=outputs, consumers=consumers)
-        for tiles, consumers in product((1, 2), CONSUMERS)
+        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
+        for terms, tiles, consumers in product((True, False) if outputs else (False,), (1, 2), CONSUMERS)
     ]
     return tuple(shapes)
 

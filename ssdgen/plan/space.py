@@ -26,6 +26,9 @@ SMALL_SHARED = 44 * 1024
 # registers of a thread with which two programs of one consumer share a multiprocessor
 HALF_OF_THE_REGISTERS = 128
 
+# in which the scores go into their product, if a config says nothing
+TERMS = 2
+
 # what the kernels that are specialised by warps have fixed
 CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
 
@@ -106,6 +109,8 @@ def _keep_what_matters(numbers: dict[str, Value]) -> None:
         numbers["consumers"] = consumers
     if consumers != 1 or not numbers.get("maxnreg"):
         numbers.pop("maxnreg", None)
+    if not consumers or numbers.get("terms") == TERMS:
+        numbers.pop("terms", None)
 
 
 def flatten(config: Config) -> dict[str, Value]:
@@ -115,6 +120,7 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in config["kernels"].items():
         implied = CONSUMERS_HAVE if numbers.get("consumers") else {}
         whole = {"consumers": 0, "maxnreg": 0, **implied} if kernel in WALKS else {}
+        whole |= {"terms": TERMS} if kernel == "single_pass" else {}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -180,6 +186,7 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
         found.append(_nearest("single_pass", problem, gpu, wanted))
+        found.append(_nearest("single_pass", problem, gpu, {**wanted, "single_pass.terms": 1}))
         if problem.batch * problem.nheads < 2 * gpu.sms:
             found += [_nearest("segments", problem, gpu, {**wanted, "segment": length}) for length in fill]
     return found
@@ -279,6 +286,9 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         found.insert(0, Axis(f"{kernel}.consumers", (0, 1, 2), why))
         why = "a cap on the registers lets two programs of one consumer share a multiprocessor"
         found.append(Axis(f"{kernel}.maxnreg", (0, HALF_OF_THE_REGISTERS), why))
+        if kernel == "single_pass":
+            why = "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do"
+            found.append(Axis(f"{kernel}.terms", (TERMS, 1), why))
     if problem.headdim >= 32 and not problem.layout:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))

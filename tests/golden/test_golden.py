@@ -36,6 +36,7 @@ SHAPES = {
         Walk(n_tiles=2, p_tiles=2),
         Walk(state_major="p"),
         Walk(consumers=2, descriptors=True, state_major="p", two_terms=True),
+        Walk(consumers=2, descriptors=True, state_major="p"),
         Walk(outputs=False, consumers=1, descriptors=True, state_major="p"),
     )
 }
