@@ -2,7 +2,7 @@
 
     python benchmarks/split_op.py [--batch 8] [--seqlen 2048] [--no-peer] [--out FILE] [--quick]
 
-Needs a CUDA GPU.  mamba_ssm's function takes its convolution from causal_conv1d (README.md) or, where that is not there,
+Needs a CUDA GPU.  mamba_ssm's function takes its convolution from causal_conv1d (README.md); where that is not there,
 from ssdgen, which leans towards the peer.
 `mamba_split_conv1d_scan_combined` at the sizes of the 2.7B layer, in bf16, with the gated norm, without and with the
 output projection, whose matrix products are the same on both sides.  Its output and the gradients of all operands are
