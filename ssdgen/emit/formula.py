@@ -35,14 +35,22 @@ def broadcast(name: str, axes: tuple[str, ...], over: tuple[str, ...]) -> str:
 
 
 class FormulaPrinter:
-    """Prints one formula over the axes of its result.  operands: values still in the operands' dtype, read as fp32."""
+    """Prints one formula over the axes of its result.
+
+    operands: values still in the operands' dtype, read as fp32.  sigmoid: the function's name, if not the language's.
+    """
 
     language, sigmoid = "tl", "tl.sigmoid"
 
     def __init__(
-        self, over: tuple[str, ...], operands: frozenset[str] = frozenset(), masks: frozenset[str] = frozenset()
+        self,
+        over: tuple[str, ...],
+        operands: frozenset[str] = frozenset(),
+        masks: frozenset[str] = frozenset(),
+        sigmoid: str | None = None,
     ):
         self.over, self.operands, self.masks = over, operands, masks
+        self.sigmoid = sigmoid or self.sigmoid
 
     def print(self, expr: sympy.Basic) -> str:
         for kind, rule in self._rules():

@@ -24,6 +24,7 @@ from .warps import ConsumerPrinter
 
 FUNCTIONS = ("decay", "maximum", "minimum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
+GATE_FUNCTIONS = ("sigmoid",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS = {1: 240, 2: 240, 3: 160}, 24
@@ -119,7 +120,14 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
     return {
         "about": "\n".join(textwrap.wrap(kernel.about, WIDTH - 3)),
         "equations": "\n".join(_wrapped(equation(graph, node.name)) for node in nodes),
-        "functions": [name for name in FUNCTIONS if re.search(rf"(?<![\w.]){name}\b(?! =)", source)],
+        "functions": [
+            name
+            for name in FUNCTIONS
+            if re.search(rf"(?<![\w.]){name}\b(?! =)", source) and not (kernel.gates and name in GATE_FUNCTIONS)
+        ],
+        "gate_functions": [
+            name for name in GATE_FUNCTIONS if kernel.gates and re.search(rf"(?<![\w.]){name}\(", source)
+        ],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),

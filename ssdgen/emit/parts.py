@@ -33,9 +33,12 @@ def norm_launcher() -> str:
         table: [
             (f"({kind.rms}, {kind.gate_first}, {tiles})", norm.Rows(kind, backward, tiles).name)
             for kind in KINDS
-            for tiles in (1, 2)
+            for tiles in counts
         ]
-        for table, backward in (("FORWARD", False), ("BACKWARD", True))
+        for table, backward, counts in (
+            ("FORWARD", False, norm.FORWARD_TILES),
+            ("BACKWARD", True, norm.BACKWARD_TILES),
+        )
     }
     every = [name for rows in tables.values() for _, name in rows]
     modules = sorted((*every, sum_parts.NAME))

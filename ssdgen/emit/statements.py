@@ -211,7 +211,8 @@ class StatementPrinter:
                     return f"{out.name} = {reads[0].name}"
                 kept = frozenset(read.name for read in reads if read.dtype == "stored")
                 operands = kept | frozenset(read.name for read in reads if read.name in self.operands)
-                return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks).print(formula)}"
+                sigmoid = "sigmoid" if self.kernel.gates else None
+                return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks, sigmoid).print(formula)}"
             case ir.Dot(out, left, right, over, acc):
                 return self._dot(out, left, right, over, acc)
             case ir.Rest(out, of):

@@ -16,13 +16,15 @@ from .tiles import next_power_of_two
 
 # bytes that a thread loads of one operand at once: less is no transaction of its own, more are several
 LEAST_BYTES, MOST_BYTES = 4, 16
+# of those whose registers a cap makes a little fewer: with less it changes nothing, with more a kilobyte spills
+CAPPED_BYTES = 8
 # tokens of a walk: at its ends it reads some of its neighbours' again, and backwards leaves width + 1 sums
 SHORTEST, SHORTEST_BACKWARD = 16, 32
 # numbers of a tile that a thread has: with fewer it waits, with more their taps spill
 LEAST_EACH, MOST_EACH = 2, 32
 WARPS = (1, 2, 4, 8)
-# turns that programs of one warp take on a multiprocessor, which holds about as many
-TURNS = (16, 24, 32, 48, 64)
+# warps that programs are counted out for on each multiprocessor, in one turn of those that fit or in a few
+FILLS = (8, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclass(frozen=True)
@@ -34,45 +36,70 @@ class WalkSpace(KernelSpace):
     backward: bool = False
 
     def numbers(self, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
+        capped = self.backward and gpu.backend == "cuda"
         return (
             Axis("block_d", _channels(problem, 1024), "channels of a program, side by side in memory"),
             Axis(
                 "part",
                 self._parts(problem, gpu),
-                "tokens of a program: short ones fill the multiprocessors, long ones read fewer inputs twice and leave "
-                "fewer sums; those that are no power of two give each multiprocessor so many warps",
+                "tokens of a program: short ones fill the multiprocessors, long ones read fewer inputs twice, load "
+                "fewer weights and leave fewer sums; those that are no power of two give each multiprocessor so many "
+                "warps, and none is left over for a turn of its own",
             ),
             Axis("num_warps", WARPS, "a warp walks alone; several share the scalar work and the launch"),
+            Axis(
+                "maxnreg",
+                (0, 128) if capped else (0,),
+                "8 bytes a thread are 136 registers backwards: with a few less, of which a trip spills two, a "
+                "sixteenth warp fits a multiprocessor, the fourth of its fourth scheduler",
+            ),
         )
+
+    def implied(self) -> Numbers:
+        return {"maxnreg": 0}
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
         loaded = numbers["block_d"] * problem.element_bytes / (32 * numbers["num_warps"])
         if not LEAST_BYTES <= loaded <= MOST_BYTES:
             return f"a thread would load {loaded:g} bytes of a token, not {LEAST_BYTES} to {MOST_BYTES}"
+        if numbers.get("maxnreg") and loaded != CAPPED_BYTES:
+            return f"a thread that loads {loaded:g} bytes has too few or far too many registers for a cap"
         return None
 
     def smallest(self, problem: Problem) -> Numbers:
         return {"block_d": 32, "part": 64, "num_warps": 1}
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
-        for loaded, warps in ((16, 1), (8, 1), (8, 2), (16, 2), (8, 4)):
-            block = loaded // problem.element_bytes * 32 * warps
-            for part in (64, 128, 256):
-                yield {"block_d": block, "part": part, "num_warps": warps}
+        """Forwards 16 bytes a thread are 128 registers, 16 warps of a multiprocessor, and 8 are 72, 28 of them.
+
+        Backwards 8 bytes are 136, 15 warps: in one turn some of its four schedulers have four and others three.
+        """
+        forward = ((16, 16, 0), (8, 28, 0), (16, 32, 0), (8, 56, 0))
+        backward = ((8, 28, 0), (8, 16, 128), (8, 14, 0), (8, 32, 128), (8, 40, 0), (4, 24, 0), (4, 48, 0))
+        for warps in (1, 2):
+            for loaded, fill, cap in backward if self.backward else forward:
+                block = loaded // problem.element_bytes * 32 * warps
+                part = self._part(fill, loaded, problem, gpu)
+                yield {"block_d": block, "part": part, "num_warps": warps, "maxnreg": cap}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_BYTES, MOST_BYTES, self.backward
+        return LEAST_BYTES, MOST_BYTES, CAPPED_BYTES, self.backward
 
     def _parts(self, problem: Problem, gpu: Gpu) -> tuple[int, ...]:
-        shortest = SHORTEST_BACKWARD if self.backward else SHORTEST
+        shortest = self._shortest()
         found = {part for part in powers(shortest, 4096) if part < problem.seqlen} | {max(shortest, problem.seqlen)}
-        # with the tile of 8 bytes a thread that the backward pass takes, and 16 of the forward pass
-        block = (8 if self.backward else 16) // problem.element_bytes * 32
-        rows = problem.batch * -(-problem.nheads // block)
-        for turns in TURNS:
-            parts = -(-turns * gpu.sms // rows)
-            found.add(max(shortest, -(-problem.seqlen // parts)))
+        loads = (4, 8) if self.backward else (8, 16)
+        found |= {self._part(fill, loaded, problem, gpu) for fill in FILLS for loaded in loads}
         return tuple(sorted(found))
+
+    def _part(self, fill: int, loaded: int, problem: Problem, gpu: Gpu) -> int:
+        """Tokens of a program, of which each multiprocessor has about so many, and no more, of one warp."""
+        block = loaded // problem.element_bytes * 32
+        rows = problem.batch * -(-problem.nheads // block)
+        return max(self._shortest(), -(-problem.seqlen // max(1, fill * gpu.sms // rows)))
+
+    def _shortest(self) -> int:
+        return SHORTEST_BACKWARD if self.backward else SHORTEST
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Lowering:
     constant_level: where a value that is one number is made;
     spread: values that only repeat another along an axis: that one is read in their place;
     beside: pieces of an axis that only shifted reads reach, beside those that tile it;
+    add_first: of a sum over equal pieces, these are added up entry by entry, and then summed once;
     kept: values whose option leaves what they are without it as it is, because that is read too.
     """
 
@@ -49,6 +50,7 @@ class Lowering:
     kept: frozenset[str] = frozenset()
     spread: frozenset[str] = frozenset()
     beside: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    add_first: bool = False
     notes: dict[str, str] = field(default_factory=dict)
     scopes: list[list[Stmt]] = field(default_factory=lambda: [[], []])
     rests: list[Value] = field(default_factory=list)
@@ -189,6 +191,8 @@ class Lowering:
         if any(piece.span is None for axis in node.over for piece in self.pieces[axis]):
             raise ValueError(f"{node.name} is a sum over {', '.join(node.over)}; a loop must add it up")
         found: int | None = None
+        if self.add_first and isinstance(node, Sum) and len(self.combinations(node.over)) > 1:
+            return self._sum_added(node, pieces, out)
         for inner in self.combinations(node.over):
             made = self.read(node.of, {**pieces, **inner})
             if made is None:
@@ -204,6 +208,17 @@ class Lowering:
                 self.emit(max(level, found), Let(out, joined(*terms), (out, target)))
             found = level if found is None else max(level, found)
         return None if found is None else (out, found)
+
+    def _sum_added(self, node: Sum, pieces: Pieces, out: Value) -> tuple[Value, int]:
+        """Of equal pieces: one sum across threads, of what each thread has added up."""
+        (axis,) = node.over
+        made = [self._exactly(node.of, {**pieces, **inner}) for inner in self.combinations(node.over)]
+        level, first = max(at for _, at in made), made[0][0]
+        added = Value(f"{out.name}_of", first.axes)
+        terms = [entry(value.name, *value.axes) for value, _ in made]
+        self.emit(level, Let(added, sympy.Add(*terms), tuple(value for value, _ in made)))
+        self.emit(level, SumStmt(out, added, axis))
+        return out, level
 
     def contract(self, node: Contract, pieces: Pieces, out: Value, acc: bool) -> tuple[Value, int] | None:
         """One dot per piece of the summed axis; those that are zero everywhere are left out."""

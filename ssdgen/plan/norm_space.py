@@ -12,15 +12,18 @@ from ..gpus import Gpu
 from .kernel_space import KernelSpace, Numbers, powers
 from .problem import Problem
 from .space import Axis
-from .tiles import SMALLEST, cut, next_power_of_two
+from .tiles import EQUAL, SMALLEST, cut, equal_count, equal_tile, next_power_of_two
 
 # channels of the longest row that is kept whole in a program's registers
 LONGEST = 32768
 # channels that a thread has of every operand: with fewer, sums across threads are all it does, with more it spills
-LEAST_EACH, MOST_EACH, MOST_EACH_BACKWARD = 2, 64, 32
+LEAST_EACH, MOST_EACH, MOST_EACH_BACKWARD = 2, 64, 24
 MOST_ROWS = 32
 # warps of a multiprocessor that programs are counted out for: each has so many registers that few fit
 RESIDENT = (8, 12, 16, 24, 32, 48)
+# of a thread in the backward pass, about: 20 channels are 242 registers, eight warps of which fill a multiprocessor of
+# NVIDIA's, and half of them are 128
+FULL_EACH, FULL, HALF_EACH, HALF = 24, 8, 12, 16
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class RowsSpace(KernelSpace):
             ),
             Axis(
                 "tiles",
-                (1, 2) if len(cut(problem.headdim, LONGEST)) == 2 else (1,),
-                "of a row: two pad less, one has half as many sums across threads",
+                self._counts(problem),
+                "of a row: several of one size, backward, or a wide and a narrow one, forward, pad less than one",
             ),
             Axis("num_warps", (1, 2, 4, 8, 16), "few have no sums across warps, many fewer registers each"),
         ]
@@ -51,7 +54,7 @@ class RowsSpace(KernelSpace):
         return tuple(found)
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
-        each = numbers["block_t"] * sum(_tiles(numbers, problem)) / (32 * numbers["num_warps"])
+        each = numbers["block_t"] * self._width(numbers["tiles"], problem) / (32 * numbers["num_warps"])
         most = MOST_EACH_BACKWARD if self.backward else MOST_EACH
         if not LEAST_EACH <= each <= most:
             return f"a thread would have {each:g} channels of each operand, not {LEAST_EACH} to {most}"
@@ -65,18 +68,37 @@ class RowsSpace(KernelSpace):
         return found | ({"programs": 64} if self.backward else {})
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        if self.backward:
+            yield from self._often_backward(problem, gpu)
+            return
         for rows, tiles, each in ((1, 2, 16), (1, 1, 16), (4, 2, 16), (2, 2, 16), (1, 2, 32), (4, 1, 32)):
-            numbers = {"block_t": rows, "tiles": tiles, "num_warps": 1}
-            wide = next_power_of_two(rows * sum(_tiles(numbers, problem)))
-            numbers["num_warps"] = min(16, max(1, wide // (32 * each)))
-            if not self.backward:
-                yield numbers
-                continue
-            for resident in (16, 24):
-                yield {**numbers, "programs": _count(resident, numbers["num_warps"], problem, gpu)}
+            wide = next_power_of_two(rows * self._width(tiles, problem))
+            yield {"block_t": rows, "tiles": tiles, "num_warps": min(16, max(1, wide // (32 * each)))}
+
+    def _often_backward(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
+        """Programs that fill the multiprocessors once, of threads with many channels and then with half of them."""
+        tiles = self._counts(problem)[-1]
+        for most, resident in ((FULL_EACH, FULL), (HALF_EACH, HALF)):
+            for rows in (1, 2, 4):
+                wide = rows * self._width(tiles, problem)
+                warps = next_power_of_two(-(-wide // (32 * most)))
+                programs = _count(resident, warps, problem, gpu)
+                yield {"block_t": rows, "tiles": tiles, "num_warps": warps, "programs": programs}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_EACH, MOST_EACH, MOST_EACH_BACKWARD, self.backward
+        return LEAST_EACH, MOST_EACH, MOST_EACH_BACKWARD, EQUAL, self.backward
+
+    def _counts(self, problem: Problem) -> tuple[int, ...]:
+        """Tiles of a row, each number of them padding less than the one before it."""
+        if not self.backward:
+            return (1, 2) if len(cut(problem.headdim, LONGEST)) == 2 else (1,)
+        return tuple(sorted({equal_count(problem.headdim, most) for most in EQUAL}))
+
+    def _width(self, tiles: int, problem: Problem) -> int:
+        """Channels of the tiles of a row, as the launcher cuts it."""
+        if not self.backward and tiles == 2:
+            return sum(cut(problem.headdim, LONGEST))
+        return tiles * equal_tile(problem.headdim, tiles)
 
     def _programs(self, problem: Problem, gpu: Gpu) -> tuple[int, ...]:
         """As many as give every multiprocessor so many warps, whatever a program has of them."""
@@ -85,10 +107,5 @@ class RowsSpace(KernelSpace):
 
 
 def _count(resident: int, warps: int, problem: Problem, gpu: Gpu) -> int:
-    return -(-gpu.sms * max(1, resident // warps) // problem.nheads)
-
-
-def _tiles(numbers: Numbers, problem: Problem) -> tuple[int, ...]:
-    """Tiles of a row, as the launcher cuts it."""
-    tiles = cut(problem.headdim, LONGEST)
-    return tiles if numbers["tiles"] == 2 else (max(SMALLEST, next_power_of_two(problem.headdim)),)
+    """Programs of a group, no more than run at once: the last of a few more would run alone."""
+    return max(1, gpu.sms * max(1, resident // warps) // problem.nheads)

@@ -23,7 +23,7 @@ def kernels() -> dict[str, tuple[Kernel, Graph]]:
     found += [(conv_update.kernel(width), conv_graph(width)) for width in WIDTHS]
     # it has no equation of its own: any graph does
     found.append((sum_parts.kernel(), conv_graph(WIDTHS[0])))
-    for kind, backward, tiles in product(KINDS, (False, True), (1, 2)):
-        graph = norm_adjoint(kind) if backward else norm_graph(kind)
-        found.append((norm.kernel(norm.Rows(kind, backward, tiles)), graph))
+    for kind in KINDS:
+        found += [(norm.kernel(norm.Rows(kind, False, tiles)), norm_graph(kind)) for tiles in norm.FORWARD_TILES]
+        found += [(norm.kernel(norm.Rows(kind, True, tiles)), norm_adjoint(kind)) for tiles in norm.BACKWARD_TILES]
     return {kernel.name: (kernel, graph) for kernel, graph in found}

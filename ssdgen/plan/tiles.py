@@ -5,6 +5,8 @@ from __future__ import annotations
 SMALLEST = 16  # the least extent of a matrix operand that every supported tensor core takes
 LARGEST = 256  # the widest tile of a dimension that is kept in registers
 
+EQUAL = (1, 3, 5)  # tiles of one size that a long row may be cut into
+
 CONSUMER_ROWS = 64  # rows that a group of four warps multiplies: a chunk, and a tile of headdim
 
 
@@ -25,6 +27,16 @@ def cut(extent: int, largest: int = LARGEST) -> tuple[int, ...]:
     first = whole // 2
     second = max(SMALLEST, next_power_of_two(extent - first))
     return (first, second) if first + second < whole or whole > largest else (whole,)
+
+
+def equal_tile(extent: int, count: int) -> int:
+    """Size of `count` equal tiles that cover `extent`: a power of two, at least 16."""
+    return max(SMALLEST, next_power_of_two(-(-extent // count)))
+
+
+def equal_count(extent: int, most: int) -> int:
+    """How many equal tiles, of EQUAL and at most so many, cover `extent` with the least padding; few if as little."""
+    return min((n for n in EQUAL if n <= most), key=lambda n: (n * equal_tile(extent, n), n))
 
 
 def consumer_tiles(dstate: int) -> tuple[int, int]:

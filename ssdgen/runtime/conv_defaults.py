@@ -15,8 +15,9 @@ from .records import CONV_BACKWARD, CONV_FORWARD, CONV_TILE_BACKWARD, CONV_UPDAT
 # bytes of a row that the lanes of a warp load at once, and half of them: in the backward pass a thread with 16 bytes of
 # each operand has so many registers that few of them fit a multiprocessor
 _WIDE, _NARROW = 512, 256
-# warps to have in all for each multiprocessor: some turns of those that fit, so that the last turn costs little
-_WARPS = 48
+# warps to have in all for each multiprocessor, at most: forwards those that fit, backwards two turns of them, since of
+# one turn some of its schedulers would have a warp more than others
+_WARPS, _WARPS_BACKWARD = 16, 28
 
 
 def default_conv(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
@@ -41,13 +42,11 @@ def _walk(backward: bool, problem: Problem, sms: int) -> dict[str, int]:
     """part: tokens of a program, at most."""
     dim, seqlen = problem.nheads, problem.seqlen
     block = (_NARROW if backward else _WIDE) // _element_bytes(problem)
-    warps = 1
-    if backward and dim > block:
-        block, warps = 2 * block, 2
     block = min(block, max(32, 1 << (dim - 1).bit_length()))
-    along = max(1, -(-dim // block) * problem.batch * warps)
-    parts = max(1, min(-(-_WARPS * sms // along), -(-seqlen // SHORTEST)))
-    return {"block_d": block, "part": -(-seqlen // parts), "num_warps": warps}
+    along = max(1, -(-dim // block) * problem.batch)
+    wanted = (_WARPS_BACKWARD if backward else _WARPS) * sms // along
+    parts = max(1, min(wanted, -(-seqlen // SHORTEST)))
+    return {"block_d": block, "part": -(-seqlen // parts), "num_warps": 1}
 
 
 def _tile(backward: bool, problem: Problem) -> dict[str, int]:

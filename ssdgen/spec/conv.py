@@ -42,11 +42,14 @@ def conv_graph(width: int) -> Graph:
             Map(f"tap_{back}", ("t", "d"), _keep(seen, sympy.Eq(seq, theirs)), "HAS_SEQ_IDX", seen),
         ]
         taps.append(entry(f"tap_{back}", "t", "d"))
-    summed, biased, active = (entry(name, "t", "d") for name in ("summed", "biased", "active"))
+    own, biased, summed, active = (entry(name, "t", "d") for name in ("own", "biased", "summed", "active"))
+    terms = [entry(f"weight_{back}", "d") * tap for back, tap in enumerate(taps)]
+    # the bias with the first product: so many multiply-adds, and no sum of its own
     nodes += [
-        Map("summed", ("t", "d"), sympy.Add(*(entry(f"weight_{back}", "d") * tap for back, tap in enumerate(taps)))),
-        Map("biased", ("t", "d"), summed + entry("bias", "d"), "HAS_BIAS", summed),
-        Map("active", ("t", "d"), silu(biased), "SILU", biased),
+        Map("own", ("t", "d"), terms[0]),
+        Map("biased", ("t", "d"), own + entry("bias", "d"), "HAS_BIAS", own),
+        Map("summed", ("t", "d"), sympy.Add(biased, *terms[1:])),
+        Map("active", ("t", "d"), silu(summed), "SILU", summed),
         Map("y", ("t", "d"), _keep(active, sympy.Ge(seq, 0)), "HAS_SEQ_IDX", active),
         Map("state_out", ("t", "d"), _keep(x, sympy.Eq(seq, sympy.Symbol("seq_last", real=True))), "HAS_SEQ_IDX", x),
     ]

@@ -151,10 +151,11 @@ def test_same_bytes_in_any_process() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
-def shared_functions() -> tuple[str, str, str]:
-    """What kernels import: those of Triton, those that are specialised by warps, and formats of states."""
-    functions, specialised, stored = (sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS)
-    return functions, specialised, stored
+def shared_functions() -> tuple[str, str, str, str]:
+    """What kernels import: those of Triton, those that are specialised by warps, formats of states, and gates."""
+    texts = [sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS]
+    functions, specialised, stored, gates = texts
+    return functions, specialised, stored, gates
 
 
 def test_fingerprints_are_of_the_meaning() -> None:
@@ -165,10 +166,12 @@ def test_fingerprints_are_of_the_meaning() -> None:
         "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
     )
     assert same != text
-    functions, warpgroup_functions, storage_functions = shared_functions()
+    functions, warpgroup_functions, storage_functions, gates = shared_functions()
 
-    def of(source: str, shared: str = functions, of_warpgroups: str = warpgroup_functions) -> str:
-        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, storage_functions)["name"]
+    def of(
+        source: str, shared: str = functions, of_warpgroups: str = warpgroup_functions, of_gates: str = gates
+    ) -> str:
+        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, storage_functions, of_gates)["name"]
 
     assert of(same) == of(text)
     assert of(specialised.replace("One consumer:", "A consumer:").replace("    # ", "    # note: ")) == of(specialised)
@@ -180,6 +183,8 @@ def test_fingerprints_are_of_the_meaning() -> None:
         assert len({of(source), of(source.replace("0.0", "1.0")), of(source, shared, of_warpgroups)}) == 3
     # the functions of the other family are no part of a kernel
     assert of(text, of_warpgroups=others[1]) == of(text) and of(specialised, others[0]) == of(specialised)
+    gated, other = sources.every()["conv_walk_4w"], gates.replace("1.0", "2.0")
+    assert of(gated, of_gates=other) != of(gated) and of(text, of_gates=other) == of(text)
 
 
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:

@@ -82,7 +82,7 @@ PARTS = {
         "conv_tile_backward_2w",
         "conv_update_3w",
         "layer_norm_2d",
-        "rms_norm_gate_first_backward",
+        "rms_norm_gate_first_backward_3d",
         "sum_parts",
     )
 }

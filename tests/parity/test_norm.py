@@ -71,7 +71,7 @@ def test_equals_float64(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", (None, 640))
 def test_a_real_layer(group: int | None) -> None:
-    """Rows in two tiles of channels, and several at once; the same bits each time."""
+    """Rows in several tiles of channels, and several at once; the same bits each time."""
     x, z, d_y = (torch.randn(3, 700, 5120, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     given = {"x": x, "z": z, "weight": torch.randn(5120, device="cuda"), "bias": None, "eps": 1e-5}
     given |= {"group_size": group, "norm_before_gate": False, "is_rms_norm": True}

@@ -81,7 +81,7 @@ def test_what_is_not_worth_compiling_says_why() -> None:
         "a thread would load 64 bytes of a token, not 4 to 16"
     )
     assert reason(rows, NORMS[0], block_t=32, tiles=1, num_warps=4, programs=132) == (
-        "a thread would have 2048 channels of each operand, not 2 to 32"
+        "a thread would have 2048 channels of each operand, not 2 to 24"
     )
     assert reason(rows, NORMS[1], block_t=1, tiles=1, num_warps=4, programs=132) == (
         "132 programs of 1 rows are more than 3 rows"

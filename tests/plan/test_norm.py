@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssdgen.plan.interpret import run
-from ssdgen.plan.schedules.norm import Rows, kernel
+from ssdgen.plan.schedules.norm import BACKWARD_TILES, FORWARD_TILES, Rows, kernel
 from ssdgen.spec.evaluate import evaluate
 from ssdgen.spec.norm import KINDS, Norm, norm_adjoint, norm_graph
 
@@ -37,8 +37,9 @@ def expected(kind: Norm, arrays: dict[str, np.ndarray], flags: dict[str, bool]) 
 
 
 @pytest.mark.parametrize("options", ((), ("HAS_Z", "HAS_BIAS")))
-@pytest.mark.parametrize("backward", (False, True))
-@pytest.mark.parametrize("tiles", (1, 2))
+@pytest.mark.parametrize(
+    ("tiles", "backward"), [*((n, False) for n in FORWARD_TILES), *((n, True) for n in BACKWARD_TILES)]
+)
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_it_is_the_graph(kind: Norm, tiles: int, backward: bool, options: tuple[str, ...], seed: int) -> None:
     arrays = draw(seed)
@@ -48,7 +49,7 @@ def test_it_is_the_graph(kind: Norm, tiles: int, backward: bool, options: tuple[
     made = {name: np.full_like(arrays["x"], np.nan) for name in outputs}
     parts = np.full((2, 2, GROUPS * SIZE), np.nan)
     sizes = {"rows": ROWS, "dim": GROUPS * SIZE, "group_size": SIZE, "ngroups": GROUPS, "nprograms": 2}
-    blocks = {"BLOCK_T": 2, "BLOCK_D": 8, "BLOCK_D_0": 4, "BLOCK_D_1": 2}
+    blocks = {"BLOCK_T": 2, "BLOCK_D": 8 if tiles == 1 else 2, "BLOCK_D_0": 4, "BLOCK_D_1": 2}
     reals = {"size": float(SIZE), "eps": EPS}
     absent = dict.fromkeys([name for name, flag in (("z", "HAS_Z"), ("bias", "HAS_BIAS")) if not flags[flag]])
     run(kernel(Rows(kind, backward, tiles)), {**arrays, **made, "parts": parts, **absent}, sizes, blocks, flags, reals)

@@ -8,6 +8,8 @@ import pytest
 
 from ssdgen.mamba2_ops.backward_defaults import default_backward
 from ssdgen.mamba2_ops.problem import Problem
+from ssdgen.plan.problem import Problem as PlanProblem
+from ssdgen.tune.passes import PASSES
 
 MODEL = Problem(8, 2048, 80, 64, 128, 1, "bfloat16")
 
@@ -70,3 +72,28 @@ def test_parts_go_by_the_chunk() -> None:
     """64 chunks of 32 in a row of 2048: 132 multiprocessors have room for two programs for each, of 64 for four."""
     one = replace(MODEL, batch=1)
     assert default_backward(one, 132, "sm80")["parts"] == 2 and default_backward(one, 132, "sm90")["parts"] == 4
+
+
+@pytest.mark.parametrize(("headdim", "dstate"), [(24, 96), (40, 96), (24, 200), (64, 300)])
+@pytest.mark.parametrize("schedule", ["walk", "chunks"])
+def test_what_was_tuned_for_specialised_warps_gives_way_to_what_fits_anywhere(
+    schedule: str, headdim: int, dstate: int
+) -> None:
+    """A record of another head size names consumers, which these sizes do not have: nor its stages and registers."""
+    walks = {"consumers": 1, "num_stages": 3, "maxnreg": 128}
+    heads = {"consumers": 2, "num_stages": 3}
+    config = {
+        "schedule": schedule,
+        "chunk": 64,
+        "state_dtype": "bfloat16",
+        "kernels": {
+            **dict.fromkeys(("chunk_states", "chunk_adjoints"), walks),
+            **dict.fromkeys(("reverse_walk", "group_gradients", "chunk_gradients"), heads),
+        },
+    }
+    problem = PlanProblem(2, 130, 4, headdim, dstate, 2)
+    it = PASSES["backward"]
+    for launch in it.plan(config, it.draw(problem, "meta", 0, False), False).launches:
+        assert "consumer" not in launch.kernel.__name__
+        if not launch.kernel.__name__.startswith("dt_"):
+            assert launch.num_stages == 1 and launch.maxnreg in (0, 255), launch.kernel.__name__

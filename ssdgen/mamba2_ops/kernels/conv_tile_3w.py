@@ -6,15 +6,18 @@ tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_
 x_2[t, d] = x[t, d], 2 before along t
 seq_2[t] = seq[t], 2 before along t
 tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
-active[t, d] = sigmoid(biased[t, d])*biased[t, d]    if SILU
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d]
+active[t, d] = sigmoid(summed[t, d])*summed[t, d]    if SILU
 y[t, d] = Piecewise((active[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
 state_out[t, d] = Piecewise((x[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -127,27 +130,28 @@ def conv_tile_3w(
     if HAS_SEQ_IDX:
         seq_0 = tl.load(seq_idx_ptr + b * seqlen + t0 + t, mask=in_0, other=0)  # [BLOCK_T]
         seq_0 = tl.where(in_0, seq_0, seq_first)
+    weight_0 = tl.load(
+        weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
+    )
+    weight_0 = weight_0.to(tl.float32)
+    own_0 = x_0 * weight_0[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+        own_0 = bias[None, :] + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
         tap_1_0 = tl.where(seq_0[:, None] == seq_m1[:, None], x_m1, 0.0)
     tap_2_0 = x_m2
     if HAS_SEQ_IDX:
         tap_2_0 = tl.where(seq_0[:, None] == seq_m2[:, None], x_m2, 0.0)
-    weight_0 = tl.load(
-        weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
-    )
-    weight_0 = weight_0.to(tl.float32)
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_1 = weight_1.to(tl.float32)
     weight_2 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    summed_0 = tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :] + x_0 * weight_0[None, :]
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
-        summed_0 = bias[None, :] + summed_0
+    summed_0 = own_0 + tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :]
     if SILU:
-        summed_0 = summed_0 * tl.sigmoid(summed_0)
+        summed_0 = summed_0 * sigmoid(summed_0)
     if HAS_SEQ_IDX:
         summed_0 = tl.where(seq_0[:, None] >= 0.0, summed_0, 0.0)
     tl.store(

@@ -7,29 +7,32 @@ tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_
 x_2[t, d] = x[t, d], 2 before along t
 seq_2[t] = seq[t], 2 before along t
 tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_biased[t, d] = ((1 - sigmoid(biased[t, d]))*biased[t, d] + 1)*sigmoid(biased[t, d])*d_active[t, d]    if SILU
-d_bias[d] = sum over t of d_biased[t, d]
-d_weight_0_terms[t, d] = d_biased[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_weight_1_terms[t, d] = d_biased[t, d]*tap_1[t, d]
+d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
+d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
 d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_biased[t, d]*tap_2[t, d]
+d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
 d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_tap_2[t, d] = d_biased[t, d]*weight_2[d]
+d_bias[d] = sum over t of d_summed[t, d]
+d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
+d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_biased[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
+d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -199,43 +202,46 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         seq_2 = tl.load(seq_idx_ptr + b * seqlen + t0 + 2 + t, mask=in_2, other=0)  # [BLOCK_T]
         seq_2 = tl.where(in_2, seq_2, seq_first)
+    weight_0 = tl.load(
+        weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
+    )
+    weight_0 = weight_0.to(tl.float32)
+    own_0 = x_0 * weight_0[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+        own_0 = bias[None, :] + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
         tap_1_0 = tl.where(seq_0[:, None] == seq_m1[:, None], x_m1, 0.0)
     tap_2_0 = x_m2
     if HAS_SEQ_IDX:
         tap_2_0 = tl.where(seq_0[:, None] == seq_m2[:, None], x_m2, 0.0)
-    weight_0 = tl.load(
-        weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
-    )
-    weight_0 = weight_0.to(tl.float32)
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_1 = weight_1.to(tl.float32)
     weight_2 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    summed_0 = tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :] + x_0 * weight_0[None, :]
+    summed_0 = own_0 + tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :]
+    own_1 = x_1 * weight_0[None, :]
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
-        summed_0 = bias[None, :] + summed_0
+        own_1 = bias[None, :] + own_1
     tap_1_1 = x_0
     if HAS_SEQ_IDX:
         tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], x_0, 0.0)
     tap_2_1 = x_m1
     if HAS_SEQ_IDX:
         tap_2_1 = tl.where(seq_1[:, None] == seq_m1[:, None], x_m1, 0.0)
-    summed_1 = tap_1_1 * weight_1[None, :] + tap_2_1 * weight_2[None, :] + x_1 * weight_0[None, :]
+    summed_1 = own_1 + tap_1_1 * weight_1[None, :] + tap_2_1 * weight_2[None, :]
+    own_2 = x_2 * weight_0[None, :]
     if HAS_BIAS:
-        summed_1 = bias[None, :] + summed_1
+        own_2 = bias[None, :] + own_2
     tap_1_2 = x_1
     if HAS_SEQ_IDX:
         tap_1_2 = tl.where(seq_1[:, None] == seq_2[:, None], x_1, 0.0)
     tap_2_2 = x_0
     if HAS_SEQ_IDX:
         tap_2_2 = tl.where(seq_0[:, None] == seq_2[:, None], x_0, 0.0)
-    summed_2 = tap_1_2 * weight_1[None, :] + tap_2_2 * weight_2[None, :] + x_2 * weight_0[None, :]
-    if HAS_BIAS:
-        summed_2 = bias[None, :] + summed_2
+    summed_2 = own_2 + tap_1_2 * weight_1[None, :] + tap_2_2 * weight_2[None, :]
     if HAS_D_STATES:
         ends = (t < BLOCK_T) & (t0 + t >= length - 2) & (t0 + t < length)
         d_state_out_0_base = (
@@ -260,7 +266,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_0 = tl.where(seq_0[:, None] >= 0.0, d_y_0, 0.0)
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
     if HAS_SEQ_IDX:
         d_state_out_0 = tl.where(seq_last == seq_0[:, None], d_state_out_0, 0.0)
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + d0 * stride_d_y_dim + t0 + 1
@@ -271,7 +277,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_1 = tl.where(seq_1[:, None] >= 0.0, d_y_1, 0.0)
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
     d_tap_1_1 = d_y_1 * weight_1[None, :]
     if HAS_SEQ_IDX:
         d_tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], d_tap_1_1, 0.0)
@@ -283,7 +289,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_2 = tl.where(seq_2[:, None] >= 0.0, d_y_2, 0.0)
     if SILU:
-        d_y_2 = d_y_2 * (summed_2 * (1.0 - tl.sigmoid(summed_2)) + 1.0) * tl.sigmoid(summed_2)
+        d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
     d_tap_2_2 = d_y_2 * weight_2[None, :]
     if HAS_SEQ_IDX:
         d_tap_2_2 = tl.where(seq_0[:, None] == seq_2[:, None], d_tap_2_2, 0.0)

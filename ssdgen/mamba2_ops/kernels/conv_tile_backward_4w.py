@@ -10,34 +10,37 @@ tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_
 x_3[t, d] = x[t, d], 3 before along t
 seq_3[t] = seq[t], 3 before along t
 tap_3[t, d] = Piecewise((x_3[t, d], Eq(seq[t], seq_3[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_biased[t, d] = ((1 - sigmoid(biased[t, d]))*biased[t, d] + 1)*sigmoid(biased[t, d])*d_active[t, d]    if SILU
-d_bias[d] = sum over t of d_biased[t, d]
-d_weight_0_terms[t, d] = d_biased[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_weight_1_terms[t, d] = d_biased[t, d]*tap_1[t, d]
+d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
+d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
 d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_biased[t, d]*tap_2[t, d]
+d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
 d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_weight_3_terms[t, d] = d_biased[t, d]*tap_3[t, d]
+d_weight_3_terms[t, d] = d_summed[t, d]*tap_3[t, d]
 d_weight_3[d] = sum over t of d_weight_3_terms[t, d]
-d_tap_3[t, d] = d_biased[t, d]*weight_3[d]
+d_bias[d] = sum over t of d_summed[t, d]
+d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
+d_tap_3[t, d] = d_summed[t, d]*weight_3[d]
 d_x_3[t, d] = Piecewise((d_tap_3[t, d], Eq(seq[t], seq_3[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_3[t, d] = d_x_3[t, d], 3 after along t
-d_tap_2[t, d] = d_biased[t, d]*weight_2[d]
+d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_biased[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d] + d_x_x_3[t, d]
+d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d] + d_x_x_3[t, d]
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -251,6 +254,14 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         seq_3 = tl.load(seq_idx_ptr + b * seqlen + t0 + 3 + t, mask=in_3, other=0)  # [BLOCK_T]
         seq_3 = tl.where(in_3, seq_3, seq_first)
+    weight_0 = tl.load(
+        weight_ptr + d0 * stride_weight_dim + 3 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
+    )
+    weight_0 = weight_0.to(tl.float32)
+    own_0 = x_0 * weight_0[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+        own_0 = bias[None, :] + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
         tap_1_0 = tl.where(seq_0[:, None] == seq_m1[:, None], x_m1, 0.0)
@@ -260,10 +271,6 @@ def conv_tile_backward_4w(
     tap_3_0 = x_m3
     if HAS_SEQ_IDX:
         tap_3_0 = tl.where(seq_0[:, None] == seq_m3[:, None], x_m3, 0.0)
-    weight_0 = tl.load(
-        weight_ptr + d0 * stride_weight_dim + 3 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
-    )
-    weight_0 = weight_0.to(tl.float32)
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
@@ -273,15 +280,10 @@ def conv_tile_backward_4w(
     )
     weight_2 = weight_2.to(tl.float32)
     weight_3 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    summed_0 = (
-        tap_1_0 * weight_1[None, :]
-        + tap_2_0 * weight_2[None, :]
-        + tap_3_0 * weight_3[None, :]
-        + x_0 * weight_0[None, :]
-    )
+    summed_0 = own_0 + tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :] + tap_3_0 * weight_3[None, :]
+    own_1 = x_1 * weight_0[None, :]
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
-        summed_0 = bias[None, :] + summed_0
+        own_1 = bias[None, :] + own_1
     tap_1_1 = x_0
     if HAS_SEQ_IDX:
         tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], x_0, 0.0)
@@ -291,14 +293,10 @@ def conv_tile_backward_4w(
     tap_3_1 = x_m2
     if HAS_SEQ_IDX:
         tap_3_1 = tl.where(seq_1[:, None] == seq_m2[:, None], x_m2, 0.0)
-    summed_1 = (
-        tap_1_1 * weight_1[None, :]
-        + tap_2_1 * weight_2[None, :]
-        + tap_3_1 * weight_3[None, :]
-        + x_1 * weight_0[None, :]
-    )
+    summed_1 = own_1 + tap_1_1 * weight_1[None, :] + tap_2_1 * weight_2[None, :] + tap_3_1 * weight_3[None, :]
+    own_2 = x_2 * weight_0[None, :]
     if HAS_BIAS:
-        summed_1 = bias[None, :] + summed_1
+        own_2 = bias[None, :] + own_2
     tap_1_2 = x_1
     if HAS_SEQ_IDX:
         tap_1_2 = tl.where(seq_1[:, None] == seq_2[:, None], x_1, 0.0)
@@ -308,14 +306,10 @@ def conv_tile_backward_4w(
     tap_3_2 = x_m1
     if HAS_SEQ_IDX:
         tap_3_2 = tl.where(seq_2[:, None] == seq_m1[:, None], x_m1, 0.0)
-    summed_2 = (
-        tap_1_2 * weight_1[None, :]
-        + tap_2_2 * weight_2[None, :]
-        + tap_3_2 * weight_3[None, :]
-        + x_2 * weight_0[None, :]
-    )
+    summed_2 = own_2 + tap_1_2 * weight_1[None, :] + tap_2_2 * weight_2[None, :] + tap_3_2 * weight_3[None, :]
+    own_3 = x_3 * weight_0[None, :]
     if HAS_BIAS:
-        summed_2 = bias[None, :] + summed_2
+        own_3 = bias[None, :] + own_3
     tap_1_3 = x_2
     if HAS_SEQ_IDX:
         tap_1_3 = tl.where(seq_2[:, None] == seq_3[:, None], x_2, 0.0)
@@ -325,14 +319,7 @@ def conv_tile_backward_4w(
     tap_3_3 = x_0
     if HAS_SEQ_IDX:
         tap_3_3 = tl.where(seq_0[:, None] == seq_3[:, None], x_0, 0.0)
-    summed_3 = (
-        tap_1_3 * weight_1[None, :]
-        + tap_2_3 * weight_2[None, :]
-        + tap_3_3 * weight_3[None, :]
-        + x_3 * weight_0[None, :]
-    )
-    if HAS_BIAS:
-        summed_3 = bias[None, :] + summed_3
+    summed_3 = own_3 + tap_1_3 * weight_1[None, :] + tap_2_3 * weight_2[None, :] + tap_3_3 * weight_3[None, :]
     if HAS_D_STATES:
         ends = (t < BLOCK_T) & (t0 + t >= length - 3) & (t0 + t < length)
         d_state_out_0_base = (
@@ -357,7 +344,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_0 = tl.where(seq_0[:, None] >= 0.0, d_y_0, 0.0)
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
     if HAS_SEQ_IDX:
         d_state_out_0 = tl.where(seq_last == seq_0[:, None], d_state_out_0, 0.0)
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + d0 * stride_d_y_dim + t0 + 1
@@ -368,7 +355,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_1 = tl.where(seq_1[:, None] >= 0.0, d_y_1, 0.0)
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
     d_tap_1_1 = d_y_1 * weight_1[None, :]
     if HAS_SEQ_IDX:
         d_tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], d_tap_1_1, 0.0)
@@ -380,7 +367,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_2 = tl.where(seq_2[:, None] >= 0.0, d_y_2, 0.0)
     if SILU:
-        d_y_2 = d_y_2 * (summed_2 * (1.0 - tl.sigmoid(summed_2)) + 1.0) * tl.sigmoid(summed_2)
+        d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
     d_tap_2_2 = d_y_2 * weight_2[None, :]
     if HAS_SEQ_IDX:
         d_tap_2_2 = tl.where(seq_0[:, None] == seq_2[:, None], d_tap_2_2, 0.0)
@@ -392,7 +379,7 @@ def conv_tile_backward_4w(
     if HAS_SEQ_IDX:
         d_y_3 = tl.where(seq_3[:, None] >= 0.0, d_y_3, 0.0)
     if SILU:
-        d_y_3 = d_y_3 * (summed_3 * (1.0 - tl.sigmoid(summed_3)) + 1.0) * tl.sigmoid(summed_3)
+        d_y_3 = d_y_3 * (summed_3 * (1.0 - sigmoid(summed_3)) + 1.0) * sigmoid(summed_3)
     d_tap_3_3 = d_y_3 * weight_3[None, :]
     if HAS_SEQ_IDX:
         d_tap_3_3 = tl.where(seq_0[:, None] == seq_3[:, None], d_tap_3_3, 0.0)

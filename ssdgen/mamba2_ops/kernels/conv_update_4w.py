@@ -1,13 +1,16 @@
 """One program convolves the new tokens of a row, one after the other, for a tile of channels. A row whose slot is none
 is padding: its result is zero.
 
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
-active[t, d] = sigmoid(biased[t, d])*biased[t, d]    if SILU
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + tap_3[t, d]*weight_3[d]
+active[t, d] = sigmoid(summed[t, d])*summed[t, d]    if SILU
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -56,6 +59,8 @@ def conv_update_4w(
         weight_ptr + d0 * stride_weight_dim + 3 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
@@ -65,8 +70,6 @@ def conv_update_4w(
     )
     weight_2 = weight_2.to(tl.float32)
     weight_3 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     if HAS_RING:
         at_m3 = (newest - 3) % state_len
     else:
@@ -105,11 +108,12 @@ def conv_update_4w(
     conv_state_base = conv_state_ptr + slot * stride_conv_state_slots + d0 * stride_conv_state_dim
     for t in range(tokens):
         x = tl.load(x_base + t * stride_x_tokens + d * stride_x_dim, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
-        summed = weight_0 * x + weight_1 * x_m1 + weight_2 * x_m2 + weight_3 * x_m3
+        own = weight_0 * x
         if HAS_BIAS:
-            summed = bias + summed
+            own = bias + own
+        summed = own + weight_1 * x_m1 + weight_2 * x_m2 + weight_3 * x_m3
         if SILU:
-            summed = summed * tl.sigmoid(summed)
+            summed = summed * sigmoid(summed)
         summed = tl.where(there, summed, 0.0)
         tl.store(y_base + t * stride_y_tokens + d * stride_y_dim, summed, mask=d_in)
         if HAS_RING:

@@ -4,15 +4,18 @@ inputs.
 x_1[t, d] = x[t, d], 1 before along t
 seq_1[t] = seq[t], 1 before along t
 tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
-active[t, d] = sigmoid(biased[t, d])*biased[t, d]    if SILU
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d]
+active[t, d] = sigmoid(summed[t, d])*summed[t, d]    if SILU
 y[t, d] = Piecewise((active[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
 state_out[t, d] = Piecewise((x[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -49,17 +52,17 @@ def conv_walk_2w(
     d0 = tl.program_id(0) * BLOCK_D
     d = tl.arange(0, BLOCK_D)
     d_in = d < dim - d0
-    segment = tl.cast(tl.program_id(1), tl.int64)
+    segment = tl.program_id(1)
     b = tl.cast(tl.program_id(2), tl.int64)
     if HAS_CU_SEQLENS:
         row = tl.cast(0, tl.int64)
         start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
         stop = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
-        length = stop - start
+        length = tl.cast(stop - start, tl.int32)
     else:
         row = b
         start = tl.cast(0, tl.int64)
-        length = tl.cast(seqlen, tl.int64)
+        length = tl.cast(seqlen, tl.int32)
     part = tl.cdiv(tl.cdiv(length, nsegments), 4) * 4
     first = segment * part
     last = tl.minimum(first + part, length)
@@ -68,9 +71,9 @@ def conv_walk_2w(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
-    weight_1 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+    weight_1 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
     in_m1 = (d < dim - d0) & (first >= 1) & (first - 1 < length)
     x_m1 = tl.load(x_ptr + row * stride_x_batch + (start + first - 1) * stride_x_seqlen + d0 + d, mask=in_m1, other=0.0)
     x_m1 = x_m1.to(tl.float32)
@@ -87,67 +90,96 @@ def conv_walk_2w(
         x_m1 = entering_m1 + x_m1
     if HAS_SEQ_IDX:
         seq_m1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(tl.maximum(first - 1, 0), length - 1))
+    ahead_0 = (d < dim - d0) & (first < last)
+    ahead_1 = (d < dim - d0) & (first + 1 < last)
+    ahead_2 = (d < dim - d0) & (first + 2 < last)
+    ahead_3 = (d < dim - d0) & (first + 3 < last)
+    x_next_0 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first) * stride_x_seqlen + d0 + d, mask=ahead_0, other=0.0
+    )
+    x_next_1 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 1) * stride_x_seqlen + d0 + d, mask=ahead_1, other=0.0
+    )
+    x_next_2 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 2) * stride_x_seqlen + d0 + d, mask=ahead_2, other=0.0
+    )
+    x_next_3 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 3) * stride_x_seqlen + d0 + d, mask=ahead_3, other=0.0
+    )
     x_base = x_ptr + row * stride_x_batch + d0
     y_base = y_ptr + row * stride_y_batch + d0
     for trip in range(trips):
         t = first + trip * 4
-        in_0 = (d < dim - d0) & (t < length)
-        in_1 = (d < dim - d0) & (t + 1 < length)
-        in_2 = (d < dim - d0) & (t + 2 < length)
-        in_3 = (d < dim - d0) & (t + 3 < length)
-        x_0 = tl.load(x_base + (start + t) * stride_x_seqlen + d, mask=in_0, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_1 = tl.load(x_base + (start + t + 1) * stride_x_seqlen + d, mask=in_1, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_2 = tl.load(x_base + (start + t + 2) * stride_x_seqlen + d, mask=in_2, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_3 = tl.load(x_base + (start + t + 3) * stride_x_seqlen + d, mask=in_3, other=0.0).to(tl.float32)  # [BLOCK_D]
+        at = start + t
+        x_0 = x_next_0.to(tl.float32)
+        x_1 = x_next_1.to(tl.float32)
+        x_2 = x_next_2.to(tl.float32)
+        x_3 = x_next_3.to(tl.float32)
         if HAS_SEQ_IDX:
             seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
             seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
             seq_2 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 2, length - 1))
             seq_3 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 3, length - 1))
+        ahead_0 = (d < dim - d0) & (t + 4 < last)
+        ahead_1 = (d < dim - d0) & (t + 4 + 1 < last)
+        ahead_2 = (d < dim - d0) & (t + 4 + 2 < last)
+        ahead_3 = (d < dim - d0) & (t + 4 + 3 < last)
+        x_next_0 = tl.load(x_base + (at + 4) * stride_x_seqlen + d, mask=ahead_0, other=0.0)  # [BLOCK_D]
+        x_next_1 = tl.load(x_base + (at + 4 + 1) * stride_x_seqlen + d, mask=ahead_1, other=0.0)  # [BLOCK_D]
+        x_next_2 = tl.load(x_base + (at + 4 + 2) * stride_x_seqlen + d, mask=ahead_2, other=0.0)  # [BLOCK_D]
+        x_next_3 = tl.load(x_base + (at + 4 + 3) * stride_x_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
+        in_0 = (d < dim - d0) & (t < length)
+        own_0 = weight_0 * x_0
+        if HAS_BIAS:
+            own_0 = bias + own_0
         tap_1_0 = x_m1
         if HAS_SEQ_IDX:
             tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
-        summed_0 = tap_1_0 * weight_1 + weight_0 * x_0
-        if HAS_BIAS:
-            summed_0 = bias + summed_0
+        summed_0 = own_0 + tap_1_0 * weight_1
         if SILU:
-            summed_0 = summed_0 * tl.sigmoid(summed_0)
+            summed_0 = summed_0 * sigmoid(summed_0)
         if HAS_SEQ_IDX:
             summed_0 = tl.where(seq_0 >= 0.0, summed_0, 0.0)
-        tl.store(y_base + (start + t) * stride_y_seqlen + d, summed_0, mask=in_0)
+        tl.store(y_base + at * stride_y_seqlen + d, summed_0, mask=in_0)
+        in_1 = (d < dim - d0) & (t + 1 < length)
+        own_1 = weight_0 * x_1
+        if HAS_BIAS:
+            own_1 = bias + own_1
         tap_1_1 = x_0
         if HAS_SEQ_IDX:
             tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
-        summed_1 = tap_1_1 * weight_1 + weight_0 * x_1
-        if HAS_BIAS:
-            summed_1 = bias + summed_1
+        summed_1 = own_1 + tap_1_1 * weight_1
         if SILU:
-            summed_1 = summed_1 * tl.sigmoid(summed_1)
+            summed_1 = summed_1 * sigmoid(summed_1)
         if HAS_SEQ_IDX:
             summed_1 = tl.where(seq_1 >= 0.0, summed_1, 0.0)
-        tl.store(y_base + (start + t + 1) * stride_y_seqlen + d, summed_1, mask=in_1)
+        tl.store(y_base + (at + 1) * stride_y_seqlen + d, summed_1, mask=in_1)
+        in_2 = (d < dim - d0) & (t + 2 < length)
+        own_2 = weight_0 * x_2
+        if HAS_BIAS:
+            own_2 = bias + own_2
         tap_1_2 = x_1
         if HAS_SEQ_IDX:
             tap_1_2 = tl.where(seq_1 == seq_2, x_1, 0.0)
-        summed_2 = tap_1_2 * weight_1 + weight_0 * x_2
-        if HAS_BIAS:
-            summed_2 = bias + summed_2
+        summed_2 = own_2 + tap_1_2 * weight_1
         if SILU:
-            summed_2 = summed_2 * tl.sigmoid(summed_2)
+            summed_2 = summed_2 * sigmoid(summed_2)
         if HAS_SEQ_IDX:
             summed_2 = tl.where(seq_2 >= 0.0, summed_2, 0.0)
-        tl.store(y_base + (start + t + 2) * stride_y_seqlen + d, summed_2, mask=in_2)
+        tl.store(y_base + (at + 2) * stride_y_seqlen + d, summed_2, mask=in_2)
+        in_3 = (d < dim - d0) & (t + 3 < length)
+        own_3 = weight_0 * x_3
+        if HAS_BIAS:
+            own_3 = bias + own_3
         tap_1_3 = x_2
         if HAS_SEQ_IDX:
             tap_1_3 = tl.where(seq_2 == seq_3, x_2, 0.0)
-        summed_3 = tap_1_3 * weight_1 + weight_0 * x_3
-        if HAS_BIAS:
-            summed_3 = bias + summed_3
+        summed_3 = own_3 + tap_1_3 * weight_1
         if SILU:
-            summed_3 = summed_3 * tl.sigmoid(summed_3)
+            summed_3 = summed_3 * sigmoid(summed_3)
         if HAS_SEQ_IDX:
             summed_3 = tl.where(seq_3 >= 0.0, summed_3, 0.0)
-        tl.store(y_base + (start + t + 3) * stride_y_seqlen + d, summed_3, mask=in_3)
+        tl.store(y_base + (at + 3) * stride_y_seqlen + d, summed_3, mask=in_3)
         x_m1 = x_3
         if HAS_SEQ_IDX:
             seq_m1 = seq_3

@@ -7,29 +7,32 @@ tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_
 x_2[t, d] = x[t, d], 2 before along t
 seq_2[t] = seq[t], 2 before along t
 tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
-summed[t, d] = tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d] + weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + summed[t, d]    if HAS_BIAS
+own[t, d] = weight_0[d]*x[t, d]
+biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_biased[t, d] = ((1 - sigmoid(biased[t, d]))*biased[t, d] + 1)*sigmoid(biased[t, d])*d_active[t, d]    if SILU
-d_bias[d] = sum over t of d_biased[t, d]
-d_weight_0_terms[t, d] = d_biased[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_weight_1_terms[t, d] = d_biased[t, d]*tap_1[t, d]
+d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
+d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
 d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_biased[t, d]*tap_2[t, d]
+d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
 d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_tap_2[t, d] = d_biased[t, d]*weight_2[d]
+d_bias[d] = sum over t of d_summed[t, d]
+d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
+d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_biased[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_biased[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
+d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
 """
 
 import triton
 import triton.language as tl
+
+from .gate_functions import sigmoid
 
 
 @triton.jit
@@ -76,17 +79,17 @@ def conv_walk_backward_3w(
     d0 = tl.program_id(0) * BLOCK_D
     d = tl.arange(0, BLOCK_D)
     d_in = d < dim - d0
-    segment = tl.cast(tl.program_id(1), tl.int64)
+    segment = tl.program_id(1)
     b = tl.cast(tl.program_id(2), tl.int64)
     if HAS_CU_SEQLENS:
         row = tl.cast(0, tl.int64)
         start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
         stop = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
-        length = stop - start
+        length = tl.cast(stop - start, tl.int32)
     else:
         row = b
         start = tl.cast(0, tl.int64)
-        length = tl.cast(seqlen, tl.int64)
+        length = tl.cast(seqlen, tl.int32)
     part = tl.cdiv(tl.cdiv(length, nsegments), 4) * 4
     first = segment * part
     last = tl.minimum(first + part, length)
@@ -95,13 +98,13 @@ def conv_walk_backward_3w(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_1 = weight_1.to(tl.float32)
     weight_2 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
     in_m2 = (d < dim - d0) & (first >= 2) & (first - 2 < length)
     x_m2 = tl.load(x_ptr + row * stride_x_batch + (start + first - 2) * stride_x_seqlen + d0 + d, mask=in_m2, other=0.0)
     x_m2 = x_m2.to(tl.float32)
@@ -135,8 +138,36 @@ def conv_walk_backward_3w(
     if HAS_SEQ_IDX:
         seq_m1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(tl.maximum(first - 1, 0), length - 1))
         seq_last = tl.load(seq_idx_ptr + row * seqlen + length - 1)
-    d_biased_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
-    d_biased_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    ahead_0 = (d < dim - d0) & (first < length)
+    ahead_1 = (d < dim - d0) & (first + 1 < length)
+    ahead_2 = (d < dim - d0) & (first + 2 < length)
+    ahead_3 = (d < dim - d0) & (first + 3 < length)
+    x_next_0 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first) * stride_x_seqlen + d0 + d, mask=ahead_0, other=0.0
+    )
+    x_next_1 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 1) * stride_x_seqlen + d0 + d, mask=ahead_1, other=0.0
+    )
+    x_next_2 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 2) * stride_x_seqlen + d0 + d, mask=ahead_2, other=0.0
+    )
+    x_next_3 = tl.load(
+        x_ptr + row * stride_x_batch + (start + first + 3) * stride_x_seqlen + d0 + d, mask=ahead_3, other=0.0
+    )
+    d_y_next_0 = tl.load(
+        d_y_ptr + row * stride_d_y_batch + (start + first) * stride_d_y_seqlen + d0 + d, mask=ahead_0, other=0.0
+    )
+    d_y_next_1 = tl.load(
+        d_y_ptr + row * stride_d_y_batch + (start + first + 1) * stride_d_y_seqlen + d0 + d, mask=ahead_1, other=0.0
+    )
+    d_y_next_2 = tl.load(
+        d_y_ptr + row * stride_d_y_batch + (start + first + 2) * stride_d_y_seqlen + d0 + d, mask=ahead_2, other=0.0
+    )
+    d_y_next_3 = tl.load(
+        d_y_ptr + row * stride_d_y_batch + (start + first + 3) * stride_d_y_seqlen + d0 + d, mask=ahead_3, other=0.0
+    )
+    d_summed_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
+    d_summed_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_0 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_1 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_2 = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -147,35 +178,46 @@ def conv_walk_backward_3w(
     d_x_base = d_x_ptr + row * stride_d_x_batch + d0
     for trip in range(trips):
         t = first + trip * 4
-        in_0 = (d < dim - d0) & (t < length)
-        in_1 = (d < dim - d0) & (t + 1 < length)
-        in_2 = (d < dim - d0) & (t + 2 < length)
-        in_3 = (d < dim - d0) & (t + 3 < length)
-        x_0 = tl.load(x_base + (start + t) * stride_x_seqlen + d, mask=in_0, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_1 = tl.load(x_base + (start + t + 1) * stride_x_seqlen + d, mask=in_1, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_2 = tl.load(x_base + (start + t + 2) * stride_x_seqlen + d, mask=in_2, other=0.0).to(tl.float32)  # [BLOCK_D]
-        x_3 = tl.load(x_base + (start + t + 3) * stride_x_seqlen + d, mask=in_3, other=0.0).to(tl.float32)  # [BLOCK_D]
-        d_y_0 = tl.load(d_y_base + (start + t) * stride_d_y_seqlen + d, mask=in_0, other=0.0).to(tl.float32)
-        d_y_1 = tl.load(d_y_base + (start + t + 1) * stride_d_y_seqlen + d, mask=in_1, other=0.0).to(tl.float32)
-        d_y_2 = tl.load(d_y_base + (start + t + 2) * stride_d_y_seqlen + d, mask=in_2, other=0.0).to(tl.float32)
-        d_y_3 = tl.load(d_y_base + (start + t + 3) * stride_d_y_seqlen + d, mask=in_3, other=0.0).to(tl.float32)
+        at = start + t
+        x_0 = x_next_0.to(tl.float32)
+        x_1 = x_next_1.to(tl.float32)
+        x_2 = x_next_2.to(tl.float32)
+        x_3 = x_next_3.to(tl.float32)
+        d_y_0 = d_y_next_0.to(tl.float32)
+        d_y_1 = d_y_next_1.to(tl.float32)
+        d_y_2 = d_y_next_2.to(tl.float32)
+        d_y_3 = d_y_next_3.to(tl.float32)
         if HAS_SEQ_IDX:
             seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
             seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
             seq_2 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 2, length - 1))
             seq_3 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 3, length - 1))
+        ahead_0 = (d < dim - d0) & (t + 4 < length)
+        ahead_1 = (d < dim - d0) & (t + 4 + 1 < length)
+        ahead_2 = (d < dim - d0) & (t + 4 + 2 < length)
+        ahead_3 = (d < dim - d0) & (t + 4 + 3 < length)
+        x_next_0 = tl.load(x_base + (at + 4) * stride_x_seqlen + d, mask=ahead_0, other=0.0)  # [BLOCK_D]
+        x_next_1 = tl.load(x_base + (at + 4 + 1) * stride_x_seqlen + d, mask=ahead_1, other=0.0)  # [BLOCK_D]
+        x_next_2 = tl.load(x_base + (at + 4 + 2) * stride_x_seqlen + d, mask=ahead_2, other=0.0)  # [BLOCK_D]
+        x_next_3 = tl.load(x_base + (at + 4 + 3) * stride_x_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
+        d_y_next_0 = tl.load(d_y_base + (at + 4) * stride_d_y_seqlen + d, mask=ahead_0, other=0.0)  # [BLOCK_D]
+        d_y_next_1 = tl.load(d_y_base + (at + 4 + 1) * stride_d_y_seqlen + d, mask=ahead_1, other=0.0)  # [BLOCK_D]
+        d_y_next_2 = tl.load(d_y_base + (at + 4 + 2) * stride_d_y_seqlen + d, mask=ahead_2, other=0.0)  # [BLOCK_D]
+        d_y_next_3 = tl.load(d_y_base + (at + 4 + 3) * stride_d_y_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
+        if HAS_SEQ_IDX:
             d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+        own_0 = weight_0 * x_0
+        if HAS_BIAS:
+            own_0 = bias + own_0
         tap_1_0 = x_m1
         if HAS_SEQ_IDX:
             tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
         tap_2_0 = x_m2
         if HAS_SEQ_IDX:
             tap_2_0 = tl.where(seq_0 == seq_m2, x_m2, 0.0)
-        summed_0 = tap_1_0 * weight_1 + tap_2_0 * weight_2 + weight_0 * x_0
-        if HAS_BIAS:
-            summed_0 = bias + summed_0
+        summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2
         if SILU:
-            d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+            d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
         d_weight_0_terms_0 = d_y_0 * x_0
         d_weight_0 = d_weight_0 + d_weight_0_terms_0
         d_weight_1_terms_0 = d_y_0 * tap_1_0
@@ -197,15 +239,15 @@ def conv_walk_backward_3w(
             d_state_out_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
         if HAS_SEQ_IDX:
             d_state_out_m2 = tl.where(seq_last == seq_m2, d_state_out_m2, 0.0)
-        d_tap_1_m1 = d_biased_m1 * weight_1
+        d_tap_1_m1 = d_summed_m1 * weight_1
         if HAS_SEQ_IDX:
             d_tap_1_m1 = tl.where(seq_m1 == seq_m2, d_tap_1_m1, 0.0)
         d_tap_2_0 = d_y_0 * weight_2
         if HAS_SEQ_IDX:
             d_tap_2_0 = tl.where(seq_0 == seq_m2, d_tap_2_0, 0.0)
-        d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_biased_m2 * weight_0
+        d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_summed_m2 * weight_0
         own_m2 = (d < dim - d0) & (t - 2 >= first) & (t - 2 < length)
-        tl.store(d_x_base + (start + t - 2) * stride_d_x_seqlen + d, d_x_m2, mask=own_m2)
+        tl.store(d_x_base + (at - 2) * stride_d_x_seqlen + d, d_x_m2, mask=own_m2)
         if STORE_D_INITIAL:
             early_m2 = (d < dim - d0) & (t - 2 < 0)
             tl.store(
@@ -215,17 +257,18 @@ def conv_walk_backward_3w(
             )
         if HAS_SEQ_IDX:
             d_y_1 = tl.where(seq_1 >= 0.0, d_y_1, 0.0)
+        own_1 = weight_0 * x_1
+        if HAS_BIAS:
+            own_1 = bias + own_1
         tap_1_1 = x_0
         if HAS_SEQ_IDX:
             tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
         tap_2_1 = x_m1
         if HAS_SEQ_IDX:
             tap_2_1 = tl.where(seq_1 == seq_m1, x_m1, 0.0)
-        summed_1 = tap_1_1 * weight_1 + tap_2_1 * weight_2 + weight_0 * x_1
-        if HAS_BIAS:
-            summed_1 = bias + summed_1
+        summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2
         if SILU:
-            d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+            d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
         d_weight_0_terms_1 = d_y_1 * x_1
         d_weight_0 = d_weight_0 + d_weight_0_terms_1
         d_weight_1_terms_1 = d_y_1 * tap_1_1
@@ -253,9 +296,9 @@ def conv_walk_backward_3w(
         d_tap_2_1 = d_y_1 * weight_2
         if HAS_SEQ_IDX:
             d_tap_2_1 = tl.where(seq_1 == seq_m1, d_tap_2_1, 0.0)
-        d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_biased_m1 * weight_0
+        d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_summed_m1 * weight_0
         own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
-        tl.store(d_x_base + (start + t - 1) * stride_d_x_seqlen + d, d_x_m1, mask=own_m1)
+        tl.store(d_x_base + (at - 1) * stride_d_x_seqlen + d, d_x_m1, mask=own_m1)
         if STORE_D_INITIAL:
             early_m1 = (d < dim - d0) & (t - 1 < 0)
             tl.store(
@@ -265,17 +308,18 @@ def conv_walk_backward_3w(
             )
         if HAS_SEQ_IDX:
             d_y_2 = tl.where(seq_2 >= 0.0, d_y_2, 0.0)
+        own_2 = weight_0 * x_2
+        if HAS_BIAS:
+            own_2 = bias + own_2
         tap_1_2 = x_1
         if HAS_SEQ_IDX:
             tap_1_2 = tl.where(seq_1 == seq_2, x_1, 0.0)
         tap_2_2 = x_0
         if HAS_SEQ_IDX:
             tap_2_2 = tl.where(seq_0 == seq_2, x_0, 0.0)
-        summed_2 = tap_1_2 * weight_1 + tap_2_2 * weight_2 + weight_0 * x_2
-        if HAS_BIAS:
-            summed_2 = bias + summed_2
+        summed_2 = own_2 + tap_1_2 * weight_1 + tap_2_2 * weight_2
         if SILU:
-            d_y_2 = d_y_2 * (summed_2 * (1.0 - tl.sigmoid(summed_2)) + 1.0) * tl.sigmoid(summed_2)
+            d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
         d_weight_0_terms_2 = d_y_2 * x_2
         d_weight_0 = d_weight_0 + d_weight_0_terms_2
         d_weight_1_terms_2 = d_y_2 * tap_1_2
@@ -305,20 +349,21 @@ def conv_walk_backward_3w(
             d_tap_2_2 = tl.where(seq_0 == seq_2, d_tap_2_2, 0.0)
         d_x_0 = d_state_out_0 + d_tap_1_1 + d_tap_2_2 + d_y_0 * weight_0
         own_0 = (d < dim - d0) & (t >= first) & (t < length)
-        tl.store(d_x_base + (start + t) * stride_d_x_seqlen + d, d_x_0, mask=own_0)
+        tl.store(d_x_base + at * stride_d_x_seqlen + d, d_x_0, mask=own_0)
         if HAS_SEQ_IDX:
             d_y_3 = tl.where(seq_3 >= 0.0, d_y_3, 0.0)
+        own_3 = weight_0 * x_3
+        if HAS_BIAS:
+            own_3 = bias + own_3
         tap_1_3 = x_2
         if HAS_SEQ_IDX:
             tap_1_3 = tl.where(seq_2 == seq_3, x_2, 0.0)
         tap_2_3 = x_1
         if HAS_SEQ_IDX:
             tap_2_3 = tl.where(seq_1 == seq_3, x_1, 0.0)
-        summed_3 = tap_1_3 * weight_1 + tap_2_3 * weight_2 + weight_0 * x_3
-        if HAS_BIAS:
-            summed_3 = bias + summed_3
+        summed_3 = own_3 + tap_1_3 * weight_1 + tap_2_3 * weight_2
         if SILU:
-            d_y_3 = d_y_3 * (summed_3 * (1.0 - tl.sigmoid(summed_3)) + 1.0) * tl.sigmoid(summed_3)
+            d_y_3 = d_y_3 * (summed_3 * (1.0 - sigmoid(summed_3)) + 1.0) * sigmoid(summed_3)
         d_weight_0_terms_3 = d_y_3 * x_3
         d_weight_0 = d_weight_0 + d_weight_0_terms_3
         d_weight_1_terms_3 = d_y_3 * tap_1_3
@@ -348,28 +393,21 @@ def conv_walk_backward_3w(
             d_tap_2_3 = tl.where(seq_1 == seq_3, d_tap_2_3, 0.0)
         d_x_1 = d_state_out_1 + d_tap_1_2 + d_tap_2_3 + d_y_1 * weight_0
         own_1 = (d < dim - d0) & (t + 1 >= first) & (t + 1 < length)
-        tl.store(d_x_base + (start + t + 1) * stride_d_x_seqlen + d, d_x_1, mask=own_1)
+        tl.store(d_x_base + (at + 1) * stride_d_x_seqlen + d, d_x_1, mask=own_1)
         x_m2 = x_2
-        d_biased_m2 = d_y_2
+        d_summed_m2 = d_y_2
         if HAS_SEQ_IDX:
             seq_m2 = seq_2
         x_m1 = x_3
-        d_biased_m1 = d_y_3
+        d_summed_m1 = d_y_3
         if HAS_SEQ_IDX:
             seq_m1 = seq_3
     t = first + trips * 4
-    in_0 = (d < dim - d0) & (t < length)
-    in_1 = (d < dim - d0) & (t + 1 < length)
-    x_0 = tl.load(x_ptr + row * stride_x_batch + (start + t) * stride_x_seqlen + d0 + d, mask=in_0, other=0.0)
-    x_0 = x_0.to(tl.float32)
-    x_1 = tl.load(x_ptr + row * stride_x_batch + (start + t + 1) * stride_x_seqlen + d0 + d, mask=in_1, other=0.0)
-    x_1 = x_1.to(tl.float32)
-    d_y_0 = tl.load(d_y_ptr + row * stride_d_y_batch + (start + t) * stride_d_y_seqlen + d0 + d, mask=in_0, other=0.0)
-    d_y_0 = d_y_0.to(tl.float32)
-    d_y_1 = tl.load(
-        d_y_ptr + row * stride_d_y_batch + (start + t + 1) * stride_d_y_seqlen + d0 + d, mask=in_1, other=0.0
-    )
-    d_y_1 = d_y_1.to(tl.float32)
+    at = start + t
+    x_0 = x_next_0.to(tl.float32)
+    x_1 = x_next_1.to(tl.float32)
+    d_y_0 = d_y_next_0.to(tl.float32)
+    d_y_1 = d_y_next_1.to(tl.float32)
     if HAS_SEQ_IDX:
         seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
         seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
@@ -386,27 +424,28 @@ def conv_walk_backward_3w(
         d_state_out_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
     if HAS_SEQ_IDX:
         d_state_out_m2 = tl.where(seq_last == seq_m2, d_state_out_m2, 0.0)
-    d_tap_1_m1 = d_biased_m1 * weight_1
+    d_tap_1_m1 = d_summed_m1 * weight_1
     if HAS_SEQ_IDX:
         d_tap_1_m1 = tl.where(seq_m1 == seq_m2, d_tap_1_m1, 0.0)
         d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
+    own_0 = weight_0 * x_0
+    if HAS_BIAS:
+        own_0 = bias + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
         tap_1_0 = tl.where(seq_0 == seq_m1, x_m1, 0.0)
     tap_2_0 = x_m2
     if HAS_SEQ_IDX:
         tap_2_0 = tl.where(seq_0 == seq_m2, x_m2, 0.0)
-    summed_0 = tap_1_0 * weight_1 + tap_2_0 * weight_2 + weight_0 * x_0
-    if HAS_BIAS:
-        summed_0 = bias + summed_0
+    summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - tl.sigmoid(summed_0)) + 1.0) * tl.sigmoid(summed_0)
+        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
     d_tap_2_0 = d_y_0 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_0 = tl.where(seq_0 == seq_m2, d_tap_2_0, 0.0)
-    d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_biased_m2 * weight_0
+    d_x_m2 = d_state_out_m2 + d_tap_1_m1 + d_tap_2_0 + d_summed_m2 * weight_0
     own_m2 = (d < dim - d0) & (t - 2 >= first) & (t - 2 < length)
-    tl.store(d_x_ptr + row * stride_d_x_batch + (start + t - 2) * stride_d_x_seqlen + d0 + d, d_x_m2, mask=own_m2)
+    tl.store(d_x_ptr + row * stride_d_x_batch + (at - 2) * stride_d_x_seqlen + d0 + d, d_x_m2, mask=own_m2)
     if HAS_D_STATES:
         ends_m1 = (d < dim - d0) & (t - 1 >= length - 2) & (t - 1 < length)
         d_state_out_m1_base = (
@@ -424,23 +463,24 @@ def conv_walk_backward_3w(
     if HAS_SEQ_IDX:
         d_tap_1_0 = tl.where(seq_0 == seq_m1, d_tap_1_0, 0.0)
         d_y_1 = tl.where(seq_1 >= 0.0, d_y_1, 0.0)
+    own_1 = weight_0 * x_1
+    if HAS_BIAS:
+        own_1 = bias + own_1
     tap_1_1 = x_0
     if HAS_SEQ_IDX:
         tap_1_1 = tl.where(seq_0 == seq_1, x_0, 0.0)
     tap_2_1 = x_m1
     if HAS_SEQ_IDX:
         tap_2_1 = tl.where(seq_1 == seq_m1, x_m1, 0.0)
-    summed_1 = tap_1_1 * weight_1 + tap_2_1 * weight_2 + weight_0 * x_1
-    if HAS_BIAS:
-        summed_1 = bias + summed_1
+    summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - tl.sigmoid(summed_1)) + 1.0) * tl.sigmoid(summed_1)
+        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
     d_tap_2_1 = d_y_1 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_1 = tl.where(seq_1 == seq_m1, d_tap_2_1, 0.0)
-    d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_biased_m1 * weight_0
+    d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_summed_m1 * weight_0
     own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
-    tl.store(d_x_ptr + row * stride_d_x_batch + (start + t - 1) * stride_d_x_seqlen + d0 + d, d_x_m1, mask=own_m1)
+    tl.store(d_x_ptr + row * stride_d_x_batch + (at - 1) * stride_d_x_seqlen + d0 + d, d_x_m1, mask=own_m1)
     tl.store(parts_ptr + ((b * nsegments + segment) * sums + 2) * dim + d0 + d, d_weight_0, mask=d_in)
     tl.store(parts_ptr + ((b * nsegments + segment) * sums + 1) * dim + d0 + d, d_weight_1, mask=d_in)
     tl.store(parts_ptr + (b * nsegments + segment) * sums * dim + d0 + d, d_weight_2, mask=d_in)

@@ -16,6 +16,8 @@ y[t, d] = sigmoid(z[t, d])*biased[t, d]*z[t, d]    if HAS_Z
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def layer_norm_2d(
@@ -91,7 +93,7 @@ def layer_norm_2d(
         bias_0 = tl.load(bias_ptr + c0 + d_0, mask=d_in_0, other=0.0).to(tl.float32)  # [BLOCK_D_0]
         weighted_0 = bias_0[None, :] + weighted_0
     if HAS_Z:
-        weighted_0 = weighted_0 * z_0 * tl.sigmoid(z_0)
+        weighted_0 = weighted_0 * z_0 * sigmoid(z_0)
     tl.store(
         y_ptr + t0 * stride_y_rows + c0 + t[:, None] * stride_y_rows + d_0[None, :],
         weighted_0,
@@ -104,7 +106,7 @@ def layer_norm_2d(
         bias_1 = tl.load(bias_ptr + c0 + BLOCK_D_0 + d_1, mask=d_in_1, other=0.0).to(tl.float32)  # [BLOCK_D_1]
         weighted_1 = bias_1[None, :] + weighted_1
     if HAS_Z:
-        weighted_1 = weighted_1 * z_1 * tl.sigmoid(z_1)
+        weighted_1 = weighted_1 * z_1 * sigmoid(z_1)
     tl.store(
         y_ptr + t0 * stride_y_rows + c0 + BLOCK_D_0 + t[:, None] * stride_y_rows + d_1[None, :],
         weighted_1,

@@ -32,6 +32,8 @@ d_x[t, d] = d_centred[t, d] + d_mean_sum[t]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def layer_norm_backward(
@@ -124,7 +126,7 @@ def layer_norm_backward(
         centred = tl.where(d_in[None, :], x - mean[:, None], 0.0)
         d_biased = d_y
         if HAS_Z:
-            d_biased = d_y * z * tl.sigmoid(z)
+            d_biased = d_y * z * sigmoid(z)
         d_normed = d_biased * weight[None, :]
         d_scale_terms = centred * d_normed
         d_scale = tl.sum(d_scale_terms, axis=1)
@@ -149,7 +151,7 @@ def layer_norm_backward(
             weighted = normed * weight[None, :]
             if HAS_BIAS:
                 weighted = bias[None, :] + weighted
-            d_z = d_y * weighted * (z * (1.0 - tl.sigmoid(z)) + 1.0) * tl.sigmoid(z)
+            d_z = d_y * weighted * (z * (1.0 - sigmoid(z)) + 1.0) * sigmoid(z)
             tl.store(
                 d_z_ptr + c0 + t0 * stride_d_z_rows + t[:, None] * stride_d_z_rows + d[None, :],
                 d_z,

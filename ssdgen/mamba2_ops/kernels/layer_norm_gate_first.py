@@ -17,6 +17,8 @@ y[t, d] = biased[t, d]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def layer_norm_gate_first(
@@ -59,7 +61,7 @@ def layer_norm_gate_first(
         z = z.to(tl.float32)
     gated = x
     if HAS_Z:
-        gated = x * z * tl.sigmoid(z)
+        gated = x * z * sigmoid(z)
     mean_sum = tl.sum(gated, axis=1)
     mean = mean_sum / size
     centred = tl.where(d_in[None, :], gated - mean[:, None], 0.0)

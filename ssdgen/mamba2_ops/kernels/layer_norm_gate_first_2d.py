@@ -17,6 +17,8 @@ y[t, d] = biased[t, d]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def layer_norm_gate_first_2d(
@@ -74,11 +76,11 @@ def layer_norm_gate_first_2d(
         z_1 = z_1.to(tl.float32)
     gated_0 = x_0
     if HAS_Z:
-        gated_0 = x_0 * z_0 * tl.sigmoid(z_0)
+        gated_0 = x_0 * z_0 * sigmoid(z_0)
     mean_sum = tl.sum(gated_0, axis=1)
     gated_1 = x_1
     if HAS_Z:
-        gated_1 = x_1 * z_1 * tl.sigmoid(z_1)
+        gated_1 = x_1 * z_1 * sigmoid(z_1)
     mean_sum_more = tl.sum(gated_1, axis=1)
     mean_sum = mean_sum + mean_sum_more
     mean = mean_sum / size

@@ -31,6 +31,8 @@ d_x[t, d] = sigmoid(z[t, d])*d_gated[t, d]*z[t, d]    if HAS_Z
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def layer_norm_gate_first_backward(
@@ -116,7 +118,7 @@ def layer_norm_gate_first_backward(
             )
         gated = x
         if HAS_Z:
-            gated = x * z * tl.sigmoid(z)
+            gated = x * z * sigmoid(z)
         mean_sum = tl.sum(gated, axis=1)
         mean = mean_sum / size
         centred = tl.where(d_in[None, :], gated - mean[:, None], 0.0)
@@ -136,14 +138,14 @@ def layer_norm_gate_first_backward(
         d_gated = d_centred + d_mean_sum[:, None]
         d_x = d_gated
         if HAS_Z:
-            d_x = d_gated * z * tl.sigmoid(z)
+            d_x = d_gated * z * sigmoid(z)
         tl.store(
             d_x_base + t0 * stride_d_x_rows + t[:, None] * stride_d_x_rows + d[None, :],
             d_x,
             mask=t_in[:, None] & d_in[None, :],
         )
         if HAS_Z:
-            d_z = d_gated * x * (z * (1.0 - tl.sigmoid(z)) + 1.0) * tl.sigmoid(z)
+            d_z = d_gated * x * (z * (1.0 - sigmoid(z)) + 1.0) * sigmoid(z)
             tl.store(
                 d_z_ptr + c0 + t0 * stride_d_z_rows + t[:, None] * stride_d_z_rows + d[None, :],
                 d_z,

@@ -13,6 +13,8 @@ y[t, d] = sigmoid(z[t, d])*biased[t, d]*z[t, d]    if HAS_Z
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def rms_norm(
@@ -64,7 +66,7 @@ def rms_norm(
         bias = tl.load(bias_ptr + c0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
         weighted = bias[None, :] + weighted
     if HAS_Z:
-        weighted = weighted * z * tl.sigmoid(z)
+        weighted = weighted * z * sigmoid(z)
     tl.store(
         y_ptr + t0 * stride_y_rows + c0 + t[:, None] * stride_y_rows + d[None, :],
         weighted,

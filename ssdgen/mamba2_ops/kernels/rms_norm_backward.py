@@ -25,6 +25,8 @@ d_x[t, d] = d_normed[t, d]*scale[t] + 2*d_square[t, d]*x[t, d]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def rms_norm_backward(
@@ -114,7 +116,7 @@ def rms_norm_backward(
             )
         d_biased = d_y
         if HAS_Z:
-            d_biased = d_y * z * tl.sigmoid(z)
+            d_biased = d_y * z * sigmoid(z)
         d_normed = d_biased * weight[None, :]
         d_scale_terms = d_normed * x
         d_scale = tl.sum(d_scale_terms, axis=1)
@@ -135,7 +137,7 @@ def rms_norm_backward(
             weighted = normed * weight[None, :]
             if HAS_BIAS:
                 weighted = bias[None, :] + weighted
-            d_z = d_y * weighted * (z * (1.0 - tl.sigmoid(z)) + 1.0) * tl.sigmoid(z)
+            d_z = d_y * weighted * (z * (1.0 - sigmoid(z)) + 1.0) * sigmoid(z)
             tl.store(
                 d_z_ptr + c0 + t0 * stride_d_z_rows + t[:, None] * stride_d_z_rows + d[None, :],
                 d_z,

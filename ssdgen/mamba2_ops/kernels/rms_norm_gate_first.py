@@ -14,6 +14,8 @@ y[t, d] = biased[t, d]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def rms_norm_gate_first(
@@ -56,7 +58,7 @@ def rms_norm_gate_first(
         z = z.to(tl.float32)
     gated = x
     if HAS_Z:
-        gated = x * z * tl.sigmoid(z)
+        gated = x * z * sigmoid(z)
     square = gated * gated
     variance_sum = tl.sum(square, axis=1)
     variance = variance_sum / size

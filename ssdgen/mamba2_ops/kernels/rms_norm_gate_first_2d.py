@@ -14,6 +14,8 @@ y[t, d] = biased[t, d]
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def rms_norm_gate_first_2d(
@@ -71,12 +73,12 @@ def rms_norm_gate_first_2d(
         z_1 = z_1.to(tl.float32)
     gated_0 = x_0
     if HAS_Z:
-        gated_0 = x_0 * z_0 * tl.sigmoid(z_0)
+        gated_0 = x_0 * z_0 * sigmoid(z_0)
     square_0 = gated_0 * gated_0
     variance_sum = tl.sum(square_0, axis=1)
     gated_1 = x_1
     if HAS_Z:
-        gated_1 = x_1 * z_1 * tl.sigmoid(z_1)
+        gated_1 = x_1 * z_1 * sigmoid(z_1)
     square_1 = gated_1 * gated_1
     variance_sum_more = tl.sum(square_1, axis=1)
     variance_sum = variance_sum + variance_sum_more

@@ -24,6 +24,8 @@ d_x[t, d] = sigmoid(z[t, d])*d_gated[t, d]*z[t, d]    if HAS_Z
 import triton
 import triton.language as tl
 
+from .gate_functions import sigmoid
+
 
 @triton.jit
 def rms_norm_gate_first_backward(
@@ -110,7 +112,7 @@ def rms_norm_gate_first_backward(
         d_normed = d_y * weight[None, :]
         gated = x
         if HAS_Z:
-            gated = x * z * tl.sigmoid(z)
+            gated = x * z * sigmoid(z)
         d_scale_terms = d_normed * gated
         d_scale = tl.sum(d_scale_terms, axis=1)
         square = gated * gated
@@ -122,14 +124,14 @@ def rms_norm_gate_first_backward(
         d_gated = d_normed * scale[:, None] + gated * d_variance_sum[:, None] * 2.0
         d_x = d_gated
         if HAS_Z:
-            d_x = d_gated * z * tl.sigmoid(z)
+            d_x = d_gated * z * sigmoid(z)
         tl.store(
             d_x_base + t0 * stride_d_x_rows + t[:, None] * stride_d_x_rows + d[None, :],
             d_x,
             mask=t_in[:, None] & d_in[None, :],
         )
         if HAS_Z:
-            d_z = d_gated * x * (z * (1.0 - tl.sigmoid(z)) + 1.0) * tl.sigmoid(z)
+            d_z = d_gated * x * (z * (1.0 - sigmoid(z)) + 1.0) * sigmoid(z)
             tl.store(
                 d_z_ptr + c0 + t0 * stride_d_z_rows + t[:, None] * stride_d_z_rows + d[None, :],
                 d_z,

@@ -733,7 +733,7 @@ def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, o
 
 def _gradients_of(sizes: Sizes, config: dict[str, Any]):
     """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
-    return _whole(CHUNK_GRADIENTS, sizes, config, "chunk_gradients")
+    return _whole(CHUNK_GRADIENTS, sizes, _numbers(config, "chunk_gradients"))
 
 
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, ...]) -> int:
@@ -752,12 +752,12 @@ def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tupl
     return wanted if possible else 0
 
 
-def _whole(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str):
+def _whole(table: dict, sizes: Sizes, numbers: dict[str, Any]):
     """Module, numbers and tiles of a kernel whose programs have all of headdim.
 
     block_n, block_p: what is wider is cut in two.
     """
-    names, numbers = sizes.names, _numbers(config, kernel)
+    names = sizes.names
     n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
     p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
     module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
@@ -777,7 +777,7 @@ def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
         names["p_blocks"] = -(-names["HEADDIM"] // block)
         module = _there(REVERSE_WALK_BLOCKS, len(n_tiles), sizes)
         return module, _small(numbers, block, sizes), {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
-    return _whole(REVERSE_WALK, sizes, config, "reverse_walk")
+    return _whole(REVERSE_WALK, sizes, numbers)
 
 
 def _groups_of(sizes: Sizes, config: dict[str, Any]):
@@ -790,7 +790,7 @@ def _groups_of(sizes: Sizes, config: dict[str, Any]):
         names["n_blocks"] = -(-names["DSTATE"] // block)
         module = _there(GROUP_GRADIENTS_BLOCKS, len(p_tiles), sizes)
         return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_P", p_tiles), "BLOCK_N": block}
-    return _whole(GROUP_GRADIENTS, sizes, config, "group_gradients")
+    return _whole(GROUP_GRADIENTS, sizes, numbers)
 
 
 def _share(extent: int, numbers: dict[str, Any]) -> int:

@@ -11,24 +11,28 @@ from ..kernels import (
     layer_norm,
     layer_norm_2d,
     layer_norm_backward,
-    layer_norm_backward_2d,
+    layer_norm_backward_3d,
+    layer_norm_backward_5d,
     layer_norm_gate_first,
     layer_norm_gate_first_2d,
     layer_norm_gate_first_backward,
-    layer_norm_gate_first_backward_2d,
+    layer_norm_gate_first_backward_3d,
+    layer_norm_gate_first_backward_5d,
     rms_norm,
     rms_norm_2d,
     rms_norm_backward,
-    rms_norm_backward_2d,
+    rms_norm_backward_3d,
+    rms_norm_backward_5d,
     rms_norm_gate_first,
     rms_norm_gate_first_2d,
     rms_norm_gate_first_backward,
-    rms_norm_gate_first_backward_2d,
+    rms_norm_gate_first_backward_3d,
+    rms_norm_gate_first_backward_5d,
     sum_parts,
 )
 from ..launching import Plan, Recipes, Sizes, key_of
 from ..norm_defaults import LONGEST
-from ..tiles import SMALLEST, cut, next_power_of_two
+from ..tiles import cut, equal_count, equal_tile
 
 # is_rms_norm, gate first, tiles of the channels of a row
 FORWARD = {
@@ -43,13 +47,17 @@ FORWARD = {
 }
 BACKWARD = {
     (True, False, 1): rms_norm_backward,
-    (True, False, 2): rms_norm_backward_2d,
+    (True, False, 3): rms_norm_backward_3d,
+    (True, False, 5): rms_norm_backward_5d,
     (True, True, 1): rms_norm_gate_first_backward,
-    (True, True, 2): rms_norm_gate_first_backward_2d,
+    (True, True, 3): rms_norm_gate_first_backward_3d,
+    (True, True, 5): rms_norm_gate_first_backward_5d,
     (False, False, 1): layer_norm_backward,
-    (False, False, 2): layer_norm_backward_2d,
+    (False, False, 3): layer_norm_backward_3d,
+    (False, False, 5): layer_norm_backward_5d,
     (False, True, 1): layer_norm_gate_first_backward,
-    (False, True, 2): layer_norm_gate_first_backward_2d,
+    (False, True, 3): layer_norm_gate_first_backward_3d,
+    (False, True, 5): layer_norm_gate_first_backward_5d,
 }
 # dimensions of the tensors, as the kernels' stride parameters name them
 DIMS = {
@@ -165,11 +173,13 @@ def launches(
     else:
         sizes.allocate("y", (rows, dim), x.dtype)
     tiles = cut(group_size, LONGEST)
-    if numbers["tiles"] == 1:
-        tiles = (max(SMALLEST, next_power_of_two(group_size)),)
-    blocks = {"BLOCK_D": tiles[0]} if len(tiles) == 1 else {"BLOCK_D_0": tiles[0], "BLOCK_D_1": tiles[1]}
+    # of a record for rows of another length the number of tiles may be one that pads more than fewer do
+    count = equal_count(group_size, numbers["tiles"]) if backward else min(numbers["tiles"], len(tiles))
+    blocks = {"BLOCK_D": equal_tile(group_size, count)}
+    if count == 2:
+        blocks = {"BLOCK_D_0": tiles[0], "BLOCK_D_1": tiles[1]}
     table = BACKWARD if backward else FORWARD
-    sizes.launch(table[is_rms_norm, not norm_before_gate, len(tiles)], numbers, BLOCK_T=numbers["block_t"], **blocks)
+    sizes.launch(table[is_rms_norm, not norm_before_gate, count], numbers, BLOCK_T=numbers["block_t"], **blocks)
     if backward:
         columns = 1 + (bias is not None)
         sizes.launch(sum_parts, SUM, nparts=programs, sums=2, width=1, columns=columns, BLOCK_T=64, BLOCK_D=32)

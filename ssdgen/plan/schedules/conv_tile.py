@@ -69,6 +69,7 @@ def kernel(shape: Tile) -> Kernel:
         flags,
         ("ntiles", "cdiv(dim, BLOCK_D)", "rows"),
         (*_place(shape), *_body(shape)),
+        gates=True,
     )
 
 

@@ -44,6 +44,7 @@ def kernel(width: int) -> Kernel:
         ("cdiv(dim, BLOCK_D)", "batch"),
         (*_place(), *_tokens(width), When("not HAS_RING", _moved_up())),
         given=tuple(f"tap_{back}" for back in range(1, width)),
+        gates=True,
     )
 
 

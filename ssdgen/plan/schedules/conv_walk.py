@@ -1,9 +1,9 @@
 """The convolution where channels lie side by side: programs walk along tokens.  spec.conv -> Kernel
 
-A program has some channels of a part of a sequence.  It goes through it a few tokens at a time, all of whose loads are
-made first, and keeps the last width - 1 inputs in registers: every input is read once.  Backwards it goes the same way:
-the gradient of an input is finished width - 1 tokens later, so it keeps as many adjoints of the sum as inputs, and goes
-that far into the next part.
+A program has some channels of a part of a sequence.  It goes through it a few tokens at a time, loads the next ones
+before it computes, and keeps the last width - 1 inputs in registers: every input is read once.  Backwards it goes the
+same way: the gradient of an input is finished width - 1 tokens later, so it keeps as many adjoints of the sum as
+inputs, and goes that far into the next part.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def kernel(shape: Walk) -> Kernel:
         flags,
         ("cdiv(dim, BLOCK_D)", "nsegments", "rows"),
         (*_place(tokens), *(_backward(shape) if shape.backward else _forward(shape))),
+        gates=True,
     )
 
 
@@ -89,16 +90,17 @@ def _place(tokens: int) -> tuple[Stmt, ...]:
         Scalar("row", "0", wide=True),
         Load(Value("start", (), "int"), "cu_seqlens", ("b",)),
         Load(Value("stop", (), "int"), "cu_seqlens", ("b + 1",)),
-        Scalar("length", "stop - start"),
+        Scalar("length", "stop - start", narrow=True),
     )
     whole: tuple[Stmt, ...] = (
         Scalar("row", "b"),
         Scalar("start", "0", wide=True),
-        Scalar("length", "seqlen", wide=True),
+        Scalar("length", "seqlen", narrow=True),
     )
     return (
         *channel_statements(0),
-        Scalar("segment", "program_id(1)", wide=True),
+        # positions in a sequence are numbers of 32 bits: they are compared often, and multiplied only with a start
+        Scalar("segment", "program_id(1)"),
         Scalar("b", "program_id(2)", wide=True),
         When("HAS_CU_SEQLENS", packed, whole),
         Scalar("part", f"cdiv(cdiv(length, nsegments), {tokens}) * {tokens}"),
@@ -116,10 +118,6 @@ def _lowering(shape: Walk, orders: range) -> Lowering:
     """Of the tokens of one trip, and those before them."""
     width = shape.width
 
-    def row(at: dict[str, Piece]) -> tuple:
-        piece = at["t"]
-        return "row", f"start + {piece.scalar}", span(f"in{piece.suffix}")
-
     def sequence(at: dict[str, Piece]) -> tuple:
         return "row", f"minimum({at['t'].scalar}, length - 1)"
 
@@ -127,8 +125,6 @@ def _lowering(shape: Walk, orders: range) -> Lowering:
         conv_adjoint(width) if shape.backward else conv_graph(width),
         {"t": tuple(_pieces(orders).values()), "d": (CHANNELS,)},
         {
-            "x": Source("x", row),
-            "d_y": Source("d_y", row),
             "seq": Source("seq_idx", sequence, dtype="int", flag="HAS_SEQ_IDX"),
             **channel_sources(width, 0),
         },
@@ -145,15 +141,32 @@ def _bind(lowering: Lowering, width: int, carried: tuple[str, ...] = ()) -> None
         lowering.bind("seq", at, Value(f"seq_m{back}", (), "int"), 1)
 
 
-def _loads(lowering: Lowering, pieces: list[Piece], names: tuple[str, ...]) -> None:
-    """Everything that a trip reads, before anything waits for it."""
-    for piece in pieces:
-        lowering.emit(1, Mask(f"in{piece.suffix}", "d", "d", "dim - d0", (f"{piece.scalar} < length",)))
+def _arrived(lowering: Lowering, pieces: list[Piece], names: tuple[str, ...]) -> None:
+    """What the trip before has loaded, which waited in its own dtype, and the sequences of these tokens."""
     for name in names:
         for piece in pieces:
-            lowering.need(name, {"t": piece, "d": CHANNELS})
+            ahead, value = _ahead(name, piece), Value(f"{name}{piece.suffix}", ("d",))
+            lowering.emit(1, Let(value, entry(ahead.name, "d"), (ahead,)))
+            lowering.bind(name, {"t": piece, "d": CHANNELS}, value, 1)
     for piece in pieces:
         lowering.need("seq", {"t": piece})
+
+
+def _ahead(name: str, piece: Piece) -> Value:
+    return Value(f"{name}_next{piece.suffix}", ("d",), "stored")
+
+
+def _load_ahead(pieces: list[Piece], names: tuple[str, ...], t: str, at: str, limit: str) -> list[Stmt]:
+    """The tokens from the position `t` on, which stands at `at` of a row, up to a limit."""
+    found: list[Stmt] = []
+    for piece in pieces:
+        inside = (f"{after(t, piece.order)} < {limit}",)
+        found.append(Mask(f"ahead{piece.suffix}", "d", "d", "dim - d0", inside))
+    for name in names:
+        for piece in pieces:
+            index = ("row", after(at, piece.order), span(f"ahead{piece.suffix}"))
+            found.append(Load(_ahead(name, piece), name, index))
+    return found
 
 
 def _carry(lowering: Lowering, width: int, names: tuple[str, ...]) -> None:
@@ -170,21 +183,31 @@ def _carry(lowering: Lowering, width: int, names: tuple[str, ...]) -> None:
         lowering.emit(1, kept, "HAS_SEQ_IDX")
 
 
+def _trip(lowering: Lowering, tokens: int, names: tuple[str, ...], limit: str) -> list[Piece]:
+    """Where a trip stands, what it has, and the loads for the next one, up to a limit."""
+    pieces = list(_pieces(range(tokens)).values())
+    lowering.emit(1, Scalar("t", f"first + trip * {tokens}"))
+    lowering.emit(1, Scalar("at", "start + t"))
+    _arrived(lowering, pieces, names)
+    lowering.scopes[1] += _load_ahead(pieces, names, f"t + {tokens}", f"at + {tokens}", limit)
+    return pieces
+
+
 def _forward(shape: Walk) -> tuple[Stmt, ...]:
     width, tokens = shape.width, shape.tokens
     lowering = _lowering(shape, range(1 - width, tokens))
     _bind(lowering, width)
-    pieces = list(_pieces(range(tokens)).values())
-    _loads(lowering, pieces, ("x",))
+    pieces = _trip(lowering, tokens, ("x",), "last")
     for piece in pieces:
-        index = ("row", f"start + {piece.scalar}", span(f"in{piece.suffix}"))
-        lowering.store(1, "y", {"t": piece, "d": CHANNELS}, "y", index)
+        inside = f"in{piece.suffix}"
+        lowering.emit(1, Mask(inside, "d", "d", "dim - d0", (f"{piece.scalar} < length",)))
+        lowering.store(1, "y", {"t": piece, "d": CHANNELS}, "y", ("row", after("at", piece.order), span(inside)))
     _carry(lowering, width, ("x",))
-    start = Scalar("t", f"first + trip * {tokens}")
     return (
         *merge(tuple(lowering.scopes[0])),
         *merge(tuple(before("first", width, ROW, limit="length"))),
-        For("trip", "trips", (start, *merge(tuple(lowering.scopes[1])))),
+        *_load_ahead(pieces, ("x",), "first", "start + first", "last"),
+        For("trip", "trips", merge(tuple(lowering.scopes[1]))),
         final_states(width, "segment == 0", ROW),
     )
 
@@ -194,21 +217,20 @@ def _backward(shape: Walk) -> tuple[Stmt, ...]:
     lowering = _lowering(shape, range(1 - width, tokens))
     bias = lowering.graph["d_bias"]
     assert isinstance(bias, Sum)
-    adjoint = name_of(bias.of)
+    adjoint, loaded = name_of(bias.of), ("x", "d_y")
     _bind(lowering, width, (adjoint,))
-    pieces = list(_pieces(range(tokens)).values())
-    _loads(lowering, pieces, ("x", "d_y"))
+    pieces = _trip(lowering, tokens, loaded, "length")
     for piece in pieces:
         lowering.need(adjoint, {"t": piece, "d": CHANNELS})
         _accumulate(lowering, piece, width)
         _store(lowering, piece.order - (width - 1), width, first=True)
     _carry(lowering, width, ("x", adjoint))
 
-    # the last tokens' gradients wait for the tokens after them, which are another program's
+    # the last tokens' gradients wait for the tokens after them, which are another program's, and loaded already
     rest = _lowering(shape, range(1 - width, width - 1))
     rest.made.update({key: made for key, made in lowering.made.items() if made[1] == 0})
     _bind(rest, width, (adjoint,))
-    _loads(rest, list(_pieces(range(width - 1)).values()), ("x", "d_y"))
+    _arrived(rest, list(_pieces(range(width - 1)).values()), loaded)
     for back in range(width - 1, 0, -1):
         _store(rest, -back, width, first=False)
 
@@ -218,11 +240,13 @@ def _backward(shape: Walk) -> tuple[Stmt, ...]:
     return (
         *merge(tuple(lowering.scopes[0])),
         *merge((*before("first", width, ROW, limit="length"), When("HAS_SEQ_IDX", (last,)))),
+        *_load_ahead(pieces, loaded, "first", "start + first", "length"),
         *start,
         *sums,
         When("HAS_BIAS", (zeros("d_bias", "BLOCK_D"),)),
-        For("trip", "trips", (Scalar("t", f"first + trip * {tokens}"), *merge(tuple(lowering.scopes[1])))),
+        For("trip", "trips", merge(tuple(lowering.scopes[1]))),
         Scalar("t", f"first + trips * {tokens}"),
+        Scalar("at", "start + t"),
         *merge(tuple(rest.scopes[1])),
         *store_parts(width, "segment"),
     )
@@ -255,7 +279,7 @@ def _store(lowering: Lowering, order: int, width: int, first: bool) -> None:
     lowering.bind("d_state_out", at, ending, 1)
     made = lowering.need("d_x", at)
     assert made is not None
-    own, row = f"own{piece.suffix}", ("row", f"start + {piece.scalar}")
+    own, row = f"own{piece.suffix}", ("row", after("at", piece.order))
     lowering.emit(1, Mask(own, "d", "d", "dim - d0", (f"{piece.scalar} >= first", f"{piece.scalar} < length")))
     lowering.emit(1, Store("d_x", (*row, span(own)), made[0]))
     if first and order < 0:

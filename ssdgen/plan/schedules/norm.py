@@ -2,6 +2,7 @@
 
 A row is a group of channels of a token, in one tile or, where that pads less, in two.  In the backward pass a program
 goes through many rows, of which it loads the next ones before it computes, and sums up the gradients of the weight.
+Its tiles are of one size: what threads have of them lies alike, so they are added up before threads exchange anything.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span
 from ..ir import Sum as SumStmt
 from ..lower import Lowering, merge
 from ..pieces import Piece, Source
+from ..tiles import EQUAL
 
 SUMMED = ("d_weight", "d_bias")
+# tiles of a row that ship: forwards the second one may be smaller, backwards all have one size
+FORWARD_TILES, BACKWARD_TILES = (1, 2), EQUAL
 
 
 @dataclass(frozen=True)
 class Rows:
-    """tiles: of the channels of a row, one or two."""
+    """tiles: of the channels of a row: one or two, or backward any number of one size."""
 
     norm: Norm
     backward: bool = False
@@ -32,7 +36,13 @@ class Rows:
     @property
     def name(self) -> str:
         words = ["rms" if self.norm.rms else "layer", "norm", *(["gate_first"] if self.norm.gate_first else [])]
-        return "_".join([*words, *(["backward"] if self.backward else []), *(["2d"] if self.tiles == 2 else [])])
+        return "_".join(
+            [*words, *(["backward"] if self.backward else []), *([f"{self.tiles}d"] if self.tiles > 1 else [])]
+        )
+
+    @property
+    def equal(self) -> bool:
+        return self.backward or self.tiles == 1
 
 
 def kernel(shape: Rows) -> Kernel:
@@ -60,7 +70,7 @@ def kernel(shape: Rows) -> Kernel:
         if shape.backward
         else (Tensor("y", row, "any", "unit", out=True),)
     )
-    blocks = ("BLOCK_D",) if shape.tiles == 1 else ("BLOCK_D_0", "BLOCK_D_1")
+    blocks = ("BLOCK_D",) if shape.equal else ("BLOCK_D_0", "BLOCK_D_1")
     return Kernel(
         shape.name,
         about,
@@ -72,6 +82,7 @@ def kernel(shape: Rows) -> Kernel:
         ("HAS_Z", "HAS_BIAS"),
         ("nprograms" if shape.backward else "cdiv(rows, BLOCK_T)", "ngroups"),
         (*_place(shape), *(_backward(shape) if shape.backward else _forward(shape))),
+        gates=True,
     )
 
 
@@ -79,11 +90,10 @@ def _place(shape: Rows) -> tuple[Stmt, ...]:
     channels: list[Stmt] = []
     for k, piece in enumerate(_channels(shape)):
         assert piece.span is not None and piece.span.mask is not None
-        limit = "group_size" if k == 0 else "group_size - BLOCK_D_0"
-        channels += [
-            Arange(piece.span.offsets, "d", piece.span.size),
-            Mask(piece.span.mask, "d", piece.span.offsets, limit),
-        ]
+        before = "" if k == 0 else f" - {_channels_before(shape, k)}"
+        if k == 0 or not shape.equal:
+            channels.append(Arange(piece.span.offsets, "d", piece.span.size))
+        channels.append(Mask(piece.span.mask, "d", piece.span.offsets, f"group_size{before}"))
     return (
         Scalar("group", "program_id(1)"),
         Scalar("c0", "group * group_size"),
@@ -95,10 +105,19 @@ def _place(shape: Rows) -> tuple[Stmt, ...]:
 def _channels(shape: Rows) -> tuple[Piece, ...]:
     if shape.tiles == 1:
         return (Piece("", Span("d", "d", "BLOCK_D", "c0", "d_in")),)
-    return (
-        Piece("_0", Span("d", "d_0", "BLOCK_D_0", "c0", "d_in_0")),
-        Piece("_1", Span("d", "d_1", "BLOCK_D_1", "c0 + BLOCK_D_0", "d_in_1"), order=1),
-    )
+    found: list[Piece] = []
+    for k in range(shape.tiles):
+        offsets, size = ("d", "BLOCK_D") if shape.equal else (f"d_{k}", f"BLOCK_D_{k}")
+        origin = "c0" if k == 0 else f"c0 + {_channels_before(shape, k)}"
+        found.append(Piece(f"_{k}", Span("d", offsets, size, origin, f"d_in_{k}"), order=k))
+    return tuple(found)
+
+
+def _channels_before(shape: Rows, k: int) -> str:
+    """Channels of a row before its k-th tile, of two unequal ones or of equal ones."""
+    if not shape.equal:
+        return "BLOCK_D_0"
+    return "BLOCK_D" if k == 1 else f"{k} * BLOCK_D"
 
 
 def _rows(origin: str = "t0", mask: str = "t_in") -> Span:
@@ -135,6 +154,7 @@ def _lowering(shape: Rows, level: int) -> Lowering:
         zero_past_end=frozenset(("centred", "scale")),
         kept=frozenset(("gated", "d_biased", "d_x")),
         spread=frozenset(node.name for node in pure),
+        add_first=shape.equal,
     )
 
 
