@@ -63,8 +63,16 @@ SHARES = {"headdim": (64, 32), "dstate": (128, 64)}
 # slices of rows and heads, and the share of the L2 cache that what a slice keeps must fill at least
 SLICES, LEAST_KEPT = (1, 2, 4, 8, 16), 4
 
-# axes that came after records were made, of which the first value is what these mean: they stay as new as they were
-LATER = ("slices",)
+# axes that came after records were made, of which the first value is what these mean, and values that came to others:
+# records stay as new as they were
+LATER: dict[str, tuple[Value, ...]] = {
+    "slices": SLICES,
+    "states.terms": (TERMS, 1),
+    "adjoints.terms": (TERMS, 1),
+    "reverse_walk.left": (0, 1),
+    "group_gradients.consumers": (3,),
+    "chunk_gradients.consumers": (3,),
+}
 
 # programs of one kernel on a multiprocessor, above which more of them bring nothing
 MOST_PROGRAMS = 8
@@ -207,12 +215,8 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
 
 
 def fingerprint() -> str:
-    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-
-    def offered(schedule: str, problem: Problem, gpu: Gpu) -> list[Axis]:
-        return [axis for axis in axes(schedule, problem, gpu) if axis.name not in LATER]
-
-    return digest(offered, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS)
+    """What the space offers, as a short text: it changes when an axis, a value or a bound does, LATER aside."""
+    return digest(axes, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS, later=LATER)
 
 
 # ---- configs

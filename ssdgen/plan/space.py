@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ HALF_OF_THE_REGISTERS = 128
 
 # in which the scores go into their product, if a config says nothing
 TERMS = 2
+
+# axes that came after records were made, of which the first value is what these mean: records stay as new as they were
+LATER: dict[str, tuple[Value, ...]] = {"single_pass.terms": (TERMS, 1)}
 
 # what the kernels that are specialised by warps have fixed
 CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
@@ -207,16 +210,28 @@ def smallest() -> Config:
 
 
 def fingerprint() -> str:
-    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-    return digest(axes, SCHEDULES, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST)
+    """What the space offers, as a short text: it changes when an axis, a value or a bound does, LATER aside."""
+    return digest(axes, SCHEDULES, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST, later=LATER)
 
 
-def digest(offer: Callable[[Any, Problem, Gpu], Iterable[Axis]], schedules: Sequence[str], *bounds: Any) -> str:
-    """The fingerprint of a space: of the axes that it offers for a few problems and GPUs, and of its bounds."""
+def digest(
+    offer: Callable[[Any, Problem, Gpu], Iterable[Axis]],
+    schedules: Sequence[str],
+    *bounds: Any,
+    later: Mapping[str, tuple[Value, ...]] | None = None,
+) -> str:
+    """The fingerprint of a space: of the axes that it offers for a few problems and GPUs, and of its bounds.
+
+    later: values of axes that do not count; nor does an axis that has no others.
+    """
+
+    def counted(axis: Axis) -> tuple[Value, ...]:
+        return tuple(value for value in axis.values if value not in (later or {}).get(axis.name, ()))
+
     gpus = [find(name) for name in ("h200", "a100")]
     problems = [Problem(8, 2048, 80, 64, 128), Problem(1, 16384, 24, 80, 96, dtype="float32")]
     offered = [
-        [(axis.name, axis.values) for axis in offer(schedule, problem, gpu)]
+        [(axis.name, counted(axis)) for axis in offer(schedule, problem, gpu) if counted(axis)]
         for schedule in schedules
         for problem in problems
         for gpu in gpus
