@@ -45,7 +45,7 @@ def test_the_quality_is_what_the_table_says(found: list[calibration.Sample]) -> 
     ]
     for seen, held_out in zip(data["passes"], kept["passes"], strict=True):
         assert (seen["direction"], seen["gpu"]) == (held_out["direction"], held_out["gpu"])
-        # constants that have seen a shape rank it no worse than those that have not, but for luck, of which few have more
+        # constants that have seen a shape rank it no worse than those that have not, but for luck: few rows have more
         slack = 0.05 if held_out["candidates"] > 50 else 0.15
         assert seen["rho_mean"] > held_out["rho_mean"] - slack
         assert held_out["rho_pooled"] > 0.9
