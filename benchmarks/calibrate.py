@@ -138,9 +138,10 @@ def table(data: dict[str, Any]) -> str:
 
 def _code(row: measured.Row, at: int, launch: Launch, known: Known) -> Compiled:
     name = launch.kernel.__name__
-    if row.resources is None:
+    # sums that torch made when the row was measured may be a launch of ours today
+    if row.resources is None or (row.kernels is not None and name not in row.kernels):
         return Compiled(name, "", known(launch, row.gpu))
-    registers, spilled, shared, *warps = row.resources[at]
+    registers, spilled, shared, *warps = row.resources[row.kernels.index(name) if row.kernels else at]
     return Compiled(name, "", Resources(registers, spilled, shared, *(warps or [launch.num_warps])))
 
 

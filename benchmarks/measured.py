@@ -49,7 +49,7 @@ class Row:
 
     run: rows of one run compare: they are of one experiment, with one kind of GPU.  us: of the call; kernels_us:
     of each launch, where they were timed one by one.  resources: registers, spilled bytes and shared bytes of each
-    launch as it was then, or None: compile it.
+    launch as it was then, or None: compile it; kernels: their names, where the file has them.
     """
 
     run: str
@@ -60,6 +60,7 @@ class Row:
     us: float
     kernels_us: tuple[float, ...] | None = None
     resources: tuple[tuple[int, ...], ...] | None = None
+    kernels: tuple[str, ...] | None = None
 
 
 def read(folder: Path = RESULTS, tuned: Path = TUNED) -> tuple[list[Row], Counter[str]]:
@@ -88,7 +89,9 @@ def of_candidates(data: dict[str, Any], run: str) -> Iterator[Row]:
     gpu = _gpu(data["gpu"])
     for row in data["rows"]:
         resources = tuple(tuple(each) for each in row["resources"])
-        yield Row(run, gpu, row["direction"], Problem(**row["problem"]), row["config"], row["us"], None, resources)
+        kernels = tuple(row["kernels"]) if "kernels" in row else None
+        problem = Problem(**row["problem"])
+        yield Row(run, gpu, row["direction"], problem, row["config"], row["us"], None, resources, kernels)
 
 
 def _first_forward(data: dict[str, Any], left_out: Counter[str]) -> Iterator[Row]:

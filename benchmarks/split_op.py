@@ -2,7 +2,8 @@
 
     python benchmarks/split_op.py [--batch 8] [--seqlen 2048] [--no-peer] [--out FILE] [--quick]
 
-Needs a CUDA GPU, and for the peer causal_conv1d too (README.md), without which mamba_ssm's function does not run.
+Needs a CUDA GPU.  mamba_ssm's function takes its convolution from causal_conv1d (README.md); where that is not there,
+from ssdgen, which leans towards the peer.
 `mamba_split_conv1d_scan_combined` at the sizes of the 2.7B layer, in bf16, with the gated norm, without and with the
 output projection, whose matrix products are the same on both sides.  Its output and the gradients of all operands are
 held against float64 first: a side that is wrong is not timed.
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import extensions, machine, report  # noqa: E402
 from benchmarks.forward import Clock  # noqa: E402
-from ssdgen.mamba2_ops import fallback, mamba_split_conv1d_scan_combined  # noqa: E402
+from ssdgen.mamba2_ops import causal_conv1d_fn, conv_paths, fallback, mamba_split_conv1d_scan_combined  # noqa: E402
 
 OURS = "ssdgen"
 HEADDIM, DSTATE, WIDTH, EPS = 64, 128, 4, 1e-5
@@ -53,19 +55,41 @@ def build(folder: Path) -> Any:
 
 
 def load() -> tuple[Split | None, str]:
-    """(mamba_ssm's function or None, what was found or why not)."""
+    """(mamba_ssm's function or None, what was found or why not).
+
+    It imports causal_conv1d.  Where that is neither installed nor can be built, our convolution stands in for it.
+    """
     extension, about = extensions.load(EXTENSION, SOURCE, build)
-    if extension is None:
-        return None, about
-    sys.modules.setdefault(EXTENSION, extension)
-    if SOURCE in os.environ:
-        sys.path.append(os.environ[SOURCE])
+    if extension is not None:
+        sys.modules.setdefault(EXTENSION, extension)
+        if SOURCE in os.environ:
+            sys.path.append(os.environ[SOURCE])
+    else:
+        about = f"the convolution of ssdgen ({about})"
+        sys.modules |= stand_ins()
     try:
-        import causal_conv1d.cpp_functions  # noqa: F401
         from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined as peer
     except ImportError as error:
-        return None, f"mamba_ssm or causal_conv1d cannot be imported: {error}"
+        return None, f"mamba_ssm cannot be imported: {error}"
     return peer, f"mamba_ssm with {about}"
+
+
+def stand_ins() -> dict[str, ModuleType]:
+    """What mamba_ssm imports of causal_conv1d, made by our kernels; the gradient of x is copied to where it goes."""
+
+    def forward(x, weight, bias, seq_idx, initial_states, final_states, silu) -> Tensor:
+        return conv_paths.forward(x, weight, bias, initial_states, seq_idx, None, silu, False)[0]
+
+    def backward(x, weight, bias, d_y, seq_idx, initial_states, d_final_states, d_x, wants_initial, silu):
+        found = conv_paths.backward(d_y, None, x, weight, bias, initial_states, seq_idx, None, silu)
+        return d_x.copy_(found["x"]), found["weight"].to(weight.dtype), found["bias"].to(weight.dtype), None
+
+    package, functions = ModuleType("causal_conv1d"), ModuleType("causal_conv1d.cpp_functions")
+    package.causal_conv1d_fn = causal_conv1d_fn  # type: ignore[attr-defined]
+    functions.causal_conv1d_fwd_function = forward  # type: ignore[attr-defined]
+    functions.causal_conv1d_bwd_function = backward  # type: ignore[attr-defined]
+    functions.causal_conv1d_update_function = None  # type: ignore[attr-defined]
+    return {package.__name__: package, functions.__name__: functions}
 
 
 def operands(batch: int, seqlen: int, nheads: int, projects: bool, device: str, seed: int = 0) -> Tensors:

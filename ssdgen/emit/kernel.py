@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -191,7 +193,10 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         turns=any(role["turns"] for role in printed),
         fixed=bool(fixed_loads(kernel)),
         worker_warps=[4] * (kernel.consumers - 1) + [1],
-        worker_registers=[REGISTERS[kernel.consumers]] * (kernel.consumers - 1) + [LOADER_REGISTERS],
+        worker_registers=[
+            *(kernel.registers or [REGISTERS[kernel.consumers]] * (kernel.consumers - 1)),
+            LOADER_REGISTERS,
+        ],
         hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],
         **_common(kernel, graph, source),
     )
@@ -201,6 +206,8 @@ def _role(kernel: ir.Kernel, number: int) -> dict[str, Any]:
     """What one consumer does, as text, and the tiles in shared memory that it has for itself."""
     printer = ConsumerPrinter(kernel)
     statements = "\n".join(printer.lines(kernel.body, 4))
+    if kernel.roles and (needed := _without_idle_scalars(kernel, statements)) != kernel:
+        return _role(needed, number)
     lead = [
         f"    {layout(columns)}: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
         for columns in printer.used
@@ -222,6 +229,18 @@ def _role(kernel: ir.Kernel, number: int) -> dict[str, Any]:
         "prefix": prefix,
         "turns": bool(printer.turns),
     }
+
+
+def _without_idle_scalars(kernel: ir.Kernel, text: str) -> ir.Kernel:
+    """The kernel without the scalars that its text names once only: a role does not read all of them."""
+    names = Counter(re.findall(r"\w+", text))
+    body = tuple(s for s in kernel.body if not isinstance(s, ir.Scalar) or names[s.name] > 1)
+    loops = {
+        s: tuple(t for t in s.body if not isinstance(t, ir.Scalar) or names[t.name] > 1)
+        for s in body
+        if isinstance(s, ir.For)
+    }
+    return replace(kernel, body=tuple(replace(s, body=loops[s]) if isinstance(s, ir.For) else s for s in body))
 
 
 def grid(kernel: ir.Kernel) -> tuple[str, str]:

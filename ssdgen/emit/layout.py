@@ -55,6 +55,10 @@ def fit(statement: str, indent: int, width: int = WIDTH) -> list[str]:
     body, suffix = code, ""
     if code.endswith(".to(tl.float32)"):
         body, suffix = code[: -len(".to(tl.float32)")], ".to(tl.float32)"
+    if body.startswith("[") and body.endswith("]") and not _matching(body, len(body) - 1):
+        # a list has a line for each entry
+        entries = [fit(entry, indent + 4, width - 1) for entry in _arguments(body[1:-1])]
+        return [f"{pad}[", *(line for lines in entries for line in (*lines[:-1], lines[-1] + ",")), f"{pad}]"]
     target, equals, value = body.partition(" = ")
     call_end = body.endswith(")") and _matching(body, len(body) - 1)
     whole_call = call_end and (

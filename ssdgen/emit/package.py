@@ -20,7 +20,7 @@ from ..plan.ir import Kernel
 from ..plan.schedules import adjoint, mirror, prepare, sum_parts
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
-from ..plan.schedules.groups import ROLES, Groups
+from ..plan.schedules.groups import Groups
 from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
@@ -192,10 +192,14 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
             [
                 (f"({shape.consumers}, {shape.n_tiles})", shape.name)
                 for shape in catalogue.walks(outputs)
-                if shape.name in names and shape.consumers
+                if shape.name in names and shape.consumers and shape.two_terms == two_terms
             ],
         )
-        for table, outputs in (("SINGLE_PASS_CONSUMERS", True), ("SEGMENT_STATE_CONSUMERS", False))
+        for table, outputs, two_terms in (
+            ("SINGLE_PASS_CONSUMERS", True, True),
+            ("SINGLE_PASS_ONE_TERM", True, False),
+            ("SEGMENT_STATE_CONSUMERS", False, False),
+        )
     ]
     scans = [(f"({s.n_tiles}, {s.p_tiles})", s.name) for s in catalogue.scans() if s.name in names]
     strided = {tensor.name: tensor.dims for kernel in chosen for tensor in kernel.tensors if tensor.stride_parameters()}
@@ -298,10 +302,19 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
 
     Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
     """
-    found: dict[str, list[tuple[str, str]]] = {"chunk_gradients": [("(2, 1)", Gradients(specialised=True).name)]}
-    found["reverse_walk"] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2).name) for n in (2, 4)]
+    found: dict[str, list[tuple[str, str]]] = {
+        "chunk_gradients": [
+            (f"({len(shape.roles)}, 1)", shape.name)
+            for shape in (Gradients(specialised=True, three=three) for three in (False, True))
+        ]
+    }
+    for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
+        found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]
     found["group_gradients"] = [
-        (f"({len(ROLES)}, {p})", Groups(p_tiles=p, blocks=True, specialised=True).name) for p in (1, 2)
+        (f"({len(shape.roles)}, {shape.p_tiles})", shape.name)
+        for shape in (
+            Groups(p_tiles=p, blocks=True, specialised=True, three=three) for three, p in product((False, True), (1, 2))
+        )
     ]
     for count, n in product(catalogue.CONSUMERS, (1, 2)):
         shapes = {
@@ -309,6 +322,8 @@ def _specialised() -> dict[str, list[tuple[str, str]]]:
             "chunk_states": States(n_tiles=n, consumers=count),
             "chunk_adjoints": States(True, n_tiles=n, consumers=count),
             "segment_adjoint": States(True, False, n, count),
+            "chunk_states_1term": States(False, True, n, count, 1),
+            "chunk_adjoints_1term": States(True, True, n, count, 1),
         }
         for kernel, shape in shapes.items():
             found.setdefault(kernel, []).append((f"({count}, {n})", shape.name))

@@ -50,6 +50,8 @@ class SharedPrinter(StatementPrinter):
         """A value goes into shared memory."""
         tile = f"{value.name}_tile"
         self.unfenced = True
+        if self.kernel.spare:
+            return self._into_the_one_tile(value, OUTGOING, indent)
         self.scratch[tile] = self.tiles.extents[value.name]
         return fit(self.idiom.to_tile(tile, f"{value.name}.to(DOT)"), indent)
 
@@ -222,12 +224,11 @@ class SharedPrinter(StatementPrinter):
 
     def _through_the_one_tile(self, stmt: ir.Store, indent: int) -> list[str]:
         """To memory through the tile that a consumer has for all copies, which are of one extent."""
-        pad, extents = " " * indent, self.tiles.extents[stmt.value.name]
-        self.scratch.setdefault(OUTGOING, extents)
-        self.copied = {stmt.value.name}
+        pad = " " * indent
+        turned = stmt.value.axes != tuple(at.axis for at in stmt.index if isinstance(at, ir.Span))
+        view = f"{OUTGOING}.permute((1, 0))" if turned else OUTGOING
         return [
-            f"{pad}tma.store_wait(0)",
-            *fit(self.idiom.to_tile(OUTGOING, f"{stmt.value.name}.to(DOT)"), indent),
+            *self._into_the_one_tile(stmt.value, view, indent),
             f"{pad}fence_async_shared()",
             *fit(
                 self.idiom.copy_out(
@@ -236,6 +237,12 @@ class SharedPrinter(StatementPrinter):
                 indent,
             ),
         ]
+
+    def _into_the_one_tile(self, value: ir.Value, view: str, indent: int) -> list[str]:
+        """A value takes the place of the one before, which has left."""
+        self.scratch.setdefault(OUTGOING, self.tiles.extents[value.name])
+        self.copied = {value.name}
+        return [f"{' ' * indent}tma.store_wait(0)", *fit(self.idiom.to_tile(view, f"{value.name}.to(DOT)"), indent)]
 
     # ---- layouts
 

@@ -59,7 +59,11 @@ class ConsumerPrinter(SharedPrinter):
             else:
                 found += self._block(stmt, indent)
             for value in puts.get(at, ()):
-                found += self._put(value, indent) if value.name not in self.tile_axes else []
+                if value.name not in self.tile_axes:
+                    found += [
+                        *(self._wait_for_the_one_tile(indent) if self.kernel.spare else []),
+                        *self._put(value, indent),
+                    ]
             if self.spare and isinstance(stmt, (ir.Let, ir.When)):
                 found += self._left_at_once(body, at, indent)
         return found
@@ -124,8 +128,7 @@ class ConsumerPrinter(SharedPrinter):
         if isinstance(stmt, ir.Load) and stmt.descriptor:
             return [*lines, *(self._fixed_tile(stmt, indent) if stmt in self.fixed else [])]
         if isinstance(stmt, ir.Store) and stmt.descriptor:
-            read = [at for at, product in enumerate(self.pending) if product.tile == OUTGOING]
-            return [*lines, *self._wait(read[-1] + 1 if read else 0, indent), *self._copy_out(stmt, indent)]
+            return [*lines, *self._wait_for_the_one_tile(indent), *self._copy_out(stmt, indent)]
         if isinstance(stmt, ir.Let):
             lines += self._registers(stmt, indent)
         if isinstance(stmt, ir.When):
@@ -290,6 +293,11 @@ class ConsumerPrinter(SharedPrinter):
             operands = {stmt.left.name, stmt.right.name}
             last = max((at for at, product in enumerate(self.pending) if product.result in operands), default=-1)
         return self._wait(last + 1, indent)
+
+    def _wait_for_the_one_tile(self, indent: int) -> list[str]:
+        """Wait for the products that read the tile through which a consumer copies, before it has another value."""
+        read = [at for at, product in enumerate(self.pending) if product.tile == OUTGOING]
+        return self._wait(read[-1] + 1 if read else 0, indent)
 
     def _wait(self, count: int, indent: int) -> list[str]:
         """Wait for the first `count` products under way."""

@@ -38,11 +38,18 @@ CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
 # the same of what programs of the schedule "walk" share out
 SHARED_OUT_HAVE = {"block_n": LARGEST, "block_p": LARGEST, "share": 0, "num_warps": 8}
 
+# in which what is scaled goes into its product, if a config says nothing
+TERMS = 2
+
 # what a config says of shared numbers where it launches none of their kernels
 UNUSED: dict[str, dict[str, Value]] = {
-    **dict.fromkeys(("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, **CONSUMERS_HAVE}),
+    **dict.fromkeys(
+        ("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, "terms": TERMS, **CONSUMERS_HAVE}
+    ),
     "passing": {"block": 512, "num_warps": 4},
 }
+
+THIRD_ROLE = "a third adds up what is a sum over states, for which the others would wait"
 
 # what a config does not say
 LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1}
@@ -56,8 +63,16 @@ SHARES = {"headdim": (64, 32), "dstate": (128, 64)}
 # slices of rows and heads, and the share of the L2 cache that what a slice keeps must fill at least
 SLICES, LEAST_KEPT = (1, 2, 4, 8, 16), 4
 
-# axes that came after records were made, of which the first value is what these mean: they stay as new as they were
-LATER = ("slices",)
+# axes that came after records were made, of which the first value is what these mean, and values that came to others:
+# records stay as new as they were
+LATER: dict[str, tuple[Value, ...]] = {
+    "slices": SLICES,
+    "states.terms": (TERMS, 1),
+    "adjoints.terms": (TERMS, 1),
+    "reverse_walk.left": (0, 1),
+    "group_gradients.consumers": (3,),
+    "chunk_gradients.consumers": (3,),
+}
 
 # programs of one kernel on a multiprocessor, above which more of them bring nothing
 MOST_PROGRAMS = 8
@@ -82,7 +97,11 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
     ]
     if specialised:
         found += [
-            Axis("chunk_gradients.consumers", (2,), "rows of a chunk's scores and columns have a group of warps each"),
+            Axis(
+                "chunk_gradients.consumers",
+                (2, 3),
+                f"rows of a chunk's scores and columns have a group of warps each; {THIRD_ROLE}",
+            ),
             Axis("chunk_gradients.num_stages", (3, 2), "heads in flight; shared memory ends at three"),
         ]
     else:
@@ -142,10 +161,11 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in kernels.items():
         whole: dict[str, Value] = {}
         if kernel in ("states", "adjoints"):
-            whole = {"consumers": 0, "maxnreg": 0, **(CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64})}
+            whole = {"consumers": 0, "maxnreg": 0, "terms": TERMS}
+            whole |= CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64}
         elif kernel in SHARE:
             whole = {"consumers": 0, **(SHARED_OUT_HAVE if numbers.get("consumers") else {"block_n": LARGEST})}
-            whole |= {"block_p": LARGEST, "share": 0}
+            whole |= {"block_p": LARGEST, "share": 0, **({"left": 0} if kernel == "reverse_walk" else {})}
         elif kernel in WHOLE and not numbers.get("consumers"):
             whole = {"block_n": LARGEST, "block_p": LARGEST}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
@@ -177,11 +197,10 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         lengths += [length for length in _lengths(problem, gpu) if length & (length - 1)][-2:]
     if gradients_have_consumers(problem, gpu):
         parts = _parts_that_fill(problem, gpu)
-        for length in lengths:
-            for count in parts:
-                found.append(_of_chunks(problem, gpu, length, count, 1, 2, HALF_OF_THE_REGISTERS, 3))
+        for length, count, roles in product(lengths, parts, (3, 2)):
+            found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, 3))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 3), (1, 2, 96, 3), (2, 3, 0, 3), (2, 2, 0, 2), (1, 2, 80, 2))
-        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], *numbers) for numbers in others]
+        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], 3, *numbers) for numbers in others]
         found += [_in_slices(found[0], int(count), problem, gpu) for count in _slices(problem, gpu).values[1:3]]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
@@ -190,17 +209,14 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         if max(problem.headdim // 64, problem.dstate // 128) > 1:
             found += [_shared_out(config) for config in found]
         if any(HAVE_CONSUMERS[kernel](problem, gpu) for kernel in SHARE):
-            found = [_of_consumers(problem, gpu, *numbers) for numbers in product(lengths, (2, 1), (2, 3))] + found
+            ways = product(lengths, (1, 0), (2, 1), (2, 3))
+            found = [_of_consumers(problem, gpu, *numbers) for numbers in ways] + found
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
 
 def fingerprint() -> str:
-    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-
-    def offered(schedule: str, problem: Problem, gpu: Gpu) -> list[Axis]:
-        return [axis for axis in axes(schedule, problem, gpu) if axis.name not in LATER]
-
-    return digest(offered, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS)
+    """What the space offers, as a short text: it changes when an axis, a value or a bound does, LATER aside."""
+    return digest(axes, SCHEDULES, ACCUMULATORS, SMALLEST, LARGEST, MOST_PROGRAMS, later=LATER)
 
 
 # ---- configs
@@ -221,6 +237,10 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
         found["consumers"] = consumers
     if consumers != 1 or not found.get("maxnreg"):
         found.pop("maxnreg", None)
+    if not consumers or found.get("terms") == TERMS:
+        found.pop("terms", None)
+    if not consumers or not found.get("left"):
+        found.pop("left", None)
     if kernel in WHOLE:
         # tiles that nothing is wider than
         usual = {"block_n": LARGEST, "block_p": LARGEST, "share": 0}
@@ -229,10 +249,22 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
 
 
 def _of_chunks(
-    problem: Problem, gpu: Gpu, length: int, parts: int, consumers: int, stages: int, registers: int, heads: int
+    problem: Problem,
+    gpu: Gpu,
+    length: int,
+    parts: int,
+    roles: int,
+    consumers: int,
+    stages: int,
+    registers: int,
+    heads: int,
 ) -> Config:
-    """Chunk by chunk, all kernels specialised by warps.  stages: of the walks; heads: in flight in chunk_gradients."""
+    """Chunk by chunk, all kernels specialised by warps.  consumers, stages: of the walks.
+
+    roles, heads: of chunk_gradients, and in flight there.
+    """
     wanted: dict[str, Value] = {"parts": parts, "segment": length, "chunk_gradients.num_stages": heads}
+    wanted |= {"chunk_gradients.consumers": roles}
     for walk in ("states", "adjoints"):
         wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.maxnreg": registers}
     return _nearest("chunks", problem, gpu, wanted)
@@ -265,15 +297,19 @@ def _shared_out(config: Config) -> Config:
     return {**config, "kernels": {**config["kernels"], **shares}}
 
 
-def _of_consumers(problem: Problem, gpu: Gpu, length: int, consumers: int, stages: int) -> Config:
-    """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards."""
-    wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length}
+def _of_consumers(problem: Problem, gpu: Gpu, length: int, left: int, consumers: int, stages: int) -> Config:
+    """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards.
+
+    left: the walk back multiplies its state from registers, those forwards have one term, and heads are added up in
+    three roles; 0: in the other shapes.
+    """
+    wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length, "reverse_walk.left": left}
     for kernel, extent in SHARE.items():
-        wanted |= {f"{kernel}.consumers": 2, f"{kernel}.num_stages": 2}
+        wanted |= {f"{kernel}.consumers": 2 + (left if kernel == "group_gradients" else 0), f"{kernel}.num_stages": 2}
         if not HAVE_CONSUMERS[kernel](problem, gpu):
             wanted |= {f"{kernel}.num_stages": 1, f"{kernel}.share": SHARES[extent][0]}
     for walk in ("states", "adjoints"):
-        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages}
+        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.terms": TERMS - left}
     return _nearest("walk", problem, gpu, wanted)
 
 
@@ -371,6 +407,8 @@ def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         why = "a cap on the registers lets programs of one consumer share a multiprocessor; a product takes some"
         values = tuple(count for count in REGISTERS if count in (0, HALF_OF_THE_REGISTERS) or count >= fewest)
         found.append(Axis(f"{walk}.maxnreg", values, why))
+        why = "what is scaled goes into its product in two terms of 16 bits or in one: half of the products"
+        found.append(Axis(f"{walk}.terms", (TERMS, 1), why))
     return found
 
 
@@ -392,5 +430,12 @@ def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         found.append(Axis(f"{kernel}.share", values, why))
         if HAVE_CONSUMERS[kernel](problem, gpu):
             why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
-            found.append(Axis(f"{kernel}.consumers", (0, 2), why))
+            values: tuple[Value, ...] = (0, 2)
+            if kernel == "group_gradients":
+                why += f"; {THIRD_ROLE}"
+                values = (0, 2, 3)
+            found.append(Axis(f"{kernel}.consumers", values, why))
+            if kernel == "reverse_walk":
+                why = "1: consumers multiply their state from registers, and its tiles leave for memory in between"
+                found.append(Axis(f"{kernel}.left", (0, 1), why))
     return found

@@ -72,13 +72,31 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
-    **{(shape := Reverse(n, blocks=True, consumers=2)).name: partial(reverse.kernel, shape=shape) for n in (2, 4)},
-    (shape := Gradients(specialised=True)).name: partial(gradients.kernel, shape=shape),
+    # where memory is fast the second term takes longer than it
     **{
-        (shape := Groups(p_tiles=p, blocks=True, specialised=True)).name: partial(groups.kernel, shape=shape)
-        for p in (1, 2)
+        (shape := States(back, True, n, consumers, 1)).name: partial(states.kernel, shape=shape)
+        for back, n, consumers in product((False, True), (1, 2), CONSUMERS)
+    },
+    **{
+        (shape := Reverse(n, blocks=True, consumers=2, left=left)).name: partial(reverse.kernel, shape=shape)
+        for left, n in product((False, True), (2, 4))
+    },
+    **{
+        (shape := Gradients(specialised=True, three=three)).name: partial(gradients.kernel, shape=shape)
+        for three in (False, True)
+    },
+    **{
+        (shape := Groups(p_tiles=p, blocks=True, specialised=True, three=three)).name: partial(
+            groups.kernel, shape=shape
+        )
+        for three, p in product((False, True), (1, 2))
     },
 }
+
+THREE_ROLES = (
+    Gradients(specialised=True, three=True).name,
+    *(Groups(p_tiles=p, blocks=True, specialised=True, three=True).name for p in (1, 2)),
+)
 
 # those of a decode step
 DECODE: dict[str, Callable[[Layer], Kernel]] = {
@@ -112,8 +130,8 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
     if outputs:
         shapes += [Walk(n_tiles=n, p_tiles=p, prepared=False) for n, p in TILES]
     shapes += [
-        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=outputs, consumers=consumers)
-        for tiles, consumers in product((1, 2), CONSUMERS)
+        Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
+        for terms, tiles, consumers in product((True, False) if outputs else (False,), (1, 2), CONSUMERS)
     ]
     return tuple(shapes)
 
@@ -134,8 +152,17 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
 
 def backward(layer: Layer) -> tuple[Kernel, ...]:
     """The kernels that the backward pass has beside those of the forward pass, in order."""
-    specialised = SPECIALISED if adjoint.loops(layer) else {}
-    return tuple(make(layer) for make in (*BACKWARD.values(), *specialised.values()))
+    return tuple(make(layer) for make in (*BACKWARD.values(), *specialised(layer).values()))
+
+
+def specialised(layer: Layer) -> dict[str, Callable[[Layer], Kernel]]:
+    """Those of the backward pass that are specialised by warps, by name.
+
+    Without decays nothing is a sum over states, for which some have a third role.
+    """
+    if not adjoint.loops(layer):
+        return {}
+    return {name: make for name, make in SPECIALISED.items() if layer.family.decays or name not in THREE_ROLES}
 
 
 @cache

@@ -298,6 +298,7 @@ class Kernel:
     given: values of the graph that it loads, where its name and its tensors do not say so.
     spare: of consumers whose registers are full. What is in shared memory is multiplied from there, though formulas
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
+    registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
     """
 
@@ -315,6 +316,7 @@ class Kernel:
     roles: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     spare: bool = False
+    registers: tuple[int, ...] = ()
     gates: bool = False
 
     def shares(self, extent: str) -> bool:

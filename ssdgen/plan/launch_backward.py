@@ -39,7 +39,8 @@ class How:
 
     segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
     specialised: with the kernels that are specialised by warps, where there are such; block_p, block_n: tiles of
-    headdim and of dstate that programs share out in "walk", 0 for all in one.
+    headdim and of dstate that programs share out in "walk", 0 for all in one; left, terms, three: of these kernels,
+    as in `Reverse`, `States` and `Gradients`.
     """
 
     schedule: BackwardSchedule = "walk"
@@ -48,6 +49,9 @@ class How:
     specialised: bool = False
     block_p: int = 0
     block_n: int = 0
+    left: bool = False
+    terms: int = 2
+    three: bool = False
 
 
 def backward(
@@ -75,6 +79,8 @@ class _Backward:
             # consumers have a tile each, in pairs; headdim goes in two where heads are added up
             half = max(tiles.SMALLEST, tiles.next_power_of_two(-(-call.constants["HEADDIM"] // 2)))
             self.block_p, self.block_n = self.block_p or half, self.block_n or tiles.SMALLEST
+        # without decays nothing is a sum over states
+        self.three = how.three and self.layer.family.decays
         self.blocks = how.schedule == "walk" and bool(self.block_p or self.block_n)
         for name, extent, block in (("p_blocks", "HEADDIM", self.block_p), ("n_blocks", "DSTATE", self.block_n)):
             call.sizes[name] = -(-call.constants[extent] // block) if block else 1
@@ -151,7 +157,7 @@ class _Backward:
         call, rows = self.call, {}
         if self.how.specialised:
             block, count = tiles.consumer_tiles(call.constants["DSTATE"])
-            shape, rows = replace(shape, n_tiles=count, consumers=2), {"BLOCK_N": block}
+            shape, rows = replace(shape, n_tiles=count, consumers=2, terms=self.how.terms), {"BLOCK_N": block}
         else:
             shape = replace(shape, n_tiles=self.n_tiles)
         call.launch(states.kernel(self.layer, shape), tensors, rows, **flags)
@@ -168,7 +174,7 @@ class _Backward:
         call.tensors |= self._vectors(adjoint.VECTORS, adjoint.NUMBERS)
         shape = Gradients(self.n_tiles, self.p_tiles)
         if self.how.specialised and loops and shape == Gradients():
-            shape = Gradients(specialised=True)
+            shape = Gradients(specialised=True, three=self.three)
         call.launch(gradients.kernel(self.layer, shape), {"states": self.states, "d_states": self.adjoints})
         for name in ("B", "C") if loops else ():
             if name in self.needs:
@@ -200,7 +206,7 @@ class _Backward:
         if specialised:
             block, count = tiles.consumer_tiles(call.constants["DSTATE"])
             rows["BLOCK_N"] = max(tiles.SMALLEST, block // 2)
-            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2)
+            shape = Reverse(n_tiles=2 * count, blocks=True, consumers=2, left=self.how.left)
         self._launch(reverse.kernel(self.layer, shape), tensors, rows, **flags)
 
     def _groups(self) -> None:
@@ -215,7 +221,8 @@ class _Backward:
         if self.block_n:
             shape, rows = Groups(p_tiles=self.p_tiles, blocks=True), {"BLOCK_N": self.block_n}
         if self.specialised:
-            shape, rows["BLOCK_P"] = Groups(p_tiles=2, blocks=True, specialised=True), self.block_p
+            shape = Groups(p_tiles=2, blocks=True, specialised=True, three=self.three)
+            rows["BLOCK_P"] = self.block_p
         self._launch(groups.kernel(self.layer, shape), tensors, rows)
 
     def _steps(self) -> None:

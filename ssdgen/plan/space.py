@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ SMALL_SHARED = 44 * 1024
 
 # registers of a thread with which two programs of one consumer share a multiprocessor
 HALF_OF_THE_REGISTERS = 128
+
+# in which the scores go into their product, if a config says nothing
+TERMS = 2
+
+# axes that came after records were made, of which the first value is what these mean: records stay as new as they were
+LATER: dict[str, tuple[Value, ...]] = {"single_pass.terms": (TERMS, 1)}
 
 # what the kernels that are specialised by warps have fixed
 CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
@@ -106,6 +112,8 @@ def _keep_what_matters(numbers: dict[str, Value]) -> None:
         numbers["consumers"] = consumers
     if consumers != 1 or not numbers.get("maxnreg"):
         numbers.pop("maxnreg", None)
+    if not consumers or numbers.get("terms") == TERMS:
+        numbers.pop("terms", None)
 
 
 def flatten(config: Config) -> dict[str, Value]:
@@ -115,6 +123,7 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in config["kernels"].items():
         implied = CONSUMERS_HAVE if numbers.get("consumers") else {}
         whole = {"consumers": 0, "maxnreg": 0, **implied} if kernel in WALKS else {}
+        whole |= {"terms": TERMS} if kernel == "single_pass" else {}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -180,6 +189,7 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
         found.append(_nearest("single_pass", problem, gpu, wanted))
+        found.append(_nearest("single_pass", problem, gpu, {**wanted, "single_pass.terms": 1}))
         if problem.batch * problem.nheads < 2 * gpu.sms:
             found += [_nearest("segments", problem, gpu, {**wanted, "segment": length}) for length in fill]
     return found
@@ -200,16 +210,28 @@ def smallest() -> Config:
 
 
 def fingerprint() -> str:
-    """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-    return digest(axes, SCHEDULES, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST)
+    """What the space offers, as a short text: it changes when an axis, a value or a bound does, LATER aside."""
+    return digest(axes, SCHEDULES, SMALL_SHARED, ACCUMULATORS, SMALLEST, LARGEST, later=LATER)
 
 
-def digest(offer: Callable[[Any, Problem, Gpu], Iterable[Axis]], schedules: Sequence[str], *bounds: Any) -> str:
-    """The fingerprint of a space: of the axes that it offers for a few problems and GPUs, and of its bounds."""
+def digest(
+    offer: Callable[[Any, Problem, Gpu], Iterable[Axis]],
+    schedules: Sequence[str],
+    *bounds: Any,
+    later: Mapping[str, tuple[Value, ...]] | None = None,
+) -> str:
+    """The fingerprint of a space: of the axes that it offers for a few problems and GPUs, and of its bounds.
+
+    later: values of axes that do not count; nor does an axis that has no others.
+    """
+
+    def counted(axis: Axis) -> tuple[Value, ...]:
+        return tuple(value for value in axis.values if value not in (later or {}).get(axis.name, ()))
+
     gpus = [find(name) for name in ("h200", "a100")]
     problems = [Problem(8, 2048, 80, 64, 128), Problem(1, 16384, 24, 80, 96, dtype="float32")]
     offered = [
-        [(axis.name, axis.values) for axis in offer(schedule, problem, gpu)]
+        [(axis.name, counted(axis)) for axis in offer(schedule, problem, gpu) if counted(axis)]
         for schedule in schedules
         for problem in problems
         for gpu in gpus
@@ -279,6 +301,9 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         found.insert(0, Axis(f"{kernel}.consumers", (0, 1, 2), why))
         why = "a cap on the registers lets two programs of one consumer share a multiprocessor"
         found.append(Axis(f"{kernel}.maxnreg", (0, HALF_OF_THE_REGISTERS), why))
+        if kernel == "single_pass":
+            why = "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do"
+            found.append(Axis(f"{kernel}.terms", (TERMS, 1), why))
     if problem.headdim >= 32 and not problem.layout:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))

@@ -45,12 +45,13 @@ def test_the_quality_is_what_the_table_says(found: list[calibration.Sample]) -> 
     ]
     for seen, held_out in zip(data["passes"], kept["passes"], strict=True):
         assert (seen["direction"], seen["gpu"]) == (held_out["direction"], held_out["gpu"])
-        # constants that have seen a shape rank it no worse than those that have not, but for a little luck
-        assert seen["rho_mean"] > held_out["rho_mean"] - 0.05
+        # constants that have seen a shape rank it no worse than those that have not, but for luck: few rows have more
+        slack = 0.05 if held_out["candidates"] > 50 else 0.15
+        assert seen["rho_mean"] > held_out["rho_mean"] - slack
         assert held_out["rho_pooled"] > 0.9
     (forward, backward) = (total for total in kept["passes"] if total["gpu"] == "h200")
     assert forward["candidates"] >= 200 and min(forward["rho_mean"], backward["rho_mean"]) >= 0.8
-    assert round(max(forward["ratio_worst"], backward["ratio_worst"]), 2) <= 1.15
+    assert max(forward["ratio_worst"], backward["ratio_worst"]) <= 1.15
     assert calibrate.table(kept) in calibrate.PAGE.read_text()
 
 

@@ -48,6 +48,23 @@ def test_a_wrong_side_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "A" in row["wrong"] and "gpu_us" not in row and "ratio" not in case
 
 
+@pytest.mark.interpreter
+def test_our_convolution_stands_in_for_the_peers() -> None:
+    functions = split_op.stand_ins()["causal_conv1d.cpp_functions"]
+    x, d_y = torch.randn(2, 12, 16).transpose(1, 2), torch.randn(2, 12, 16).transpose(1, 2)
+    weight, bias = torch.randn(16, 4), torch.randn(16)
+    leaves = [operand.clone().requires_grad_() for operand in (x, weight, bias)]
+    padded = torch.nn.functional.pad(leaves[0], (3, 0))
+    wanted = torch.nn.functional.silu(torch.nn.functional.conv1d(padded, leaves[1][:, None], leaves[2], groups=16))
+    wanted.backward(d_y)
+    torch.testing.assert_close(functions.causal_conv1d_fwd_function(x, weight, bias, None, None, None, True), wanted)
+    d_x = torch.empty(2, 12, 16).transpose(1, 2)
+    found = functions.causal_conv1d_bwd_function(x, weight, bias, d_y, None, None, None, d_x, False, True)
+    assert found[0] is d_x
+    for ours, leaf in zip(found, leaves, strict=False):
+        torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_building_wants_the_source(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"csrc/causal_conv1d\.cpp"):
         split_op.build(tmp_path)

@@ -78,16 +78,18 @@ def launches() -> dict[str, Any]:
             for config in configs.one_of_each(schedule, configs.problem(case)).values():
                 for launch in configs.launches(config, call).launches:
                     found.setdefault(launch.kernel.__name__, launch)
-    for dstate, consumers in product((64, 200), (1, 2)):
-        for launch in consumer_launches(dstate, consumers, stages=2):
+    for dstate, consumers, terms in product((64, 200), (1, 2), (2, 1)):
+        for launch in consumer_launches(dstate, consumers, stages=2, terms=terms):
             found.setdefault(launch.kernel.__name__, launch)
     return found
 
 
-def consumer_launches(dstate: int, consumers: int, stages: int, options: tuple[str, ...] = OPTIONS) -> list[Any]:
+def consumer_launches(
+    dstate: int, consumers: int, stages: int, options: tuple[str, ...] = OPTIONS, terms: int = 2
+) -> list[Any]:
     """Of the kernels that are specialised by warps: the single pass, and segments that are joined by their walks."""
     call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", options)).on("meta")
-    numbers = {"consumers": consumers, "num_stages": stages}
+    numbers = {"consumers": consumers, "num_stages": stages, "terms": terms}
     config = {"chunk": 64, "prepared": True, "kernels": dict.fromkeys(space.WALKS, numbers)}
     segments = {"schedule": "segments", "segment": 256, "state_dtype": "float32", "joined": True}
     found = [

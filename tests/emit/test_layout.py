@@ -29,8 +29,13 @@ LOAD = st.builds(
     st.sampled_from(["", ".to(tl.float32)"]),
 )
 STORE = st.builds(lambda pointer, value: f"tl.store({pointer}, {value}, mask=mask)", SUM, NAMES)
+COPY = st.builds(
+    lambda corner, tile: f"tma.copy(x_desc, [{', '.join(corner)}], {tile})",
+    st.lists(SUM, min_size=2, max_size=5),
+    NAMES,
+)
 VALUE = st.one_of(SUM, CALL, LOAD)
-STATEMENT = st.one_of(st.builds(lambda name, value: f"{name} = {value}", NAMES, VALUE), STORE)
+STATEMENT = st.one_of(st.builds(lambda name, value: f"{name} = {value}", NAMES, VALUE), STORE, COPY)
 COMMENT = st.sampled_from(["", "  # [CHUNK, BLOCK_P]"])
 
 

@@ -68,15 +68,15 @@ def consumers_of(n_tiles: int, *p_tiles: int) -> set[str]:
     found = {name for name in forward | {*catalogue.SPECIALISED} if not name.startswith(("reverse", "group"))}
     found = {name for name in found if ("_2n_" in name) == (n_tiles == 2)}
     found |= {name for name in catalogue.SPECIALISED if name.startswith(f"reverse_walk_{2 * n_tiles}n")}
-    groups = {1: "group_gradients_blocks_2consumers", 2: "group_gradients_2p_blocks_2consumers"}
-    return found | {groups[count] for count in p_tiles}
+    groups = {1: "group_gradients_blocks", 2: "group_gradients_2p_blocks"}
+    return found | {f"{groups[tiles]}_{count}consumers" for tiles in p_tiles for count in (2, 3)}
 
 
 def test_sizes_leave_kernels_out() -> None:
     small, whole = sources.package(headdim=64, dstate=128), sources.package()
     assert set(small) < set(whole)
     two = [path for path in small if "_2n" in path or "_2p" in path]
-    assert two == ["kernels/reverse_walk_2n_blocks_2consumers.py"]
+    assert two == [f"kernels/reverse_walk_2n_blocks_{way}2consumers.py" for way in ("", "left_")]
     assert consumers(small) == consumers_of(1, 1)
     odd = sources.package(headdim=80, dstate=96)
     assert "kernels/single_pass_2n_2p.py" in odd and "kernels/single_pass_2n.py" in odd

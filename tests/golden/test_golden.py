@@ -36,6 +36,7 @@ SHAPES = {
         Walk(n_tiles=2, p_tiles=2),
         Walk(state_major="p"),
         Walk(consumers=2, descriptors=True, state_major="p", two_terms=True),
+        Walk(consumers=2, descriptors=True, state_major="p"),
         Walk(outputs=False, consumers=1, descriptors=True, state_major="p"),
     )
 }
@@ -50,9 +51,12 @@ KINDS = {
         ("ssd", name): (Layer(), catalogue.SPECIALISED[name])
         for name in (
             "chunk_gradients_2consumers",
+            "chunk_gradients_3consumers",
             "chunk_adjoints_1consumer",
             "reverse_walk_2n_blocks_2consumers",
+            "reverse_walk_2n_blocks_left_2consumers",
             "group_gradients_blocks_2consumers",
+            "group_gradients_blocks_3consumers",
         )
     },
     ("ssd", "reverse_walk_2n_2p"): (Layer(), BACKWARD["reverse_walk_2n_2p"]),

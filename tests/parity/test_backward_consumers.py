@@ -39,25 +39,37 @@ BACK = ("reverse_walk", "group_gradients")
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 
 
-def config(consumers: int = 1, stages: int = 2, segment: int = 0, parts: int = 1, maxnreg: int = 0) -> dict[str, Any]:
-    """consumers, stages: of the walks; the gradients of a chunk always have two, and as many stages."""
-    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg}
+def config(
+    consumers: int = 1,
+    stages: int = 2,
+    segment: int = 0,
+    parts: int = 1,
+    maxnreg: int = 0,
+    terms: int = 2,
+    roles: int = 2,
+) -> dict[str, Any]:
+    """consumers, stages, terms: of the walks; roles: of what makes a chunk's gradients, which has as many stages."""
+    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
     found = {
         "schedule": "chunks",
         "chunk": 64,
         "parts": parts,
         "state_dtype": "bfloat16",
-        "kernels": {**dict.fromkeys(WALKS, numbers), "chunk_gradients": {"consumers": 2, "num_stages": stages}},
+        "kernels": {**dict.fromkeys(WALKS, numbers), "chunk_gradients": {"consumers": roles, "num_stages": stages}},
     }
     return found | ({"segment": segment} if segment else {})
 
 
-def walked(stages: int = 2, segment: int = 0) -> dict[str, Any]:
-    """The schedule "walk" with all kernels specialised.  stages: of the walk back and of what adds up heads."""
-    found = config(2, segment=segment)
+def walked(stages: int = 2, segment: int = 0, left: int = 0) -> dict[str, Any]:
+    """The schedule "walk" with all kernels specialised.  stages: of the walk back and of what adds up heads.
+
+    left: of the walk back; with it the walks forwards have one term, and heads are added up in three roles.
+    """
+    found = config(2, segment=segment, terms=2 - left)
     del found["parts"], found["kernels"]["chunk_gradients"]
-    numbers = {"consumers": 2, "num_stages": stages}
-    return {**found, "schedule": "walk", "kernels": {**found["kernels"], **dict.fromkeys(BACK, numbers)}}
+    back, heads = ({"consumers": count, "num_stages": stages} for count in (2, 2 + left))
+    numbers = {"reverse_walk": {**back, "left": left}, "group_gradients": heads}
+    return {**found, "schedule": "walk", "kernels": {**found["kernels"], **numbers}}
 
 
 # segments of two chunks, and of one: then nothing walks, the chunks' states are the segments'
@@ -67,7 +79,10 @@ WAYS = {
     "segments": config(segment=128),
     "segments of two consumers": config(2, segment=128, parts=2),
     "split": config(2, segment=64),
+    "one term, three roles": config(1, terms=1, maxnreg=128, roles=3),
+    "one term of two consumers": config(2, terms=1, parts=2, roles=3),
 }
+each_side = pytest.mark.parametrize("left", [0, 1], ids=["right", "left"])
 
 
 def launched(how: dict[str, Any], case: Case) -> list[str]:
@@ -83,7 +98,7 @@ def launched(how: dict[str, Any], case: Case) -> list[str]:
 def specialised(how: dict[str, Any], case: Case) -> set[str]:
     """Those of them that are specialised by warps, by the kernel that they take the place of."""
     names = (name for name in launched(how, case) if "consumer" in name)
-    return {re.sub(r"(_\dn|_\dp)?(_blocks)?_\dconsumers?$", "", name) for name in names}
+    return {re.sub(r"(_\dn|_\dp)?(_blocks)?(_left|_1term)?_\dconsumers?$", "", name) for name in names}
 
 
 def check(how: dict[str, Any], case: Case, **options: Any) -> None:
@@ -105,7 +120,7 @@ def test_every_specialised_kernel_is_launched() -> None:
     found = {
         name
         for headdim, dstate in SIZES
-        for how in (*WAYS.values(), config(segment=64), walked())
+        for how in (*WAYS.values(), config(segment=64), walked(), walked(left=1))
         for name in launched(how, replace(BASE, headdim=headdim, dstate=dstate))
     }
     assert set(catalogue.SPECIALISED) <= found
@@ -122,7 +137,10 @@ def test_where_a_chunk_is_too_large_the_plain_form_has_it(headdim: int, dstate: 
 @pytest.mark.parametrize(("headdim", "dstate"), SIZES)
 def test_the_walk_back_and_what_adds_up_heads(headdim: int, dstate: int) -> None:
     case = replace(BASE, headdim=headdim, dstate=dstate)
-    assert specialised(walked(), case) == {"chunk_states", *BACK}
+    assert specialised(walked(), case) == specialised(walked(left=1), case) == {"chunk_states", *BACK}
+    names = launched(walked(left=1), case)
+    assert [name for name in names if "_left_" in name] and [name for name in names if "_1term_" in name]
+    assert [name for name in names if name.startswith("group_gradients")][0].endswith("_3consumers")
     # what is plain is cut so that registers hold more of it
     gated = launched(walked(), replace(case, options=("z",)))
     assert [name for name in gated if name.startswith("reverse_walk") and "consumer" not in name]
@@ -203,7 +221,8 @@ class TestOnHopper:
     def test_every_option(self, options: tuple[str, ...], stages: int) -> None:
         # of 8 heads every row of a wider projection is aligned, as descriptors want it
         case = replace(BASE, nheads=8 if "strided" in options else 5, dstate=64, options=options)
-        check(config(1, stages), case)
+        for roles in (2, 3):
+            check(config(1, stages, roles=roles), case)
 
     @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("final", [True, False])
@@ -212,7 +231,7 @@ class TestOnHopper:
         check(WAYS[way], case, final=final)
 
     @pytest.mark.parametrize("stages", [2, 3])
-    @pytest.mark.parametrize("way", ["whole", "segments of two consumers"])
+    @pytest.mark.parametrize("way", ["whole", "segments of two consumers", "one term, three roles"])
     def test_stages_wrap_around(self, way: str, stages: int) -> None:
         """Many heads for one program and many chunks for one walk, without z: three stages fit."""
         how = WAYS[way]
@@ -228,7 +247,8 @@ class TestOnHopper:
         there = {"x", "dt", "A", "B", "C"} | {"D" if name == "D_headdim" else name for name in options}
         if not needs <= there:
             pytest.skip("not among the options")
-        check(config(2, parts=2), case, needs=frozenset(needs))
+        for roles in (2, 3):
+            check(config(2, parts=2, roles=roles), case, needs=frozenset(needs))
 
     @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("options", [("D", "dt_softplus"), EVERYTHING[:-1]], ids=["few", "many"])
@@ -246,33 +266,40 @@ class TestOnHopper:
             assert all(torch.equal(again[name], first[name]) for name in first)
         assert all(torch.equal(given[name], value) for name, value in before.items()), "an operand was written"
 
+    @each_side
     @pytest.mark.parametrize("stages", [1, 2, 3])
     @pytest.mark.parametrize("segment", [0, 128])
     @pytest.mark.parametrize(("headdim", "dstate"), [*SIZES, (80, 72)])
-    def test_the_walk_back(self, headdim: int, dstate: int, segment: int, stages: int) -> None:
+    def test_the_walk_back(self, headdim: int, dstate: int, segment: int, stages: int, left: int) -> None:
         """Tiles that overhang; more stages than fit are as many as do."""
         case = replace(BASE, headdim=headdim, dstate=dstate)
-        verify(walked(stages, segment), case, "cuda")
+        verify(walked(stages, segment, left), case, "cuda")
 
+    @each_side
     @pytest.mark.parametrize("seqlen", [1, 63, 64, 65, 1000])
-    def test_the_walk_back_at_every_length(self, seqlen: int) -> None:
-        verify(walked(), replace(BASE, batch=1, seqlen=seqlen, headdim=128, dstate=256), "cuda")
+    def test_the_walk_back_at_every_length(self, seqlen: int, left: int) -> None:
+        verify(walked(left=left), replace(BASE, batch=1, seqlen=seqlen, headdim=128, dstate=256), "cuda")
 
+    @each_side
     @pytest.mark.parametrize(("nheads", "ngroups"), [(2, 1), (3, 1), (10, 2), (24, 8)])
     @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
-    def test_the_walk_back_with_every_option(self, options: tuple[str, ...], nheads: int, ngroups: int) -> None:
+    def test_the_walk_back_with_every_option(
+        self, options: tuple[str, ...], nheads: int, ngroups: int, left: int
+    ) -> None:
         """Odd numbers of walks, and the gate, take plain kernels in part."""
         nheads, ngroups = (8, 2) if "strided" in options else (nheads, ngroups)
         case = replace(BASE, batch=1, nheads=nheads, ngroups=ngroups, headdim=64, dstate=200, options=options)
-        verify(walked(), case, "cuda")
+        verify(walked(left=left), case, "cuda")
 
+    @each_side
     @pytest.mark.parametrize("needs", [{"x"}, {"B"}, {"C"}, {"dt"}, {"A", "dt_bias"}, {"D"}, {"initial_states"}])
-    def test_the_walk_back_makes_only_what_is_asked_for(self, needs: set[str]) -> None:
-        verify(walked(), replace(BASE, batch=1, headdim=128, dstate=256), "cuda", needs=frozenset(needs))
+    def test_the_walk_back_makes_only_what_is_asked_for(self, needs: set[str], left: int) -> None:
+        verify(walked(left=left), replace(BASE, batch=1, headdim=128, dstate=256), "cuda", needs=frozenset(needs))
 
+    @each_side
     @pytest.mark.parametrize("segment", [0, 256])
-    def test_the_walk_back_repeats_bit_by_bit(self, segment: int) -> None:
-        how, case = walked(segment=segment), Case(2, 1024, 32, 128, 256, 2, "bfloat16", ("D", "dt_softplus"))
+    def test_the_walk_back_repeats_bit_by_bit(self, segment: int, left: int) -> None:
+        how, case = walked(segment=segment, left=left), Case(2, 1024, 32, 128, 256, 2, "bfloat16", ("D", "dt_softplus"))
         given, first = run(how, case, "cuda")
         for _ in range(50):
             with poisoned_memory():

@@ -21,8 +21,10 @@ pytestmark = [
 BASE = Case(2, 257, 3, 64, 64, 1, "bfloat16", ("D", "dt_bias", "dt_softplus"))
 
 
-def config(consumers: int, segment: int = 0, joined: bool = False, stages: int = 2, maxnreg: int = 0) -> dict[str, Any]:
-    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg}
+def config(
+    consumers: int, segment: int = 0, joined: bool = False, stages: int = 2, maxnreg: int = 0, terms: int = 2
+) -> dict[str, Any]:
+    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
     found: dict[str, Any] = {"schedule": "single_pass", "chunk": 64, "prepared": True}
     found["kernels"] = {"single_pass": numbers, "segment_state": numbers}
     if segment:
@@ -35,6 +37,8 @@ SCHEDULES = {
     "two programs": config(1, maxnreg=128),
     "joined": config(2, segment=64, joined=True),
     "passed": config(2, segment=128),
+    "one term": config(2, terms=1),
+    "joined in one term": config(1, segment=64, joined=True, terms=1),
 }
 
 
@@ -44,7 +48,8 @@ OVERHANGING = [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)]
 
 def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[str, Any], Case]]:
     case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
-    return [(how, case) for how in (config(consumers, stages=1), config(consumers, 64, True, stages=1))]
+    hows = (config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1))
+    return [(how, case) for how in hows]
 
 
 # with them every kernel that ships is launched

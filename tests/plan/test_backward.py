@@ -37,6 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks-split": {"schedule": "chunks", "segment": 8},
     "specialised": {"schedule": "chunks", "specialised": True},
     "specialised-segments": {"schedule": "chunks", "segment": 16, "specialised": True},
+    "specialised-three-roles": {"schedule": "chunks", "specialised": True, "terms": 1, "three": True},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -166,6 +167,7 @@ KERNELS = [
     lambda layer: states.kernel(layer, States(True, n_tiles=2)),
     lambda layer: states.kernel(layer, States(True, False, 2)),
     lambda layer: states.kernel(layer, States(True, consumers=2)),
+    lambda layer: states.kernel(layer, States(consumers=2, terms=1)),
     lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, p_tiles=2)),
     lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, blocks=True)),
     lambda layer: gradients.kernel(layer, Gradients(2, 2)),
@@ -190,14 +192,18 @@ def test_plans_are_well_formed(layer: Layer):
         assert len(outs) == len(set(outs)), plan.name
 
 
+@pytest.mark.parametrize("left", [False, True], ids=("right", "left"))
 @pytest.mark.parametrize("needs", [None, {"B"}, {"x", "dt"}, {"D", "C"}], ids=("all", "B", "dt-x", "C-D"))
 @pytest.mark.parametrize(("headdim", "dstate", "segment"), [(24, 96, None), (40, 16, 16), (20, 140, None)])
 def test_consumers_have_a_tile_of_headdim_each(
-    headdim: int, dstate: int, segment: int | None, needs: set[str] | None, seed: int
+    headdim: int, dstate: int, segment: int | None, needs: set[str] | None, left: bool, seed: int
 ):
-    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk."""
+    """And four tiles of dstate, or two of which one overhangs; d_D is left by chunk.
+
+    left: where the state is a left operand; heads are added up in three roles then.
+    """
     sizes = Sizes(batch=2, seqlen=29, nheads=2, headdim=headdim, dstate=dstate)
-    how = {"specialised": True, "segment": segment}
+    how = {"specialised": True, "segment": segment, "left": left, "three": left}
     compare(replace(EVERYTHING, gate=False), sizes, seed, how, needs=needs and frozenset(needs))
 
 
@@ -211,6 +217,18 @@ def test_programs_that_share_an_extent_out_have_one_tile_of_it():
         reverse.kernel(Layer(), Reverse(p_tiles=2, blocks=True))
     with pytest.raises(ValueError, match="one tile of it, not 2"):
         groups.kernel(Layer(), Groups(n_tiles=2, blocks=True))
+
+
+def test_only_consumers_have_their_state_on_a_side():
+    with pytest.raises(ValueError, match="only consumers"):
+        reverse.kernel(Layer(), Reverse(2, blocks=True, left=True))
+
+
+def test_a_third_role_needs_decays():
+    with pytest.raises(ValueError, match="without decays"):
+        groups.kernel(Layer(NONE), Groups(blocks=True, specialised=True, three=True))
+    with pytest.raises(ValueError, match="without decays"):
+        gradients.kernel(Layer(NONE), Gradients(specialised=True, three=True))
 
 
 def test_roles_need_what_heads_share():

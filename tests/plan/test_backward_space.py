@@ -111,7 +111,7 @@ def test_starts_on_hopper_are_specialised_by_warps_and_fill_it() -> None:
     for problem in (MODEL, ONE_ROW):
         found = space.starts(problem, H100)
         assert all(config["schedule"] == "chunks" for config in found)
-        assert all(config["kernels"]["chunk_gradients"]["consumers"] == 2 for config in found)
+        assert {config["kernels"]["chunk_gradients"]["consumers"] for config in found} == {2, 3}
     # one row of 32 chunks: with four programs for its heads all run at once; and segments
     assert {config["parts"] for config in found} >= {4} and any("segment" in config for config in found)
     assert not any("segment" in config for config in space.starts(MODEL, H100))

@@ -44,6 +44,8 @@ def in_effect(chosen: dict) -> dict:
             found |= {f"{kernel}.{axis}": value for axis, value in implied.items()}
         if consumers != 1:
             found[f"{kernel}.maxnreg"] = 0
+        if not consumers and kernel == "single_pass":
+            found[f"{kernel}.terms"] = 2
     if "joined" in chosen and not chosen["single_pass.consumers"]:
         found["joined"] = False
     return found

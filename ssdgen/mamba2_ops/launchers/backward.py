@@ -30,20 +30,29 @@ from ..kernels import (
     adjoint_passing,
     chunk_adjoints,
     chunk_adjoints_1consumer,
+    chunk_adjoints_1term_1consumer,
+    chunk_adjoints_1term_2consumers,
     chunk_adjoints_2consumers,
     chunk_adjoints_2n,
     chunk_adjoints_2n_1consumer,
+    chunk_adjoints_2n_1term_1consumer,
+    chunk_adjoints_2n_1term_2consumers,
     chunk_adjoints_2n_2consumers,
     chunk_gradients,
     chunk_gradients_2consumers,
     chunk_gradients_2n,
     chunk_gradients_2n_2p,
     chunk_gradients_2p,
+    chunk_gradients_3consumers,
     chunk_states,
     chunk_states_1consumer,
+    chunk_states_1term_1consumer,
+    chunk_states_1term_2consumers,
     chunk_states_2consumers,
     chunk_states_2n,
     chunk_states_2n_1consumer,
+    chunk_states_2n_1term_1consumer,
+    chunk_states_2n_1term_2consumers,
     chunk_states_2n_2consumers,
     dt_cumsum,
     dt_cumsum_gated,
@@ -57,15 +66,19 @@ from ..kernels import (
     group_gradients_2p,
     group_gradients_2p_blocks,
     group_gradients_2p_blocks_2consumers,
+    group_gradients_2p_blocks_3consumers,
     group_gradients_blocks,
     group_gradients_blocks_2consumers,
+    group_gradients_blocks_3consumers,
     reverse_walk,
     reverse_walk_2n,
     reverse_walk_2n_2p,
     reverse_walk_2n_blocks,
     reverse_walk_2n_blocks_2consumers,
+    reverse_walk_2n_blocks_left_2consumers,
     reverse_walk_2p,
     reverse_walk_4n_blocks_2consumers,
+    reverse_walk_4n_blocks_left_2consumers,
     reverse_walk_blocks,
     segment_adjoint,
     segment_adjoint_1consumer,
@@ -146,14 +159,21 @@ CHUNK_GRADIENTS = {
 CONSUMERS = {
     "chunk_gradients": {
         (2, 1): chunk_gradients_2consumers,
+        (3, 1): chunk_gradients_3consumers,
     },
     "reverse_walk": {
         (2, 2): reverse_walk_2n_blocks_2consumers,
         (2, 4): reverse_walk_4n_blocks_2consumers,
     },
+    "reverse_walk_left": {
+        (2, 2): reverse_walk_2n_blocks_left_2consumers,
+        (2, 4): reverse_walk_4n_blocks_left_2consumers,
+    },
     "group_gradients": {
         (2, 1): group_gradients_blocks_2consumers,
         (2, 2): group_gradients_2p_blocks_2consumers,
+        (3, 1): group_gradients_blocks_3consumers,
+        (3, 2): group_gradients_2p_blocks_3consumers,
     },
     "segment_state": {
         (1, 1): segment_state_1consumer,
@@ -178,6 +198,18 @@ CONSUMERS = {
         (1, 2): segment_adjoint_2n_1consumer,
         (2, 1): segment_adjoint_2consumers,
         (2, 2): segment_adjoint_2n_2consumers,
+    },
+    "chunk_states_1term": {
+        (1, 1): chunk_states_1term_1consumer,
+        (1, 2): chunk_states_2n_1term_1consumer,
+        (2, 1): chunk_states_1term_2consumers,
+        (2, 2): chunk_states_2n_1term_2consumers,
+    },
+    "chunk_adjoints_1term": {
+        (1, 1): chunk_adjoints_1term_1consumer,
+        (1, 2): chunk_adjoints_2n_1term_1consumer,
+        (2, 1): chunk_adjoints_1term_2consumers,
+        (2, 2): chunk_adjoints_2n_1term_2consumers,
     },
 }
 # runs in 48 KB of shared memory up to a headdim * dstate of 32768
@@ -276,7 +308,8 @@ def backward(
     than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
+    those of walks for states, 1 or 2.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.
@@ -852,7 +885,11 @@ def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, o
     if consumers := _consumers(sizes, config, kernel, operands):
         # what goes through shared memory has the operands' dtype
         if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
-            module = CONSUMERS.get(kernel, {}).get((consumers, tiles))
+            shapes = CONSUMERS.get(kernel, {})
+            if numbers.get("terms") == 1:
+                # of what passes between segments there is no other shape
+                shapes = CONSUMERS.get(f"{kernel}_1term", shapes)
+            module = shapes.get((consumers, tiles))
             if module is not None:
                 numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
                 return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
@@ -870,14 +907,14 @@ def _gradients_of(sizes: Sizes, config: dict[str, Any]):
     """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
     names, numbers = sizes.names, _numbers(config, "chunk_gradients")
     block, tiles = consumer_tiles(names["DSTATE"])
+    module = CONSUMERS.get("chunk_gradients", {}).get((numbers.get("consumers", 0), 1))
     if (
-        _consumers(sizes, config, "chunk_gradients", ("x", "B", "C", "d_y"))
+        module is not None
+        and _consumers(sizes, config, "chunk_gradients", ("x", "B", "C", "d_y"))
         and _state_dtype(config) is sizes.tensors["x"].dtype
         and tiles == 1
         and names["HEADDIM"] == CONSUMER_ROWS
-        and "chunk_gradients" in CONSUMERS
     ):
-        (module,) = CONSUMERS["chunk_gradients"].values()
         # the gate has a tile of its own, which leaves room for two stages
         stages = min(numbers.get("num_stages", 2), 2 if names["HAS_Z"] else 3)
         numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}
@@ -922,7 +959,8 @@ def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
     """
     names, numbers = sizes.names, _numbers(config, "reverse_walk")
     n_tiles = 2 * consumer_tiles(names["DSTATE"])[1]
-    module = CONSUMERS.get("reverse_walk", {}).get((numbers.get("consumers", 0), n_tiles))
+    shape = "reverse_walk_left" if numbers.get("left") else "reverse_walk"
+    module = CONSUMERS.get(shape, {}).get((numbers.get("consumers", 0), n_tiles))
     walks = names["nheads"] // names["ngroups"] // names["shares"] * -(-names["HEADDIM"] // CONSUMER_ROWS)
     if (
         module is not None

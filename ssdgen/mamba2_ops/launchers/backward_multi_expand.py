@@ -190,7 +190,8 @@ def backward(
     than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised.  On the current device; arguments already checked, batch at least 1.
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
+    those of walks for states, 1 or 2.  On the current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.
@@ -712,7 +713,11 @@ def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, o
     if consumers := _consumers(sizes, config, kernel, operands):
         # what goes through shared memory has the operands' dtype
         if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
-            module = CONSUMERS.get(kernel, {}).get((consumers, tiles))
+            shapes = CONSUMERS.get(kernel, {})
+            if numbers.get("terms") == 1:
+                # of what passes between segments there is no other shape
+                shapes = CONSUMERS.get(f"{kernel}_1term", shapes)
+            module = shapes.get((consumers, tiles))
             if module is not None:
                 numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
                 return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}

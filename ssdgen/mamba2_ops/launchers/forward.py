@@ -36,8 +36,12 @@ from ..kernels import (
     segment_state_pmajor_tma,
     segment_state_tma,
     single_pass,
+    single_pass_1consumer,
+    single_pass_2consumers,
     single_pass_2heads_tma,
     single_pass_2n,
+    single_pass_2n_1consumer,
+    single_pass_2n_2consumers,
     single_pass_2n_2p,
     single_pass_2n_2p_inline,
     single_pass_2n_2p_inline_gated,
@@ -104,6 +108,12 @@ SINGLE_PASS_CONSUMERS = {
     (2, 1): single_pass_2terms_2consumers,
     (1, 2): single_pass_2n_2terms_1consumer,
     (2, 2): single_pass_2n_2terms_2consumers,
+}
+SINGLE_PASS_ONE_TERM = {
+    (1, 1): single_pass_1consumer,
+    (2, 1): single_pass_2consumers,
+    (1, 2): single_pass_2n_1consumer,
+    (2, 2): single_pass_2n_2consumers,
 }
 SEGMENT_STATE_CONSUMERS = {
     (1, 1): segment_state_1consumer,
@@ -461,6 +471,8 @@ def _walk(
     if consumers := _consumers(sizes, config, kernel):
         block, tiles = consumer_tiles(names["DSTATE"])
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
+        if kernel == "single_pass" and numbers.get("terms") == 1:
+            table = SINGLE_PASS_ONE_TERM
         numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
         slots = {**slots, "dt": "dt_ready"}
         sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)

@@ -62,6 +62,7 @@ SEGMENT_STATE = {
 }
 # consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
 SINGLE_PASS_CONSUMERS = {}
+SINGLE_PASS_ONE_TERM = {}
 SEGMENT_STATE_CONSUMERS = {}
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {}
@@ -408,6 +409,8 @@ def _walk(
     if consumers := _consumers(sizes, config, kernel):
         block, tiles = consumer_tiles(names["DSTATE"])
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
+        if kernel == "single_pass" and numbers.get("terms") == 1:
+            table = SINGLE_PASS_ONE_TERM
         numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
         slots = {**slots, "dt": "dt_ready"}
         sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)

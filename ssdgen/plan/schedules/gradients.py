@@ -19,10 +19,12 @@ from ..ir import For, Kernel, Scalar, Stmt, Tensor, Value, When
 from ..ir import Store as StoreStmt
 from ..lower import Lowering, Pieces, merge
 from . import adjoint, common
-from .groups import ABOUT_ROLES, AFTER, LOOP, ROLES, add_up, columns_first, sources
+from .groups import ABOUT_ROLES, ABOUT_THREE, AFTER, LOOP, ROLES, THREE_ROLES, add_up, columns_first, sources
 from .reverse import row_mask, row_pieces, tile_offsets
 from .walk import sizes_of
 
+# registers of a thread of the columns' and of the states' role, of three; the rows' has what they leave
+OF_THREE = (240, 56)
 NOTES = {
     "CB": "what all heads share",
     "d_scores": "diagonal block",
@@ -35,18 +37,26 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Gradients:
-    """Shape of the code: tiles of dstate and headdim; specialised: by warps, in the two roles of ROLES."""
+    """Shape of the code: tiles of dstate and headdim; specialised: by warps, in the two roles of ROLES.
+
+    three: in THREE_ROLES, of which the third has the sums over states and over tokens that no other tile is made for.
+    """
 
     n_tiles: int = 1
     p_tiles: int = 1
     specialised: bool = False
+    three: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return () if not self.specialised else THREE_ROLES if self.three else ROLES
 
     @property
     def name(self) -> str:
         parts = ["chunk_gradients"]
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
-        parts += [f"{len(ROLES)}consumers"] if self.specialised else []
+        parts += [f"{len(self.roles)}consumers"] if self.specialised else []
         return "_".join(parts)
 
 
@@ -56,13 +66,15 @@ def kernel(layer: Layer, shape: Gradients) -> Kernel:
     Raises ValueError for shapes that cannot be.
     """
     loops = adjoint.loops(layer)
+    if shape.three and not adjoint.there(layer, *adjoint.NUMBERS):
+        raise ValueError(f"without decays nothing is a sum over states, and two roles do what there is, not {shape}")
     if shape.specialised and (shape.n_tiles > 1 or shape.p_tiles > 1 or not loops):
         raise ValueError(
             f"two roles go with one tile of dstate and of headdim and with shared B and C, not with {shape}"
         )
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
     pieces = row_pieces(n_sizes, p_sizes, "0")
-    parts = [_Part(layer, pieces, shape, role) for role in (ROLES if shape.specialised else ("",))]
+    parts = [_Part(layer, pieces, shape, role) for role in shape.roles or ("",)]
     body = [part.body() for part in parts]
     if shape.specialised:
         # seen from the loading warp, the tiles of both are those of one stage
@@ -80,9 +92,10 @@ def kernel(layer: Layer, shape: Gradients) -> Kernel:
         ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", *(f"NEEDS_{name}" for name in ("X", "Z", "D", "B", "C", "DT"))),
         ("ngroups * parts" if loops else "nheads", "nchunks", "batch"),
         (*_prologue(layer, pieces), *inside),
-        len(ROLES) if shape.specialised else 0,
-        ROLES if shape.specialised else (),
+        len(shape.roles),
+        shape.roles,
         given=("dt", "dA_cs", "dA_last"),
+        registers=OF_THREE if shape.three else (),
     )
 
 
@@ -125,9 +138,11 @@ class _Part:
 
     def body(self) -> tuple[Stmt, ...]:
         """Statements before, in and after the loop over heads."""
-        if self.role != "columns":
+        if self.role in ("", "rows"):
             self._rows()
-        if self.role != "rows":
+        if self.role in ("", "states") or not self.shape.three and self.role == "rows":
+            self._sums()
+        if self.role in ("", "columns"):
             self._columns()
         for name, role in (("C", "rows"), ("B", "columns")):
             if self.role in ("", role):
@@ -158,7 +173,7 @@ class _Part:
 
     def _rows(self) -> None:
         """What has the reading tokens along its rows."""
-        lowering, layer = self.lowering, self.layer
+        lowering = self.lowering
         self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", adjoint.DECAYS)
         self._summed("d_CB")
         self._vectors("d_dA_cs_scores_rows", "d_left_decay", "d_own")
@@ -168,6 +183,12 @@ class _Part:
         with lowering.under("NEEDS_Z"):
             for at in self._each("i", "p"):
                 self._tokens("d_z", "d_z", at, "i", None)
+
+    def _sums(self) -> None:
+        """What is added up over all tokens or over all of a state."""
+        lowering, layer = self.lowering, self.layer
+        if self.role == "states":
+            self._made("d_y_skip", "x")
         with lowering.under("NEEDS_D"):
             for at in self._each("p"):
                 index = ("b", "chunk", "head", common.on(at["p"], "p"))
@@ -221,7 +242,7 @@ class _Part:
 def _about(layer: Layer, shape: Gradients) -> str:
     heads = "the heads of a group, one after the other" if adjoint.loops(layer) else "one head"
     text = f"One program makes all gradients of one chunk but the states' for {heads}."
-    return text + (ABOUT_ROLES if shape.specialised else "")
+    return text + (ABOUT_ROLES if shape.specialised else "") + (ABOUT_THREE if shape.three else "")
 
 
 def _equations(layer: Layer) -> tuple[str, ...]:

@@ -22,10 +22,15 @@ OUTSIDE, LOOP, AFTER = 0, 1, 2
 ROLES = ("rows", "columns")
 # sums over the heads of a group, and a head's addend
 SUMMED = {"d_CB": "d_CB_head", "d_B_heads": "d_B_head", "d_C_heads": "d_C_head"}
+# the same where a third has what is a sum over whole states: most of what the columns' role computes, and no products
+THREE_ROLES = (*ROLES, "states")
+# registers of a thread: the states' role adds up as it reads; that of the rows has what these leave
+OF_THREE = (176, 72)
 ABOUT_ROLES = (
     " One group of warps has the tokens that read along the rows of its tiles, another those that are read; a warp "
     "moves the tiles that they need, stages ahead."
 )
+ABOUT_THREE = " A third adds up what is a sum over whole states."
 NOTES = {"d_CB_head": "diagonal block", "d_C_CB": "what all heads gave, through C B^T"}
 
 
@@ -34,13 +39,18 @@ class Groups:
     """Shape of the code: tiles of dstate and headdim.
 
     blocks: programs share out dstate instead. Each makes the scores' adjoint, and leaves its part of what decays get.
-    specialised: by warps, in the two roles of ROLES; tiles of headdim are then of one extent.
+    specialised: by warps, in the two roles of ROLES; tiles of headdim are then of one extent. three: in THREE_ROLES.
     """
 
     n_tiles: int = 1
     p_tiles: int = 1
     blocks: bool = False
     specialised: bool = False
+    three: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return () if not self.specialised else THREE_ROLES if self.three else ROLES
 
     @property
     def name(self) -> str:
@@ -48,7 +58,7 @@ class Groups:
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
         parts += ["blocks"] if self.blocks else []
-        parts += [f"{len(ROLES)}consumers"] if self.specialised else []
+        parts += [f"{len(self.roles)}consumers"] if self.specialised else []
         return "_".join(parts)
 
 
@@ -63,12 +73,14 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         raise ValueError(
             f"two roles go with a tile of dstate for each program and with shared B and C, not with {shape}"
         )
+    if shape.three and not adjoint.there(layer, *adjoint.NUMBERS):
+        raise ValueError(f"without decays nothing is a sum over states, and two roles do what there is, not {shape}")
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
     if shape.specialised:
         p_sizes = ("BLOCK_P",) * shape.p_tiles  # one descriptor moves all tiles
     pieces = row_pieces(n_sizes, p_sizes, "0", "n0" if shape.blocks else "0")
     loops = adjoint.loops(layer)
-    parts = [_body(layer, pieces, shape, role) for role in (ROLES if shape.specialised else ("",))]
+    parts = [_body(layer, pieces, shape, role) for role in shape.roles or ("",)]
     if shape.specialised:
         # seen from the loading warp, the tiles of both are those of one stage
         body = tuple(When(f"consumer == {number}", stmts) for number, stmts in enumerate(parts))
@@ -80,7 +92,8 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
         shape.name,
         f"One program makes the gradients of B and C of one chunk{', for a tile of dstate,' * shape.blocks} for "
         + ("the heads of a group, one after the other." if loops else "one head.")
-        + (ABOUT_ROLES if shape.specialised else ""),
+        + (ABOUT_ROLES if shape.specialised else "")
+        + (ABOUT_THREE if shape.three else ""),
         (*(("d_B", "d_C") if loops else (adjoint.head_part(layer, name) for name in ("d_B", "d_C"))), *vectors),
         _tensors(layer, shape),
         ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded"),
@@ -98,9 +111,10 @@ def kernel(layer: Layer, shape: Groups) -> Kernel:
             row_mask(pieces, "seqlen"),
             *body,
         ),
-        len(ROLES) if shape.specialised else 0,
-        ROLES if shape.specialised else (),
+        len(shape.roles),
+        shape.roles,
         given=("dt", "dA_cs", "dA_last"),
+        registers=OF_THREE if shape.three else (),
     )
 
 
@@ -118,10 +132,11 @@ def _body(layer: Layer, pieces: dict, shape: Groups, role: str) -> tuple[Stmt, .
         scopes=[[], [], []],
     )
     # the columns' role has fewer sums of its own to hold, and the state is there for both
-    decays = {"": (*adjoint.GROUP_VECTORS, *adjoint.NUMBERS), "rows": adjoint.GROUP_VECTORS, "columns": adjoint.NUMBERS}
-    summed = {"": tuple(SUMMED), "rows": ("d_CB", "d_C_heads"), "columns": ("d_CB", "d_B_heads")}[role]
-    first = {"": (), "rows": ("d_y_skip", "d_scores", "y_state", "left_decay"), "columns": ("d_y_skip", "d_scores")}
-    for name in first[role]:
+    decays = {"": (*adjoint.GROUP_VECTORS, *adjoint.NUMBERS), "rows": adjoint.GROUP_VECTORS}
+    decays["states" if shape.three else "columns"] = adjoint.NUMBERS
+    summed = {"rows": ("d_CB", "d_C_heads"), "columns": ("d_CB", "d_B_heads"), "states": ()}.get(role, tuple(SUMMED))
+    first = {"rows": ("d_y_skip", "d_scores", "y_state", "left_decay"), "columns": ("d_y_skip", "d_scores")}
+    for name in first.get(role, ()):
         # under way together, and worked on while they are
         for at in lowering.combinations(("h", *(axis for axis in lowering.graph[name].axes if axis != "h"))):
             lowering.need(name, at)
@@ -129,7 +144,7 @@ def _body(layer: Layer, pieces: dict, shape: Groups, role: str) -> tuple[Stmt, .
         _decays(lowering, layer, shape, decays[role])
     zeros = [stmt for name in (summed if loops else ()) for stmt in add_up(lowering, name)]
     if role != "rows":
-        _decays(lowering, layer, shape, decays[role])
+        _decays(lowering, layer, shape, decays.get(role, ()))
     for name, owner in (("B", "columns"), ("C", "rows")):
         if role in ("", owner):
             _shared(lowering, layer, name)

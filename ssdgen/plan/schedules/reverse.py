@@ -23,12 +23,14 @@ class Reverse:
 
     blocks: programs share out headdim instead. Each leaves its part of what decays and step sizes get.
     consumers: of a program that is specialised by warps, each with a tile of headdim and equal tiles of dstate.
+    left: the adjoint of their state is a left operand, from registers; else a right one, from shared memory.
     """
 
     n_tiles: int = 1
     p_tiles: int = 1
     blocks: bool = False
     consumers: int = 0
+    left: bool = False
 
     @property
     def name(self) -> str:
@@ -36,6 +38,7 @@ class Reverse:
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
         parts += ["blocks"] if self.blocks else []
+        parts += ["left"] if self.left else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
         return "_".join(parts)
 
@@ -61,6 +64,8 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
         raise ValueError(f"where programs share out headdim each has one tile of it, not {shape.p_tiles}")
     if shape.consumers and not (shape.blocks and adjoint.loops(layer)):
         raise ValueError(f"consumers go with a tile of headdim each and with shared B and C, not with {shape}")
+    if shape.left and not shape.consumers:
+        raise ValueError(f"only consumers choose on which side they multiply their state, not {shape}")
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
     if shape.consumers:
         n_sizes = ("BLOCK_N",) * shape.n_tiles  # one descriptor moves all tiles
@@ -77,7 +82,7 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
     )
     opening, closing = _carried(lowering, shape)
     if shape.consumers:
-        reverse_tiles.outputs(lowering, layer)
+        reverse_tiles.outputs(lowering, layer, shape.left)
     else:
         _outputs(lowering, layer, shape)
     for at in lowering.combinations(shape.state_axes):
@@ -86,7 +91,7 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
     head += [Scalar("p_block", "p0 // BLOCK_P", wide=True)] if shape.blocks else []
     grid = "nheads * cdiv(HEADDIM, BLOCK_P)" if shape.blocks else "nheads"
     if shape.consumers:
-        head = [*reverse_tiles.indices(shape.consumers), *_chunks(), *tile_offsets(pieces, "CHUNK")]
+        head = [*reverse_tiles.indices(shape.consumers, shape.left), *_chunks(), *tile_offsets(pieces, "CHUNK")]
         grid = f"nheads * cdiv(HEADDIM, BLOCK_P) // {shape.consumers}"
     places = [
         Scalar("chunk", "first + chunks - 1 - step"),
@@ -178,14 +183,17 @@ def tile_offsets(pieces: dict[str, tuple[Piece, ...]], rows: str) -> list[Stmt]:
 def _columns_first(layer: Layer, shape: Reverse) -> dict[str, tuple[str, ...]]:
     """Axes where states have headdim along their rows, and scores the columns of the mask.
 
-    The scores are then the left operand of the gradient of x: nothing is transposed.
+    The scores are then the left operand of the gradient of x: nothing is transposed.  Where the adjoint of the state
+    is a left operand instead, what comes of it has headdim along its rows too, and the scores are the right one.
     """
-    found = {}
+    found, sources = {}, ("x", "d_y", "d_y_skip")
     for node in (reverse_tiles if shape.consumers else adjoint).graph(layer).nodes:
         if set(node.axes) >= {"i", "j"}:
             found[node.name] = tuple(axis for axis in ("h", "j", "i") if axis in node.axes)
         elif set(node.axes) == {"h", "n", "p"}:
             found[node.name] = shape.state_axes
+        elif shape.left and node.name not in sources and set(node.axes) in ({"h", "i", "p"}, {"h", "j", "p"}):
+            found[node.name] = ("h", "p", *(axis for axis in node.axes if axis in "ij"))
     # the adjoint of the state has the rows of what is multiplied into it
     return found | ({"d_y_state": ("h", "p", "i")} if shape.consumers else {})
 

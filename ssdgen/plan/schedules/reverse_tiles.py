@@ -49,11 +49,12 @@ def graph(layer: Layer) -> Graph:
     return Graph(whole.name, adjoint.in_order([first, *(made.get(node.name, node) for node in whole.nodes)]))
 
 
-def indices(consumers: int) -> list[Stmt]:
+def indices(consumers: int, left: bool) -> list[Stmt]:
     """Which head and which tile of headdim a consumer walks for: those of one program are of one group, all walk."""
     return [
         Scalar("p_blocks", "cdiv(HEADDIM, BLOCK_P)"),
-        Scalar("programs", f"nheads // ngroups * p_blocks // {consumers}"),
+        *((Scalar("walks", "nheads // ngroups * p_blocks"),) if left else ()),
+        Scalar("programs", f"{'walks' if left else 'nheads // ngroups * p_blocks'} // {consumers}"),
         Scalar("group", "program_id(0) // programs", wide=True),
         Scalar("walk", f"program_id(0) % programs * {consumers} + consumer"),
         Scalar("head", "group * (nheads // ngroups) + walk // p_blocks"),
@@ -64,10 +65,13 @@ def indices(consumers: int) -> list[Stmt]:
     ]
 
 
-def outputs(lowering: Lowering, layer: Layer) -> None:
+def outputs(lowering: Lowering, layer: Layer, left: bool = False) -> None:
     """Everything of a trip, the adjoint of the state that enters too, each thing gone before the next is made."""
     ((head,), (row,), (column,)) = (lowering.pieces[axis] for axis in ("h", "j", "p"))
     at: Pieces = {"h": head, "j": row, "i": row, "p": column}
+    if left:
+        _outputs_of_left(lowering, layer, at)
+        return
     _made(lowering, "CB", "d_scores")
     with lowering.under("NEEDS_D"):
         # worked out while these two are; for each chunk: what adds up over chunks would take registers all through it
@@ -86,6 +90,51 @@ def outputs(lowering: Lowering, layer: Layer) -> None:
     lowering.emit(1, Store("d_x", index, made[0], True), "NEEDS_X")
 
 
+def _outputs_of_left(lowering: Lowering, layer: Layer, at: Pieces) -> None:
+    """The same where the adjoint of the state is multiplied from registers.
+
+    No product waits for its tiles to leave then: they go one by one, each between two other things, so that the one
+    before has gone.  The scores follow them through the tile.
+    """
+    tiles = lowering.pieces["n"]
+
+    def leaves(number: int) -> None:
+        for piece in tiles[number * len(tiles) // 4 : (number + 1) * len(tiles) // 4]:
+            # in a branch: else the compiler keeps what it is rounded to for the product, 64 registers of it
+            _out(lowering, {**at, "n": piece}, "walk < walks")
+
+    # the compiler ends products before a branch: none is under way at the first, and later those that are needed next
+    leaves(0)
+    _made(lowering, "CB", "d_scores")
+    with lowering.under("NEEDS_D"):
+        index = ("b", "chunk", "head", common.on(at["p"], "p"))
+        lowering.store(1, "d_D", at, "d_D", index)
+    _made(lowering, DECAYED)
+    leaves(1)
+    vectors(lowering, layer, True, "d_dt_scores")
+    leaves(2)
+    vectors(lowering, layer, True, "d_dA_cs_scores_rows")
+    leaves(3)
+    _made(lowering, "scores", "d_x_weighted")
+    vectors(lowering, layer, True, "d_right_decay")
+    part = adjoint.head_part(layer, "d_x")
+    lowering.need(f"{part}_base" if f"{part}_base" in lowering.graph else part, at)
+    _made(lowering, "d_state")
+    made = lowering.need(part, at)
+    assert made is not None
+    index = ("b", common.on(at["j"], "j"), "head", common.on(at["p"], "p"))
+    lowering.emit(1, Store("d_x", index, made[0], True), "NEEDS_X")
+
+
+def _out(lowering: Lowering, at: Pieces, condition: str | None = None) -> Value:
+    """A tile of the adjoint of the state that leaves the chunk goes to memory."""
+    state = lowering.need("d_state_out", at)
+    assert state is not None
+    index = ("b", "chunk", "head", common.on(at["p"], "p"), common.on(at["n"], "n"))
+    lowering.emit(1, Store("d_states", index, state[0], True), condition)
+    return state[0]
+
+
 def _made(lowering: Lowering, *names: str) -> None:
     for name in names:
         for at in lowering.combinations(lowering.node_axes(name)):
@@ -97,11 +146,9 @@ def _right_factor(lowering: Lowering, at: Pieces) -> None:
     node = lowering.graph["d_x_weighted"]
     out = Value(lowering.variable(node.name, at), ("j", "p"))
     for number, piece in enumerate(lowering.pieces["n"]):
-        state, left = lowering.need("d_state_out", {**at, "n": piece}), lowering.need("B", {**at, "n": piece})
-        assert state is not None and left is not None
-        index = ("b", "chunk", "head", common.on(at["p"], "p"), common.on(piece, "n"))
-        lowering.emit(1, Store("d_states", index, state[0], True))
-        lowering.emit(1, Dot(out, left[0], state[0], "n", number > 0))
+        left = lowering.need("B", {**at, "n": piece})
+        assert left is not None
+        lowering.emit(1, Dot(out, left[0], _out(lowering, {**at, "n": piece}), "n", number > 0))
     lowering.bind(node.name, at, out, 1)
 
 
