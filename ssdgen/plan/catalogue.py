@@ -29,7 +29,6 @@ from .schedules import (
     passing,
     prepare,
     replay,
-    replay_inputs,
     reverse,
     reverse_tiles,
     scan,
@@ -115,7 +114,7 @@ TILED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := Tiles(p, replayed)).name: partial(step_tiles.kernel, shape=shape)
         for replayed, p in product((False, True), step_tiles.TILES)
     },
-    "replay_inputs": replay_inputs.kernel,
+    "replay_scores": step_tiles.scores,
     # of states of 8 bits, which are bound by arithmetic
     **{(shape := Tiles(p, units=True)).name: partial(step_tiles.kernel, shape=shape) for p in step_tiles.TILES},
 }

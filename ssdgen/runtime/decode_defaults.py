@@ -28,18 +28,18 @@ def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = Fa
 
     sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90"; "": whatever there is.  replay: of a step that
     keeps its inputs.
-    Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles", "early" and "maxnreg" where
-    they are not 0, False and 0}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two
+    Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles" and "early" where they are not
+    0 and False}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two
     below that divides it, and one program a tile where tiles do not fit.
     """
     narrow, early = problem.dtype == "int8", arch in _EARLY
     few = problem.batch * problem.nheads * problem.headdim * problem.dstate < _PROGRAMS * sms * _TILE
-    if few:
+    if few and not replay:
         return _config(problem, _SMALL_TILE, _EACH if narrow else _EACH // 2, tiles=1, early=early and not narrow)
     if replay:
-        return _config(problem, _TILE, _EACH, tiles=_TILES, early=early)
+        return _config(problem, _TILE, _EACH) if few else _config(problem, _SMALL_TILE, _EACH, tiles=_TILES, early=early)
     if narrow:
-        return _config(problem, _TILE, _EACH, tiles=_TILES, maxnreg=112)
+        return _config(problem, 2 * _TILE, 2 * _EACH, tiles=_TILES // 2)
     if problem.dtype == "float32":
         return _config(problem, _MOST_ROWS * problem.dstate, _EACH_ALONE)
     return _config(problem, _TILE, _EACH)

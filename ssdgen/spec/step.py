@@ -28,10 +28,9 @@ def step_graph(
     tied: step size and decay rate are one number for a head, as in Mamba-2; else dt[h, p] and A[h, p, n].
     replay: the state is that before the kept tokens, j; state_out is still that after one token.
     merged: the scale of a row and its decay are one factor, `carried`, of the numbers as they are stored; the scale is
-    1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new, and what y has of
-    inputs, `y_given`, is a value of its own.
+        1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new.
     units: merged, and that factor is what the state is counted in until it is stored, `in_units`: a row has one product
-    less for each number, and is divided once.  Of scaled states, without a replay.
+        less for each number, and is divided once.  Of scaled states, without a replay.
     """
     hx, hb, hc = (("h",) if layer.layout.per_head(operand) else () for operand in ("x", "B", "C"))
     step = ("h",) if tied else ("h", "p")
@@ -80,7 +79,7 @@ def step_graph(
         return Graph(f"step in units[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     if merged:
         nodes += _merged(layer, centre_decay, log_decay, replay, (hx, hb, hc))
-        nodes += _outputs(x, after, stored_step, skips=not replay)
+        nodes += _outputs(x, after, stored_step)
         return Graph(f"merged {'replay' if replay else 'step'}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     nodes += [
         Map(
@@ -106,10 +105,10 @@ def step_graph(
     return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
 
 
-def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol, skips: bool = True) -> list[Node]:
-    """y from y_ssm, and the state as it is stored.  skips: y_ssm has no skip yet."""
+def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol) -> list[Node]:
+    """y from y_ssm, and the state as it is stored."""
     return [
-        *_gated(x, skips),
+        *_gated(x),
         Largest("largest", ("h", "p"), after, ("n",)),
         Map("scale_out", ("h", "p"), storage.scale_of(entry("largest", "h", "p"), stored_step)),
         Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
@@ -117,12 +116,11 @@ def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol, 
     ]
 
 
-def _gated(x: sympy.Indexed, skips: bool = True) -> list[Node]:
-    """y from y_ssm.  skips: y_ssm has no skip yet."""
-    y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip" if skips else "y_ssm", "h", "p")
-    skip = Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm)
+def _gated(x: sympy.Indexed) -> list[Node]:
+    """y from y_ssm."""
+    y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
     return [
-        *([skip] if skips else []),
+        Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm),
         Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
     ]
 
@@ -228,7 +226,6 @@ def _replayed(
         passed = since - entry("dA_cs", "h", "j")
     scores, row = entry("kept_CB", *hcb, "j"), entry("kept_scores", "h", "j")
     weights, of_state = decay(passed) * formulas.input_weight(dt), entry("left_decay", "h")
-    cb = entry("CB", *hcb) if hcb else sympy.Symbol("CB", real=True)
     nodes += [Map("left_decay", ("h",), decay(since))]
     if merged:
         nodes += [
@@ -246,22 +243,15 @@ def _replayed(
         Map("kept_scores", ("h", "j"), scores * weights),
         Map("y_kept_terms", ("h", "j", "p"), row * entry("kept_x", *hx, "j", "p")),
         Sum("y_kept", ("h", "p"), entry("y_kept_terms", "h", "j", "p"), ("j",)),
-        *_joined(merged, of_state * entry("y_state", "h", "p"), entry("y_kept", "h", "p") + cb * x, hx),
+        Map(
+            "y_ssm",
+            ("h", "p"),
+            of_state * entry("y_state", "h", "p")
+            + entry("y_kept", "h", "p")
+            + (entry("CB", *hcb) if hcb else sympy.Symbol("CB", real=True)) * x,
+        ),
     ]
     return nodes
-
-
-def _joined(merged: bool, of_state: sympy.Expr, of_inputs: sympy.Expr, hx: tuple[str, ...]) -> list[Node]:
-    """y_ssm; merged: what it has of inputs, with the skip, comes from elsewhere."""
-    if not merged:
-        return [Map("y_ssm", ("h", "p"), of_state + of_inputs)]
-    y_inputs = entry("y_inputs", "h", "p")
-    skipped = formulas.skip(y_inputs, entry("D", "h", "p"), entry("x", *hx, "p"))
-    return [
-        Map("y_inputs", ("h", "p"), of_inputs),
-        Map("y_given", ("h", "p"), skipped, "HAS_D", y_inputs),
-        Map("y_ssm", ("h", "p"), of_state + entry("y_given", "h", "p")),
-    ]
 
 
 def _over_n(name: str, axes: tuple[str, ...], of: str, whole: tuple[str, ...]) -> Sum:

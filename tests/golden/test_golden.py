@@ -70,7 +70,7 @@ KINDS = {
             "state_step_2tiles",
             "state_step_1tile_units",
             "replay_step_2tiles",
-            "replay_inputs",
+            "replay_scores",
         )
     },
     **{("constant", name): (Layer(family=CONSTANT), catalogue.DECODE[name]) for name in ("state_step", "replay_step")},

@@ -124,7 +124,7 @@ def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monke
     ran = run_with(monkeypatch, tiles=tiles, num_warps=2, early=early)
     case = Case(headdim=16, dstate=32, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
     ys, expected, args, replay = replayed(ops, case, 4, 6, device)
-    assert {"replay_inputs", Tiles(tiles, units=state == "int8").name} == set(ran)
+    assert {"replay_scores", Tiles(tiles, units=state == "int8").name} == set(ran)
     slots = args["state_batch_indices"].long()
     assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
     assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)
@@ -142,7 +142,7 @@ def test_a_replay_in_tiles_of_heads_that_no_power_of_two_divides(
     ran = run_with(monkeypatch, tiles=2, early=True)
     case = Case(nheads=6, ngroups=ngroups, headdim=24, dstate=16, options=("D", "dt_bias", "dt_softplus"))
     ys, expected, _, replay = replayed(ops, case, 3, 5, device)
-    assert "replay_inputs" in ran and replay.count.unique().tolist() == [2]
+    assert "replay_scores" in ran and replay.count.unique().tolist() == [2]
     assert float((ys - expected).norm() / expected.norm()) < 1e-5
 
 

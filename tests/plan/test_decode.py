@@ -10,7 +10,7 @@ import pytest
 
 from ssdgen.plan import catalogue, interpret
 from ssdgen.plan.broken import Race
-from ssdgen.plan.schedules import decode, replay, replay_inputs, step_tiles
+from ssdgen.plan.schedules import decode, replay, step_tiles
 from ssdgen.plan.tiles import power_tiles
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, MULTI_INPUT
@@ -160,7 +160,7 @@ def test_tiles_of_a_program_are_the_oracle(family, p_tiles: int, scaled: bool) -
 
 def test_tiles_of_a_program_share_what_a_group_does() -> None:
     for layout in (layout for layout in LAYOUTS.values() if layout is not MULTI_INPUT):
-        for make in (lambda layer: step_tiles.kernel(layer, step_tiles.Tiles(2)), replay_inputs.kernel):
+        for make in (lambda layer: step_tiles.kernel(layer, step_tiles.Tiles(2)), step_tiles.scores):
             with pytest.raises(ValueError, match="share"):
                 make(Layer(layout=layout))
         assert len(catalogue.decoding(Layer(layout=layout))) == len(catalogue.DECODE)
@@ -175,7 +175,7 @@ def test_heads_that_have_nothing_of_their_own() -> None:
 @pytest.mark.parametrize("p_tiles", step_tiles.TILES)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_a_replay_in_tiles_is_the_oracle(family, p_tiles: int, scaled: bool) -> None:
-    """What inputs give is made by a kernel of its own, before."""
+    """The scores are made and the tokens are counted by a kernel of their own, before."""
     check_replay(Layer(family=family), 8, step_tiles.Tiles(p_tiles, replay=True), HAS_SCALE=scaled)
 
 
@@ -219,18 +219,11 @@ def check_replay(layer: Layer, dstate: int, shape: replay.Replay | step_tiles.Ti
         y = np.full((BATCH, 1, HEADS, P), np.nan)
         token = {name: args[name][:, t : t + 1] for name in ("x", "dt", "B", "C", "z")}
         if tiled:
-            made = {"held": (BATCH,), "y_given": (BATCH, HEADS, P), "left_decay": (BATCH, HEADS)}
-            made["weights"] = (BATCH, HEADS, 4)
+            groups = sizes["ngroups"]
+            made = {"held": (BATCH,), "CB": (BATCH, groups), "kept_CB": (BATCH, groups, 4)}
             memory |= {name: np.full(extents, -(10**6)) * 1.0 for name, extents in made.items()}
             memory["held"] = memory["held"].astype(int)
-            interpret.run(
-                replay_inputs.kernel(layer),
-                {**memory, **token},
-                sizes,
-                constants | {"BLOCK_P": 4, "BLOCK_H": 4},
-                chosen,
-                reals,
-            )
+            interpret.run(step_tiles.scores(layer), {**memory, **token}, sizes, constants, chosen, {})
         interpret.run(kernel, {**memory, **token, "y": y}, sizes, constants, chosen, reals)
         np.testing.assert_allclose(y[SLOTS >= 0, 0], exact.y[SLOTS >= 0, t], rtol=1e-8)
         assert np.array_equal(state, before, equal_nan=True) == (t < kept)

@@ -123,7 +123,7 @@ def test_a_step_that_keeps_its_inputs(state: str, more: bool) -> None:
     assert names == ["replay_step_heads", "replay_advance"]
     config = it.space.config("step", {"state_step.block_p": 4, "state_step.num_warps": 1, "state_step.tiles": 2})
     names = [launch.kernel.__name__ for launch in it.plan(config, it.draw(problem, "meta", 0, more), more).launches]
-    assert names == ["replay_inputs", "replay_step_2tiles"]
+    assert names == ["replay_scores", "replay_step_2tiles"]
 
 
 @pytest.mark.parametrize("direction", PARTS)

@@ -96,7 +96,7 @@ _NAMES = frozenset(
         "mirror_walk_multi_contract",
         "mirror_walk_multi_expand",
         "replay_advance",
-        "replay_inputs",
+        "replay_scores",
         "replay_step",
         "replay_step_1tile",
         "replay_step_2n",

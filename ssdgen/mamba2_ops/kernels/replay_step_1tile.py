@@ -1,18 +1,28 @@
-"""One program makes tiles of y from the state and what inputs give, and writes the state when no more can be kept.
+"""One program makes tiles of y from the state and the kept inputs, and writes the state when no more can be kept.
 
 dt_biased[h] = dt_bias[h] + dt_raw[h]    if HAS_DT_BIAS
 dt_positive[h] = softplus(dt_biased[h])    if DT_SOFTPLUS
 dt[h] = Min(dt_max, Max(dt_min, dt_positive[h]))
+log_decay[h] = A[h]*dt[h]/log(2)
 x_weighted[h, p] = dt[h]*x[h, p]
+kept_log_decay[h, j] = A[h]*kept_dt[h, j]/log(2)
+dA_cs[h, j] = running sum of kept_log_decay[h, j] over j
+dA_last[h] = last dA_cs[h, j]
+left_decay[h] = 2**Min(0, dA_last[h] + log_decay[h])
+weights[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h] + log_decay[h])*kept_dt[h, j]
 carried[h, p] = left_decay[h]*scale[h, p]
 y_terms[h, p, n] = C[n]*stored[h, p, n]
 y_state[h, p] = sum over n of y_terms[h, p, n]
-y_ssm[h, p] = carried[h, p]*y_state[h, p] + y_given[h, p]
+kept_scores[h, j] = kept_CB[j]*weights[h, j]
+y_kept_terms[h, j, p] = kept_scores[h, j]*kept_x[h, j, p]
+y_kept[h, p] = sum over j of y_kept_terms[h, j, p]
+y_ssm[h, p] = CB*x_weighted[h, p] + carried[h, p]*y_state[h, p] + y_kept[h, p]
 x_kept[h, j, p] = kept_x[h, j, p]*weights[h, j]
 kept_added[h, p, n] = sum over j of x_kept[h, j, p] * kept_B[j, n]
 kept_state[h, p, n] = kept_added[h, p, n]
 state_out[h, p, n] = B[n]*x_weighted[h, p] + carried[h, p]*stored[h, p, n] + kept_state[h, p, n]
-y[h, p] = sigmoid(z[h, p])*y_ssm[h, p]*z[h, p]    if HAS_Z
+y_skip[h, p] = D[h, p]*x[h, p] + y_ssm[h, p]    if HAS_D
+y[h, p] = sigmoid(z[h, p])*y_skip[h, p]*z[h, p]    if HAS_Z
 largest[h, p] = largest over n of |state_out[h, p, n]|
 scale_out[h, p] = stored_step*Max(1.0e-30, largest[h, p])
 inverse_scale[h, p] = 1/scale_out[h, p]
@@ -22,7 +32,7 @@ state_scaled[h, p, n] = inverse_scale[h, p]*state_out[h, p, n]
 import triton
 import triton.language as tl
 
-from .functions import maximum, minimum, softplus
+from .functions import decay, maximum, minimum, softplus
 from .storage_functions import narrow, widen
 
 
@@ -36,15 +46,18 @@ def replay_step_1tile(
     B_ptr,  # [batch, tokens, ngroups, dstate]
     C_ptr,  # [batch, tokens, ngroups, dstate]
     dt_ptr,  # [batch, tokens, nheads]
+    A_ptr,  # [nheads]
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
+    D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, tokens, nheads, headdim], if HAS_Z
     held_ptr,  # [batch]
-    y_given_ptr,  # [batch, nheads, headdim]
-    left_decay_ptr,  # [batch, nheads]
-    weights_ptr,  # [batch, nheads, block_k]
+    CB_ptr,  # [batch, ngroups]
+    kept_CB_ptr,  # [batch, ngroups, block_k]
     kept_x_ptr,  # [nslots, nheads, kept, headdim]
+    kept_dt_ptr,  # [nslots, nheads, kept]
     kept_B_ptr,  # [nslots, ngroups, kept, dstate]
-    count_ptr,  # [nslots]
+    new_x_ptr,  # [nslots, nheads, kept, headdim]
+    new_dt_ptr,  # [nslots, nheads, kept]
     y_ptr,  # [batch, tokens, nheads, headdim]
     stride_state_nslots: tl.int64,
     stride_state_nheads: tl.int64,
@@ -60,7 +73,10 @@ def replay_step_1tile(
     stride_dt_batch: tl.int64,
     stride_dt_tokens: tl.int64,
     stride_dt_nheads: tl.int64,
+    stride_A_nheads: tl.int64,
     stride_dt_bias_nheads: tl.int64,
+    stride_D_nheads: tl.int64,
+    stride_D_headdim: tl.int64,
     stride_z_batch: tl.int64,
     stride_z_tokens: tl.int64,
     stride_z_nheads: tl.int64,
@@ -120,33 +136,62 @@ def replay_step_1tile(
         scale = tl.load(state_scale_ptr + (slot * nheads + head) * HEADDIM + p0 + p)  # [BLOCK_P]
     else:
         scale = tl.full([BLOCK_P], 1.0, dtype=tl.float32)
+    x = tl.load(x_ptr + b * stride_x_batch + head * stride_x_nheads + p0 + p)  # [BLOCK_P]
     C = tl.load(C_ptr + b * stride_C_batch + group * stride_C_ngroups + n)  # [BLOCK_N]
+    if HAS_D:
+        D = tl.load(D_ptr + head * stride_D_nheads + p0 * stride_D_headdim + p * stride_D_headdim).to(tl.float32)
     if HAS_Z:
         z = tl.load(z_ptr + b * stride_z_batch + head * stride_z_nheads + p0 + p)  # [BLOCK_P]
     tl.debug_barrier()
     if EARLY:
         tl.extra.cuda.gdc_wait()
     held = tl.load(held_ptr + b)
-    left_decay = tl.load(left_decay_ptr + b * nheads + head)
-    y_given = tl.load(y_given_ptr + (b * nheads + head) * HEADDIM + p0 + p)  # [BLOCK_P]
+    k_in = k < held
+    kept_x = tl.load(
+        kept_x_ptr + (slot * nheads + head) * KEPT * HEADDIM + p0 + k[:, None] * HEADDIM + p[None, :],
+        mask=k_in[:, None],
+        other=0.0,
+    )
     tl.debug_barrier()
+    A = tl.load(A_ptr + head * stride_A_nheads).to(tl.float32)
+    kept_dt = tl.load(kept_dt_ptr + (slot * nheads + head) * KEPT + k, mask=k_in, other=0.0)  # [BLOCK_K]
+    dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
+    if HAS_DT_BIAS:
+        dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
+    kept_CB = tl.load(kept_CB_ptr + (b * ngroups + group) * BLOCK_K + k)  # [BLOCK_K]
+    CB = tl.load(CB_ptr + b * ngroups + group)
     state = widen(state, FORMAT)
+    kept_log_decay = tl.where(k_in, kept_dt * A * 1.4426950408889634, 0.0)
+    dA_last = tl.sum(kept_log_decay, axis=0)
+    if HAS_DT_BIAS:
+        dt = dt + dt_bias
+    if DT_SOFTPLUS:
+        dt = softplus(dt)
+    dt = minimum(dt_max, maximum(dt, dt_min))
+    log_decay = A * dt * 1.4426950408889634
+    left_decay = decay(dA_last + log_decay)
     carried = scale * left_decay
+    x_weighted = x.to(tl.float32) * dt
+    dA_cs = tl.cumsum(kept_log_decay, axis=0)
+    weights = kept_dt * decay(dA_last + log_decay - dA_cs)
+    kept_scores = kept_CB * weights
+    y_kept_terms = kept_x.to(tl.float32) * kept_scores[:, None]
+    y_kept = tl.sum(y_kept_terms, axis=0)
     y_terms = state * C.to(tl.float32)[None, :]
     y_state = tl.sum(y_terms, axis=1)
-    y = y_given + carried * y_state
+    y = y_kept + x_weighted * CB + carried * y_state
+    if HAS_D:
+        y = y + D * x.to(tl.float32)
     if HAS_Z:
         y = y * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
     tl.store(y_ptr + b * stride_y_batch + head * stride_y_nheads + p0 + p, y)
     if held >= KEPT:
-        k_in = k < KEPT
         state_again_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + p0 * DSTATE
         state_again = tl.load(state_again_base + p[:, None] * DSTATE + n[None, :])  # [BLOCK_P, BLOCK_N]
         state = widen(state_again, FORMAT)
         kept_x_again_base = kept_x_ptr + (slot * nheads + head) * KEPT * HEADDIM + p0
         kept_x_again = tl.load(kept_x_again_base + k[:, None] * HEADDIM + p[None, :], mask=k_in[:, None], other=0.0)
         B = tl.load(B_ptr + b * stride_B_batch + group * stride_B_ngroups + n)  # [BLOCK_N]
-        weights = tl.load(weights_ptr + (b * nheads + head) * BLOCK_K + k)  # [BLOCK_K]
         x_kept = kept_x_again.to(tl.float32) * weights[:, None]
         kept_B = tl.load(
             kept_B_ptr + (slot * ngroups + group) * KEPT * DSTATE + k[:, None] * DSTATE + n[None, :],
@@ -156,16 +201,6 @@ def replay_step_1tile(
         x_kept_rest = x_kept - x_kept.to(DOT).to(tl.float32)
         kept_added = tl.dot(tl.trans(x_kept).to(DOT), kept_B, input_precision=PRECISION)
         kept_added = tl.dot(tl.trans(x_kept_rest).to(DOT), kept_B, acc=kept_added, input_precision=PRECISION)
-        dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
-        if HAS_DT_BIAS:
-            dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
-        if HAS_DT_BIAS:
-            dt = dt + dt_bias
-        if DT_SOFTPLUS:
-            dt = softplus(dt)
-        dt = minimum(dt_max, maximum(dt, dt_min))
-        x = tl.load(x_ptr + b * stride_x_batch + head * stride_x_nheads + p0 + p)  # [BLOCK_P]
-        x_weighted = x.to(tl.float32) * dt
         state = kept_added + B.to(tl.float32)[None, :] * x_weighted[:, None] + state * carried[:, None]
         if HAS_SCALE:
             largest = tl.reduce(tl.abs(state), 1, maximum)
@@ -180,10 +215,10 @@ def replay_step_1tile(
             stored = narrow(state, row + p0, 0, 0, seed, FORMAT, RANDOM)
             state_base = state_ptr + slot * stride_state_nslots + head * stride_state_nheads + p0 * DSTATE
             tl.store(state_base + p[:, None] * DSTATE + n[None, :], stored)
-    of_row = tl.program_id(0) + tl.program_id(1)
-    if of_row == 0:
-        kept = (held + 1) % (KEPT + 1)
-        tl.store(count_ptr + slot, kept)
+    else:
+        tl.store(new_x_ptr + ((slot * nheads + head) * KEPT + held) * HEADDIM + p0 + p, x)
+        if p0 == 0:
+            tl.store(new_dt_ptr + (slot * nheads + head) * KEPT + held, dt)
 
 
 def grid(batch, ngroups, group_heads, HEADDIM, BLOCK_P, **_):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..kernels import (
     replay_advance,
-    replay_inputs,
+    replay_scores,
     replay_step,
     replay_step_1tile,
     replay_step_2n,
@@ -92,12 +92,8 @@ IN_UNITS = {
     2: state_step_2tiles_units,
     4: state_step_4tiles_units,
 }
-# of a program that goes through inputs: warps, heads, rows of headdim, and the most registers of a thread where a
-# launch may be early: at batch 128 all programs of a model are then there at once
-INPUT_WARPS = 4
-INPUT_HEADS = 16
-INPUT_ROWS = 64
-INPUT_REGISTERS = 96
+# of a program that makes scores
+SCORE_WARPS = 4
 # programs along the second and third axis of a grid
 MOST_PROGRAMS = 65535
 
@@ -227,7 +223,7 @@ def _plan(
 
 
 def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: bool, **blocks: int) -> None:
-    """Launch a kernel whose programs have tiles; before it, where inputs are kept, what makes their part of y.
+    """Launch a kernel whose programs have tiles; before it, where inputs are kept, what makes their scores.
 
     early: beside the kernel in front of it, for which it waits itself.
     """
@@ -237,17 +233,13 @@ def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: boo
         return
     # what is multiplied on a matrix unit has 16 rows at least
     columns = max(16, next_power_of_two(names["KEPT"]))
-    batch, nheads = names["batch"], names["nheads"]
+    batch, ngroups = names["batch"], names["ngroups"]
     sizes.scratch("held", (batch,), torch.int32)
-    sizes.scratch("y_given", (batch, nheads, names["HEADDIM"]), torch.float32)
-    sizes.scratch("left_decay", (batch, nheads), torch.float32)
-    sizes.scratch("weights", (batch, nheads, columns), torch.float32)
+    sizes.scratch("CB", (batch, ngroups), torch.float32)
+    sizes.scratch("kept_CB", (batch, ngroups, columns), torch.float32)
     blocks["BLOCK_K"] = columns
     slots = {f"new_{name}": f"kept_{name}" for name in ("x", "dt", "B")}
-    heads = min(INPUT_HEADS, next_power_of_two(names["group_heads"]))
-    whole = {**blocks, "BLOCK_P": _divisor(names["HEADDIM"], INPUT_ROWS), "BLOCK_H": heads}
-    input_numbers = {"num_warps": INPUT_WARPS, "maxnreg": INPUT_REGISTERS if early else 0}
-    sizes.launch(replay_inputs, input_numbers, slots, EARLY=early, **whole)
+    sizes.launch(replay_scores, {"num_warps": SCORE_WARPS}, slots, EARLY=early, **blocks)
     sizes.launch(kernel, {**numbers, "early": early}, slots, EARLY=early, **blocks)
 
 

@@ -4,8 +4,8 @@ What a multiprocessor can have on its way is what its registers hold.  Numbers o
 stored, so a program loads all its tiles, and widens and computes one at a time.  B, C and the step size are then loaded
 and made once for all of them.  Where a program stands follows from the grid, without a division.
 
-With a replay a kernel in front, `replay_inputs.py`, makes all that y has of inputs, kept and new: between two writes
-a program then multiplies the state by C, and neither its registers nor its way to the end have more in them.
+With a replay a kernel of a few programs, `replay_scores`, multiplies C by the kept B of each row of the batch once, and
+counts what is kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ...spec.step import step_graph
 from ..ir import (
     Arange,
     Begun,
+    For,
     Full,
     Index,
     Kernel,
@@ -25,6 +26,7 @@ from ..ir import (
     Load,
     Mask,
     Narrow,
+    Release,
     Scalar,
     Span,
     Stmt,
@@ -38,13 +40,17 @@ from ..ir import (
 from ..lower import Lowering, Piece, Pieces, Source, merge
 from . import common, decode
 from .replay import kept_sources, kept_tensors
-from .replay_inputs import MADE, MASK, applies, is_load, loaded
 
 TILES = (1, 2, 4)
-# read for the decays of a head
-_OF_HEAD = ("A", "dt", "dt_bias")
-# what another kernel has made
-_LATE = ("y_given", "left_decay")
+MASK = "k_in"
+# a kept token's dimension, in whole blocks
+_SCRATCH = (
+    Tensor("held", ("batch",), "int"),
+    Tensor("CB", ("batch", "ngroups"), "float32"),
+    Tensor("kept_CB", ("batch", "ngroups", "BLOCK_K"), "float32"),
+)
+# read for the decays of a head and the scores of its tokens
+_OF_HEAD = ("A", "dt", "dt_bias", "CB", "kept_CB", "kept_dt")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,11 @@ class Tiles:
         return f"{'replay' if self.replay else 'state'}_step_{tiles}" + ("_units" if self.units else "")
 
 
+def applies(layer: Layer) -> bool:
+    """Whether there are such kernels: x is of a head, B and C of a group."""
+    return layer.layout.per_head("x") and not layer.layout.per_head("B") and not layer.layout.per_head("C")
+
+
 def graph(layer: Layer, replay: bool, units: bool = False) -> Graph:
     """The graph that these kernels are lowered from."""
     return step_graph(layer, replay=replay, merged=True, units=units)
@@ -80,7 +91,7 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
     if not layer.family.uses_a:
         del sources["A"]
     if shape.replay:
-        sources |= kept_sources(layer) | _made()
+        sources |= kept_sources(layer) | _scores_sources()
     # one tile is computed after the other: both levels are one list
     body: list[Stmt] = []
     lowering = Lowering(
@@ -88,6 +99,7 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
         {**_pieces(shape.p_tiles), "j": (columns,)},
         sources,
         rename={**decode.RENAME, "in_units": "state"},
+        zero_past_end=frozenset(("kept_log_decay",)),
         two_terms=frozenset(("x_kept",)),
         spread=frozenset(("kept_state",)),
         constant_level=0,
@@ -105,8 +117,8 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
             lowering.emit(0, When("STORE_STATE", _leave(lowering, at, shape.units)))
     whole = _loads_before(body, shape.replay)
     if shape.replay:
-        whole = (*whole, When("held >= KEPT", (Mask(MASK, "j", "k", "KEPT"), *_write(lowering, tiles))), *_count())
-    about = "makes tiles of y from the state and what inputs give, and writes the state when no more can be kept"
+        whole = (*whole, When("held >= KEPT", _write(lowering, tiles), _keep(lowering, tiles)))
+    about = "makes tiles of y from the state and the kept inputs, and writes the state when no more can be kept"
     step = "advances tiles of rows of a head's state by one token"
     rows = "BLOCK_P" if shape.p_tiles == 1 else f"({shape.p_tiles} * BLOCK_P)"
     place = (
@@ -127,7 +139,6 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
             *decode.state_tensors(),
             *decode.operand_tensors(layer),
             *(_kept(layer) if shape.replay else ()),
-            *((Tensor("count", ("nslots",), "int", out=True),) if shape.replay else ()),
             Tensor("y", ("batch", "tokens", "nheads", "HEADDIM"), "operand", strided="unit", out=True),
         ),
         (*decode.SIZES, "group_heads"),
@@ -139,13 +150,77 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
         (*decode.OPTIONS, *([] if shape.replay else ["STORE_STATE"]), "EARLY"),
         (f"group_heads * (HEADDIM // {rows})", "ngroups", "batch"),
         (*place, *_skip_padding(tiles, shape.replay), *whole),
-        given=("stored", "y_given", "left_decay", "weights") if shape.replay else ("stored",),
+        given=("stored", "CB", "kept_CB") if shape.replay else ("stored",),
+    )
+
+
+def scores(layer: Layer) -> Kernel:
+    """C B^T of the new token and the kept ones of every group, and how many are kept afterwards.
+
+    held: how many inputs are kept before the step.
+    """
+    if not applies(layer):
+        raise ValueError("scores are those of a group where it shares B and C")
+    of_all = Piece("", Span("j", "k", "BLOCK_K", "0", MASK), position="k")
+    there = Span("j", "k", "BLOCK_K", "0", "k_there")
+    kept = Source("kept_B", lambda at: ("slot", "group", there, common.on(at["n"], "n")), level=0, dtype="operand")
+    body: list[Stmt] = []
+    named = {name: decode.of_the_only_token(decode.sources(layer, True, level=0)[name]) for name in ("B", "C")}
+    lowering = Lowering(
+        graph(layer, replay=True),
+        {**_pieces(1), "j": (of_all,)},
+        {**named, "kept_B": kept},
+        # what is not kept is loaded all the same: the count is then not waited for
+        zero_past_end=frozenset(("kept_CB_terms",)),
+        constant_level=0,
+        scopes=[body, body],
+    )
+    at = {**lowering.combinations(("h", "p", "n"))[0], "j": of_all}
+    lowering.store(0, "kept_CB", at, "kept_CB", ("b", "group", replace(there, mask=None)))
+    lowering.store(0, "CB", at, "CB", ("b", "group"))
+    value = lowering.need("B", at)
+    assert value is not None
+    shared = Store("new_B", ("slot", "group", "count", common.on(at["n"], "n")), value[0])
+    dims = {tensor.name: tensor for tensor in (*decode.operand_tensors(layer), *kept_tensors(layer))}
+    return Kernel(
+        "replay_scores",
+        "One program multiplies C of one row of the batch by B of every token that is kept and of the new one, and "
+        "counts what is kept.",
+        ("CB", "kept_CB"),
+        (
+            Tensor("state_batch_indices", ("batch",), "index", flag="HAS_SLOTS"),
+            dims["B"],
+            dims["C"],
+            replace(dims["count"], out=True),
+            dims["kept_B"],
+            dims["new_B"],
+            *(replace(tensor, out=True) for tensor in _SCRATCH),
+        ),
+        ("batch", "tokens", "nslots", "ngroups", "pad_slot_id"),
+        (),
+        ("DSTATE", "KEPT", "BLOCK_N", "BLOCK_K"),
+        ("HAS_SLOTS", "EARLY"),
+        ("batch", "1", "1"),
+        (
+            When("EARLY", (Release(),)),
+            Scalar("b", "program_id(0)", wide=True),
+            Arange("n", "n", "BLOCK_N"),
+            Arange("k", "j", "BLOCK_K"),
+            Mask("k_there", "j", "k", "KEPT"),
+            *decode.slot_of_row((Leave(),)),
+            Load(Value("count", (), "int"), "count", ("slot",)),
+            Mask(MASK, "j", "k", "count"),
+            Scalar("kept", "(count + 1) % (KEPT + 1)"),
+            For("group", "ngroups", (*common.loads_first(body), When("count < KEPT", (shared,)))),
+            Store("held", ("b",), Value("count", (), "int")),
+            Store("count", ("slot",), Value("kept", (), "int")),
+        ),
     )
 
 
 def _kept(layer: Layer) -> tuple[Tensor, ...]:
-    """What the kernel in front leaves, and what is kept of x and B: the rest is read and written there."""
-    return (*MADE, *(tensor for tensor in kept_tensors(layer) if tensor.name in ("kept_x", "kept_B")))
+    """What `scores` leaves, and what is kept but for the count and the new B, which are written there."""
+    return (*_SCRATCH, *(tensor for tensor in kept_tensors(layer) if tensor.name not in ("count", "new_B")))
 
 
 def _pieces(p_tiles: int) -> dict[str, tuple[Piece, ...]]:
@@ -160,16 +235,12 @@ def _origin(k: int) -> str:
     return "p0" if k == 0 else f"p0 + {k} * BLOCK_P" if k > 1 else "p0 + BLOCK_P"
 
 
-def _made() -> dict[str, Source]:
-    """What the kernel in front leaves."""
-
-    def columns(at: Pieces) -> Index:
-        return replace(_span(common.on(at["j"], "j")), mask=None)
-
+def _scores_sources() -> dict[str, Source]:
     return {
-        "y_given": Source("y_given", lambda at: ("b", "head", decode.on_p(at)), level=0),
-        "left_decay": Source("left_decay", lambda at: ("b", "head"), level=0),
-        "weights": Source("weights", lambda at: ("b", "head", columns(at)), level=0),
+        "CB": Source("CB", lambda at: ("b", "group"), level=0),
+        "kept_CB": Source(
+            "kept_CB", lambda at: ("b", "group", replace(_span(common.on(at["j"], "j")), mask=None)), level=0
+        ),
     }
 
 
@@ -204,30 +275,35 @@ def _loads_before(body: list[Stmt], replay: bool) -> tuple[Stmt, ...]:
     A compiler would wait for the step size before it asks for what is needed after it.
     """
     ordered = common.loads_first(body)
-    loads = [stmt for stmt in ordered if is_load(stmt)]
-    of_head = [stmt for stmt in loads if loaded(stmt) in _OF_HEAD]
-    of_state = [stmt for stmt in loads if loaded(stmt) == "state"]
-    late = [stmt for stmt in loads if loaded(stmt) in _LATE]
+    loads = [stmt for stmt in ordered if _is_load(stmt)]
+    of_head = [stmt for stmt in loads if _loaded(stmt) in _OF_HEAD]
+    late = [stmt for stmt in loads if _loaded(stmt) == "kept_x"]
+    of_state = [stmt for stmt in loads if _loaded(stmt) == "state"]
     rows = [stmt for stmt in loads if stmt not in (*of_head, *late, *of_state)]
-    computed = [stmt for stmt in ordered if not is_load(stmt)]
+    computed = [stmt for stmt in ordered if not _is_load(stmt)]
     if replay:
+        # what the kernel before this one makes, and what depends on it
         held = Load(Value("held", (), "int"), "held", ("b",))
-        late = [When("EARLY", (Wait(),)), held, *late, Begun()]
+        late = [When("EARLY", (Wait(),)), held, Mask(MASK, "j", "k", "held"), *late, Begun()]
     return (*of_state, *merge(tuple(rows)), Begun(), *late, *of_head, *merge(tuple(computed)))
 
 
-def _count() -> tuple[Stmt, ...]:
-    """How many are kept afterwards, by one program of a row: none reads the count here."""
-    kept = Scalar("kept", "(held + 1) % (KEPT + 1)")
-    store = Store("count", ("slot",), Value("kept", (), "int"))
-    return (Scalar("of_row", "program_id(0) + program_id(1)"), When("of_row == 0", (kept, store)))
+def _loaded(stmt: Stmt) -> str:
+    """The tensor of a load."""
+    load = stmt.body[0] if isinstance(stmt, When) else stmt
+    assert isinstance(load, Load)
+    return load.tensor
+
+
+def _is_load(stmt: Stmt) -> bool:
+    return isinstance(stmt, Load) or (isinstance(stmt, When) and all(isinstance(inner, Load) for inner in stmt.body))
 
 
 def _skip_padding(tiles: list[Pieces], replay: bool) -> tuple[Stmt, ...]:
     """As `decode.skip_padding`, for all tiles of a program.
 
     A kernel that may start before the one in front has ended reads nothing until then; where inputs are kept that is
-    `replay_inputs`, which starts after all others.
+    `scores`, which starts after all others.
     """
     nothing = Value("nothing", ("p",))
     zeros = (
@@ -281,4 +357,17 @@ def _write(lowering: Lowering, tiles: list[Pieces]) -> tuple[Stmt, ...]:
     return tuple(found)
 
 
-__all__ = ["TILES", "Tiles", "applies", "graph", "kernel"]
+def _keep(lowering: Lowering, tiles: list[Pieces]) -> tuple[Stmt, ...]:
+    """The inputs of the new token that a head has, in the first place that is free."""
+
+    def value(name: str, at: Pieces) -> Value:
+        made = lowering.need(name, at)
+        assert made is not None
+        return made[0]
+
+    x = [Store("new_x", ("slot", "head", "held", decode.on_p(at)), value("x", at)) for at in tiles]
+    dt = Store("new_dt", ("slot", "head", "held"), value("dt", tiles[0]))
+    return (*x, When("p0 == 0", (dt,)))
+
+
+__all__ = ["TILES", "Tiles", "applies", "graph", "kernel", "scores"]
