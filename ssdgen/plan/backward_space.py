@@ -197,9 +197,10 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         lengths += [length for length in _lengths(problem, gpu) if length & (length - 1)][-2:]
     if gradients_have_consumers(problem, gpu):
         parts = _parts_that_fill(problem, gpu)
-        for length, count, roles in product(lengths, parts, (3, 2)):
-            found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, 3))
-        others = ((1, 3, HALF_OF_THE_REGISTERS, 3), (1, 2, 96, 3), (2, 3, 0, 3), (2, 2, 0, 2), (1, 2, 80, 2))
+        # of three roles fewer heads are in flight: with three on their way they are the slower ones
+        for length, count, (roles, heads) in product(lengths, parts, ((2, 3), (3, 2))):
+            found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, heads))
+        others = ((1, 3, HALF_OF_THE_REGISTERS, 2), (1, 2, 96, 2), (2, 3, 0, 2), (2, 2, 0, 2), (1, 2, 80, 2))
         found += [_of_chunks(problem, gpu, lengths[-1], parts[0], 3, *numbers) for numbers in others]
         found += [_in_slices(found[0], int(count), problem, gpu) for count in _slices(problem, gpu).values[1:3]]
     else:
