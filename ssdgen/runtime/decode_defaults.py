@@ -34,10 +34,12 @@ def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = Fa
     """
     narrow, early = problem.dtype == "int8", arch in _EARLY
     few = problem.batch * problem.nheads * problem.headdim * problem.dstate < _PROGRAMS * sms * _TILE
-    if few and not replay:
+    if few and replay:
+        return _config(problem, _TILE, _EACH)
+    if few:
         return _config(problem, _SMALL_TILE, _EACH if narrow else _EACH // 2, tiles=1, early=early and not narrow)
     if replay:
-        return _config(problem, _TILE, _EACH) if few else _config(problem, _SMALL_TILE, _EACH, tiles=_TILES, early=early)
+        return _config(problem, _SMALL_TILE, _EACH, tiles=_TILES, early=early)
     if narrow:
         return _config(problem, 2 * _TILE, 2 * _EACH, tiles=_TILES // 2)
     if problem.dtype == "float32":
