@@ -1,4 +1,4 @@
-"""The search space of the backward pass: axes with the reason for every bound.  Problem, Gpu -> tune
+"""The search space of the backward pass: configs, where a search begins, a fingerprint.  axes -> tune
 
 A config is nested, {"schedule", "chunk", ..., "kernels": {kernel: {axis: value}}}; a kernel's axis is "kernel.axis".
 Kernels that do the same work in one direction or at one level take the same numbers, and their axes the name of the
@@ -10,6 +10,19 @@ from __future__ import annotations
 from itertools import product
 
 from ..gpus import Gpu
+from .backward_axes import (
+    MOST_PROGRAMS,
+    SCHEDULES,
+    SHARES,
+    SLICES,
+    TERMS,
+    axes,
+    check,
+    lengths,
+    parts_axis,
+    parts_that_fill,
+    slices_axis,
+)
 from .backward_legal import (
     ADJOINTS,
     HAVE_CONSUMERS,
@@ -18,16 +31,13 @@ from .backward_legal import (
     WHOLE,
     first_slice,
     gradients_have_consumers,
-    least_registers,
     legal,
     walks_have_consumers,
 )
 from .legal import ACCUMULATORS, Config
 from .problem import Problem
-from .space import HALF_OF_THE_REGISTERS, Axis, Value, digest
-from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, next_power_of_two
-
-SCHEDULES = ("walk", "chunks")
+from .space import HALF_OF_THE_REGISTERS, Value, digest
+from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST
 
 # kernels that share their numbers, by the name of their axes
 SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("state_passing", "adjoint_passing")}
@@ -38,8 +48,6 @@ CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
 # the same of what programs of the schedule "walk" share out
 SHARED_OUT_HAVE = {"block_n": LARGEST, "block_p": LARGEST, "share": 0, "num_warps": 8}
 
-# in which what is scaled goes into its product, if a config says nothing
-TERMS = 2
 
 # what a config says of shared numbers where it launches none of their kernels
 UNUSED: dict[str, dict[str, Value]] = {
@@ -49,19 +57,10 @@ UNUSED: dict[str, dict[str, Value]] = {
     "passing": {"block": 512, "num_warps": 4},
 }
 
-THIRD_ROLE = "a third adds up what is a sum over states, for which the others would wait"
 
 # what a config does not say
 LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1}
 
-# registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
-REGISTERS = (0, HALF_OF_THE_REGISTERS, 96, 80)
-
-# tiles of an extent that programs share out: what they hold fits the registers of four or eight warps
-SHARES = {"headdim": (64, 32), "dstate": (128, 64)}
-
-# slices of rows and heads, and the share of the L2 cache that what a slice keeps must fill at least
-SLICES, LEAST_KEPT = (1, 2, 4, 8, 16), 4
 
 # axes that came after records were made, of which the first value is what these mean, and values that came to others:
 # records stay as new as they were
@@ -74,50 +73,10 @@ LATER: dict[str, tuple[Value, ...]] = {
     "chunk_gradients.consumers": (3,),
 }
 
-# programs of one kernel on a multiprocessor, above which more of them bring nothing
-MOST_PROGRAMS = 8
-
-
-def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
-    """The axes of a schedule for a problem on a GPU, in the order in which a search asks for them.
-
-    Raises ValueError for an unknown schedule.
-    """
-    _check(schedule)
-    specialised = schedule == "chunks" and gradients_have_consumers(problem, gpu)
-    found = [_chunk(schedule, specialised), _segment(problem, gpu), _state_dtype(problem, specialised)]
-    if schedule == "chunks":
-        found.append(_parts(problem, gpu))
-    found.append(_slices(problem, gpu))
-    found += _walk_axes("states", problem, gpu)
-    found += _walk_axes("adjoints", problem, gpu)
-    found += [
-        Axis("passing.block", (256, 512, 1024, 2048), "state entries of a program: it moves memory and adds"),
-        Axis("passing.num_warps", (2, 4, 8), "enough loads in flight; more warps only wait"),
-    ]
-    if specialised:
-        found += [
-            Axis(
-                "chunk_gradients.consumers",
-                (2, 3),
-                f"rows of a chunk's scores and columns have a group of warps each; {THIRD_ROLE}",
-            ),
-            Axis("chunk_gradients.num_stages", (3, 2), "heads in flight; shared memory ends at three"),
-        ]
-    else:
-        for kernel in ("chunk_gradients",) if schedule == "chunks" else ("reverse_walk", "group_gradients"):
-            found += _whole_axes(kernel, problem, gpu)
-    found += [
-        Axis("dt_cumsum.block_h", (1, 2, 4, 8, 16, 32), "heads side by side in memory: few make many programs"),
-        Axis("dt_cumsum.num_warps", (1, 4), "a running sum along the chunk crosses warps"),
-        Axis("dt_gradients.num_warps", (1, 4), "the same sums from the other end"),
-    ]
-    return tuple(found)
-
 
 def config(schedule: str, assignment: dict[str, Value]) -> Config:
     """The config with these values of a schedule's axes; it has the kernels that are launched and no others."""
-    _check(schedule)
+    check(schedule)
     found: Config = {"schedule": schedule}
     numbers: dict[str, dict[str, Value]] = {}
     for name, value in assignment.items():
@@ -174,7 +133,7 @@ def flatten(config: Config) -> dict[str, Value]:
 
 def minimal(schedule: str, problem: Problem) -> Config:
     """A config that fits 48 KB of shared memory on every GPU, up to a headdim * dstate of 32768."""
-    _check(schedule)
+    check(schedule)
     found: Config = {"schedule": schedule, "chunk": SMALLEST, "state_dtype": "float32"}
     found |= {"parts": 1} if schedule == "chunks" else {}
     least: dict[str, Value] = {"block_p": SMALLEST, "num_warps": 4, "num_stages": 1}
@@ -192,25 +151,25 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
     walks in tiles of 64 or 32 rows.  Where heads are few, segments that give each multiprocessor a program or two.
     """
     found = []
-    lengths = [0]
+    cuts = [0]
     if problem.batch * problem.nheads < 2 * gpu.sms:
-        lengths += [length for length in _lengths(problem, gpu) if length & (length - 1)][-2:]
+        cuts += [length for length in lengths(problem, gpu) if length & (length - 1)][-2:]
     if gradients_have_consumers(problem, gpu):
-        parts = _parts_that_fill(problem, gpu)
+        parts = parts_that_fill(problem, gpu)
         # of three roles fewer heads are in flight: with three on their way they are the slower ones
-        for length, count, (roles, heads) in product(lengths, parts, ((2, 3), (3, 2))):
+        for length, count, (roles, heads) in product(cuts, parts, ((2, 3), (3, 2))):
             found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, heads))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 2), (1, 2, 96, 2), (2, 3, 0, 2), (2, 2, 0, 2), (1, 2, 80, 2))
-        found += [_of_chunks(problem, gpu, lengths[-1], parts[0], 3, *numbers) for numbers in others]
-        found += [_in_slices(found[0], int(count), problem, gpu) for count in _slices(problem, gpu).values[1:3]]
+        found += [_of_chunks(problem, gpu, cuts[-1], parts[0], 3, *numbers) for numbers in others]
+        found += [_in_slices(found[0], int(count), problem, gpu) for count in slices_axis(problem, gpu).values[1:3]]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
-            for length in lengths:
+            for length in cuts:
                 found += [_of_walk(problem, gpu, chunk, length, warps, stages) for stages in (1, 2)]
         if max(problem.headdim // 64, problem.dstate // 128) > 1:
             found += [_shared_out(config) for config in found]
         if any(HAVE_CONSUMERS[kernel](problem, gpu) for kernel in SHARE):
-            ways = product(lengths, (1, 0), (2, 1), (2, 3))
+            ways = product(cuts, (1, 0), (2, 1), (2, 3))
             found = [_of_consumers(problem, gpu, *numbers) for numbers in ways] + found
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
@@ -221,11 +180,6 @@ def fingerprint() -> str:
 
 
 # ---- configs
-
-
-def _check(schedule: str) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
 
 
 def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
@@ -276,7 +230,7 @@ def _in_slices(config: Config, count: int, problem: Problem, gpu: Gpu) -> Config
     part = first_slice(problem, count)
     programs = part.rows[1] * part.groups[1] * -(-problem.seqlen // CONSUMER_ROWS)
     heads = problem.nheads // problem.ngroups // part.shares
-    values = [int(value) for value in _parts(problem, gpu).values if heads % int(value) == 0]
+    values = [int(value) for value in parts_axis(problem, gpu).values if heads % int(value) == 0]
     parts = max(value for value in values if value <= max(1, gpu.sms // programs))
     return {**config, "slices": count, "parts": parts}
 
@@ -324,119 +278,3 @@ def _nearest(schedule: str, problem: Problem, gpu: Gpu, wanted: dict[str, Value]
         value = wanted.get(axis.name, usual.get(axis.name))
         chosen[axis.name] = value if value in axis.values else axis.values[0]
     return config(schedule, chosen)
-
-
-# ---- axes
-
-
-def _chunk(schedule: str, specialised: bool) -> Axis:
-    if specialised:
-        return Axis("chunk", (CONSUMER_ROWS,), "rows that a group of four warps multiplies")
-    if schedule == "chunks":
-        return Axis("chunk", (64, 32, 16), "all that its gradients need is in registers at once: over 64 it spills")
-    return Axis("chunk", (64, 32, 16, 128), "scores grow with its square, and each keeps a state; fp32 wants few rows")
-
-
-def _segment(problem: Problem, gpu: Gpu) -> Axis:
-    why = "0: a program walks the whole sequence; shorter: more programs side by side, and more states to pass on"
-    return Axis("segment", (0, *_lengths(problem, gpu)), why)
-
-
-def _lengths(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
-    """Powers of two, and lengths with which walks for one tile each fill the multiprocessors 1, 2, ... times."""
-    lengths = {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}
-    programs = problem.batch * problem.nheads * -(-problem.headdim // CONSUMER_ROWS)
-    for times in (1, 2, 3, 4):
-        if (count := times * gpu.sms // programs) > 1:
-            lengths.add(-(-problem.seqlen // (count * CONSUMER_ROWS)) * CONSUMER_ROWS)
-    return tuple(sorted(length for length in lengths if length < problem.seqlen))
-
-
-def _state_dtype(problem: Problem, specialised: bool) -> Axis:
-    if specialised:
-        return Axis("state_dtype", ("bfloat16",), "states go through shared memory in the dtype of the operands")
-    values = ("float32",) if problem.dtype == "float32" else ("bfloat16", "float32")
-    return Axis(
-        "state_dtype", values, "states and adjoints between kernels; bf16 halves their bytes, fp16 could overflow"
-    )
-
-
-def _parts(problem: Problem, gpu: Gpu) -> Axis:
-    heads = problem.nheads // problem.ngroups
-    most = max(1, MOST_PROGRAMS * gpu.sms // _programs(problem))
-    values = tuple(parts for parts in range(1, heads + 1) if heads % parts == 0 and parts <= most)
-    return Axis("parts", values, "programs for the heads of a group; each leaves a part of d_B and d_C in fp32")
-
-
-def _slices(problem: Problem, gpu: Gpu) -> Axis:
-    kept = 2 * problem.batch * -(-problem.seqlen // CONSUMER_ROWS) * problem.nheads * problem.headdim * problem.dstate
-    kept *= problem.element_bytes
-    sizes: dict[tuple[int, int], int] = {}
-    for count in SLICES:
-        part = first_slice(problem, count)
-        if count == 1 or kept // count * LEAST_KEPT >= gpu.l2_bytes:
-            # of those that come out the same, the first
-            sizes.setdefault((part.rows[1], part.heads[1]), count)
-    why = "rows, then heads, one slice after the other: states stay in the L2 cache and less is kept; launches are more"
-    return Axis("slices", tuple(sizes.values()), why)
-
-
-def _parts_that_fill(problem: Problem, gpu: Gpu) -> tuple[int, ...]:
-    """Those with which chunks give every multiprocessor at most one, two and four programs; the fewest first."""
-    values = _parts(problem, gpu).values
-    wanted = [times * gpu.sms // _programs(problem) for times in (1, 2, 4)]
-    found = [max((value for value in values if int(value) <= most), default=1) for most in wanted]
-    return tuple(dict.fromkeys(int(value) for value in found))
-
-
-def _programs(problem: Problem) -> int:
-    return problem.batch * problem.ngroups * -(-problem.seqlen // CONSUMER_ROWS)
-
-
-def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
-    whole = max(CONSUMER_ROWS, next_power_of_two(problem.headdim))
-    blocks = tuple(block for block in (16, 32, 64, 128) if block <= whole)
-    found = [
-        Axis(f"{walk}.block_p", blocks, "tile of headdim: smaller makes more programs, each of which reads B or C"),
-        Axis(f"{walk}.num_warps", (2, 4, 8), "4 warps are one matrix unit's group; 8 halve the registers of each"),
-        Axis(f"{walk}.num_stages", (1, 2, 3), "chunks in flight; each costs the shared memory of its tiles"),
-    ]
-    if walks_have_consumers(problem, gpu):
-        fewest = least_registers(problem)
-        why = "groups of warps that multiply, with a warp that loads; 0: all warps do both"
-        found.insert(0, Axis(f"{walk}.consumers", (0, 1, 2), why))
-        why = "a cap on the registers lets programs of one consumer share a multiprocessor; a product takes some"
-        values = tuple(count for count in REGISTERS if count in (0, HALF_OF_THE_REGISTERS) or count >= fewest)
-        found.append(Axis(f"{walk}.maxnreg", values, why))
-        why = "what is scaled goes into its product in two terms of 16 bits or in one: half of the products"
-        found.append(Axis(f"{walk}.terms", (TERMS, 1), why))
-    return found
-
-
-def _whole_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
-    def tiles(extent: int) -> tuple[int, ...]:
-        half = next_power_of_two(-(-extent // 2))
-        return (LARGEST, half) if SMALLEST <= half < min(extent, LARGEST) else (LARGEST,)
-
-    found = [
-        Axis(f"{kernel}.num_warps", (8, 4), "8 warps halve the registers of each thread; 4 wait for each other less"),
-        Axis(f"{kernel}.num_stages", (1, 2, 3), "heads or chunks in flight; each costs the shared memory of its tiles"),
-        Axis(f"{kernel}.block_n", tiles(problem.dstate), "wider states are cut in two: products of half the width"),
-        Axis(f"{kernel}.block_p", tiles(problem.headdim), "the same for headdim"),
-    ]
-    if kernel in SHARE and not problem.layout:
-        extent = SHARE[kernel]
-        values = (0, *(block for block in SHARES[extent] if block < getattr(problem, extent)))
-        why = f"tile of {extent} of each program; 0: all of it. What it holds fits registers; other operands are reread"
-        found.append(Axis(f"{kernel}.share", values, why))
-        if HAVE_CONSUMERS[kernel](problem, gpu):
-            why = "groups of warps that multiply, with a warp that loads and a tile each; 0: all warps do all"
-            values: tuple[Value, ...] = (0, 2)
-            if kernel == "group_gradients":
-                why += f"; {THIRD_ROLE}"
-                values = (0, 2, 3)
-            found.append(Axis(f"{kernel}.consumers", values, why))
-            if kernel == "reverse_walk":
-                why = "1: consumers multiply their state from registers, and its tiles leave for memory in between"
-                found.append(Axis(f"{kernel}.left", (0, 1), why))
-    return found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ssdgen import gpus
+from ssdgen.plan import backward_axes
 from ssdgen.plan import backward_space as space
 from ssdgen.plan import space as forward_space
 from ssdgen.plan.problem import Problem
@@ -184,5 +185,5 @@ def test_an_unknown_schedule_is_named() -> None:
 def test_the_fingerprint_is_its_own_and_follows_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     before, of_forward = space.fingerprint(), forward_space.fingerprint()
     assert before == space.fingerprint() != of_forward
-    monkeypatch.setattr(space, "REGISTERS", (0, 128))
+    monkeypatch.setattr(backward_axes, "REGISTERS", (0, 128))
     assert space.fingerprint() != before and forward_space.fingerprint() == of_forward
