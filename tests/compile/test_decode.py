@@ -146,7 +146,7 @@ def test_heads_after_heads_keep_two_in_registers(state: str, kept: int, most: in
         ("int8", 0, {"rows": 8, "tiles": 4, "num_warps": 1, "maxnreg": 128}, 8, 128),
         ("bfloat16", 0, {"rows": 8, "tiles": 1, "num_warps": 1}, 4, 64),
         ("float32", 0, {"rows": 4, "tiles": 1, "num_warps": 1}, 4, 64),
-        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 128),
+        ("bfloat16", 15, {"rows": 16, "tiles": 4, "num_warps": 2, "early": True}, 16, 168),
         ("bfloat16", 15, {"rows": 8, "tiles": 2, "num_warps": 1, "early": True}, 8, 168),
     ],
 )
