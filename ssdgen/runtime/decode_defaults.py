@@ -29,8 +29,8 @@ def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = Fa
     sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90"; "": whatever there is.  replay: of a step that
     keeps its inputs.
     Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles" and "early" where they are not
-    0 and False}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two
-    below that divides it, and one program a tile where tiles do not fit.
+    0 and False}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two below that
+    divides it, and one program a tile where tiles do not fit.
     """
     narrow, early = problem.dtype == "int8", arch in _EARLY
     few = problem.batch * problem.nheads * problem.headdim * problem.dstate < _PROGRAMS * sms * _TILE
