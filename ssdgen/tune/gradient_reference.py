@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .inputs import OF_HEADS, OPERANDS, Inputs, steps  # noqa: F401
+from .inputs import OF_HEADS, Inputs, steps
 from .reference import CHUNK
 
 # bytes of float64: of all states of a slice of heads, and of one [chunk, chunk] matrix of those heads

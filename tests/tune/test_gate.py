@@ -124,7 +124,7 @@ def gradients(adjoint: Adjoint) -> dict[str, torch.Tensor]:
     """By the PyTorch path, in the dtypes of the operands."""
     given = adjoint.inputs
     unused = {"z": None, "initial_states": None, "seq_idx": None, "cu_seqlens": None, "dt_limit": (0.0, float("inf"))}
-    needs = frozenset(gradient_reference.OPERANDS)
+    needs = frozenset(inputs.OPERANDS)
     adjoints = {"d_y": adjoint.d_y, "d_final_states": adjoint.d_final}
     return fallback.backward(*given.operands(), **given.options(), **adjoints, **unused, needs=needs)
 
@@ -133,10 +133,10 @@ def gradients(adjoint: Adjoint) -> dict[str, torch.Tensor]:
 def test_the_reference_of_gradients_is_the_oracle(adjoint: Adjoint, final: bool) -> None:
     d_final = adjoint.d_final if final else None
     found = gradient_reference.backward(adjoint.inputs, adjoint.d_y, d_final, HEADS)
-    arrays = {name: getattr(adjoint.inputs, name).double().numpy() for name in gradient_reference.OPERANDS}
+    arrays = {name: getattr(adjoint.inputs, name).double().numpy() for name in inputs.OPERANDS}
     d_last = None if d_final is None else d_final.double().numpy()
     wanted = oracle_gradient.backward(Layer(dt_softplus=True), arrays, adjoint.d_y.double().numpy(), d_last, chunk=32)
-    assert set(found) == set(gradient_reference.OPERANDS)
+    assert set(found) == set(inputs.OPERANDS)
     for name, gradient in found.items():
         assert gradient.shape == getattr(adjoint.inputs, name).shape
         assert gate.relative_error(gradient, torch.from_numpy(wanted[f"d_{name}"]).float()) < 1e-6, name
@@ -165,7 +165,7 @@ def test_right_gradients_pass_with_the_error_nearest_to_its_limit(
     assert checked.error == pytest.approx(7e-3, rel=1e-3) and checked.limit == 8e-3 and checked.share < 1
 
 
-@pytest.mark.parametrize("name", gradient_reference.OPERANDS)
+@pytest.mark.parametrize("name", inputs.OPERANDS)
 def test_one_wrong_gradient_is_enough(name: str, adjoint: Adjoint, exact: dict[str, torch.Tensor]) -> None:
     wrong = gradients(adjoint)
     wrong[name] = wrong[name] * 1.03

@@ -13,7 +13,7 @@ from ssdgen.mamba2_ops.errors import OptionError
 from ssdgen.plan import backward_space
 from ssdgen.plan.problem import Problem
 from ssdgen.runtime import fallback
-from ssdgen.tune import gate, gradient_reference, kernels, measure, passes
+from ssdgen.tune import gate, inputs, kernels, measure, passes
 from ssdgen.tune.errors import ProblemError, RejectedError, WrongResultError
 from ssdgen.tune.inputs import Inputs
 from ssdgen.tune.isolate import Worker
@@ -108,7 +108,7 @@ def test_gradients_that_are_right_are_timed(backward_judge: Judge) -> None:
     assert result.error_limit == gate.GRADIENT_LIMITS["bfloat16"]["x"]
 
 
-@pytest.mark.parametrize("name", gradient_reference.OPERANDS)
+@pytest.mark.parametrize("name", inputs.OPERANDS)
 def test_a_wrong_gradient_is_not_timed(backward_judge: Judge, name: str) -> None:
     with pytest.raises(WrongResultError, match=f"d_{name} has an error"):
         backward_judge.run({"us": 1.0, "wrong": name}, None)
