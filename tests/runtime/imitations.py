@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from triton import knobs
 from triton.backends.nvidia import driver as nvidia
 from triton.backends.nvidia.driver import make_tensordesc_arg
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 from ssdgen.runtime.launching import descriptor
 
@@ -176,3 +178,24 @@ def compiled(launcher: Any) -> CompiledKernel:
         module=1, function=FUNCTION, packed_metadata=METADATA, name="kernel", src=None, metadata=None, _run=launcher
     )
     return kernel
+
+
+def in_place_of_triton(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """Triton's driver on no GPU, its functions in C replaced."""
+    cuda = Cuda()
+    utils = SimpleNamespace(
+        launch=cuda.launch,
+        build_signature_metadata=lambda types: bytes(len(types)),
+        fill_tma_descriptor=cuda.encode,
+        fill_tma_descriptor_tiled=cuda.encode,
+    )
+    active = SimpleNamespace(utils=utils, get_current_device=lambda: 0, get_current_stream=cuda.stream_of)
+    monkeypatch.setattr(driver, "_active", active)
+    # of 3.7: what its C function is told of each argument
+    for name in ("ARG_CONSTEXPR", "ARG_KERNEL", "ARG_TUPLE"):
+        monkeypatch.setattr(nvidia, name, name, raising=False)
+    monkeypatch.setattr(nvidia, "PyKernelArg", lambda nested_tuple, type: type, raising=False)
+    # of 3.6: a C function for each signature
+    monkeypatch.setattr(nvidia, "compile_module_from_src", lambda **_: SimpleNamespace(launch=cuda.launch))
+    monkeypatch.setattr(nvidia, "library_dirs", list)
+    return cuda

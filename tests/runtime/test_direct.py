@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from triton import knobs
-from triton.backends.nvidia import driver as nvidia
 from triton.compiler import CompiledKernel
-from triton.runtime import driver
 
 from ssdgen.runtime.direct import DirectLaunch, direct_launch
 from ssdgen.runtime.launching import Launch, Plan, Recipe, Recipes, redescribe
@@ -41,6 +37,7 @@ from tests.runtime.imitations import (
     Listed,
     arguments,
     compiled,
+    in_place_of_triton,
     plain,
     renamed,
     tensors,
@@ -50,23 +47,7 @@ from tests.runtime.imitations import (
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     """Triton's driver on no GPU, its functions in C replaced."""
-    cuda = Cuda()
-    utils = SimpleNamespace(
-        launch=cuda.launch,
-        build_signature_metadata=lambda types: bytes(len(types)),
-        fill_tma_descriptor=cuda.encode,
-        fill_tma_descriptor_tiled=cuda.encode,
-    )
-    active = SimpleNamespace(utils=utils, get_current_device=lambda: 0, get_current_stream=cuda.stream_of)
-    monkeypatch.setattr(driver, "_active", active)
-    # of 3.7: what its C function is told of each argument
-    for name in ("ARG_CONSTEXPR", "ARG_KERNEL", "ARG_TUPLE"):
-        monkeypatch.setattr(nvidia, name, name, raising=False)
-    monkeypatch.setattr(nvidia, "PyKernelArg", lambda nested_tuple, type: type, raising=False)
-    # of 3.6: a C function for each signature
-    monkeypatch.setattr(nvidia, "compile_module_from_src", lambda **_: SimpleNamespace(launch=cuda.launch))
-    monkeypatch.setattr(nvidia, "library_dirs", list)
-    return cuda
+    return in_place_of_triton(monkeypatch)
 
 
 @pytest.fixture(params=FORMS)
@@ -315,7 +296,6 @@ def test_parts_of_tensors_lie_in_those_of_the_call(kernel: CompiledKernel, cuda:
     views = {"y": ("rows", ((0, 1, 1),))}
     large["y"] = large["rows"].narrow(0, 1, 1)
     launch = Launch(Jit(kernel), GRID, arguments(first), 4, 1, slots=SLOTS, blocks=BLOCKS)
-    offset = shape_bytes(shape, dtype)
     for scratch in ({}, {"rows": ((3, *shape), dtype)}):
         recipes = Recipes()
         recipes.run(("key",), Plan([launch], large, {}, scratch, views), keep=None)  # type: ignore[arg-type]
@@ -325,12 +305,8 @@ def test_parts_of_tensors_lie_in_those_of_the_call(kernel: CompiledKernel, cuda:
         made({"x": given["x"]} if scratch else given, torch.device("cpu"))
         addresses = {each.address for each in flat(plain(cuda.launches[-1])) if isinstance(each, Encoded)}
         (inside,) = addresses - {given["x"].data_ptr()}
-        assert scratch or inside == begins + offset
+        assert scratch or inside == begins + first["y"].nbytes
         assert inside in flat(plain(cuda.launches[-1]))
-
-
-def shape_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize
 
 
 def flat(given: Any) -> list:
