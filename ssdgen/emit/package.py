@@ -40,7 +40,7 @@ from ..spec import chain
 from ..spec.derivative import decay_exponent
 from ..spec.layer import Layer
 from ..spec.layouts import HeadLayout
-from . import fingerprint
+from . import fingerprint, specialised
 from . import kernel as kernels
 from .environment import render
 from .fingerprint import FUNCTIONS
@@ -244,8 +244,8 @@ def _backward_launcher(
         table: [(key, name) for key, shape in rows if (name := f"{shape}{suffix}") in names]
         for table, rows in tables.items()
     }
-    specialised = {kernel: [row for row in rows if row[1] in names] for kernel, rows in _specialised().items()}
-    used = {name for rows in (*there.values(), *specialised.values()) for _, name in rows}
+    consumers = {kernel: [row for row in rows if row[1] in names] for kernel, rows in specialised.backward().items()}
+    used = {name for rows in (*there.values(), *consumers.values()) for _, name in rows}
     used |= {*SHARED, *(kernel.name for kernel in gated if kernel.name in GATED_NAMES)}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
@@ -259,7 +259,7 @@ def _backward_launcher(
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         axes=[(name, "".join(AXES.get(dim, ".") for dim in dims)) for name, dims in sorted(strided.items())],
         tables=list(there.items()),
-        consumers=[(kernel, rows) for kernel, rows in specialised.items() if rows],
+        consumers=[(kernel, rows) for kernel, rows in consumers.items() if rows],
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         walk_vectors=adjoint.there(layer, *adjoint.WALK_VECTORS),
         group_vectors=adjoint.there(layer, *adjoint.GROUP_VECTORS),
@@ -295,39 +295,6 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
         tiled=[row for row in tiled if row[1] in names],
         in_units=[row for row in in_units if row[1] in names],
     )
-
-
-def _specialised() -> dict[str, list[tuple[str, str]]]:
-    """Kernels of the backward pass that are specialised by warps: (consumers, tiles) -> name, by kernel.
-
-    Tiles of dstate, and of headdim for `group_gradients`, whose programs share out dstate.
-    """
-    found: dict[str, list[tuple[str, str]]] = {
-        "chunk_gradients": [
-            (f"({len(shape.roles)}, 1)", shape.name)
-            for shape in (Gradients(specialised=True, three=three) for three in (False, True))
-        ]
-    }
-    for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
-        found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]
-    found["group_gradients"] = [
-        (f"({len(shape.roles)}, {shape.p_tiles})", shape.name)
-        for shape in (
-            Groups(p_tiles=p, blocks=True, specialised=True, three=three) for three, p in product((False, True), (1, 2))
-        )
-    ]
-    for count, n in product(catalogue.CONSUMERS, (1, 2)):
-        shapes = {
-            "segment_state": Walk(False, n_tiles=n, descriptors=True, state_major="p", consumers=count),
-            "chunk_states": States(n_tiles=n, consumers=count),
-            "chunk_adjoints": States(True, n_tiles=n, consumers=count),
-            "segment_adjoint": States(True, False, n, count),
-            "chunk_states_1term": States(False, True, n, count, 1),
-            "chunk_adjoints_1term": States(True, True, n, count, 1),
-        }
-        for kernel, shape in shapes.items():
-            found.setdefault(kernel, []).append((f"({count}, {n})", shape.name))
-    return found
 
 
 def _in_parts(layer: Layer, name: str) -> bool:

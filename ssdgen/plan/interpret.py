@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,9 @@ from ..spec.layer import Layer
 from ..spec.numeric import function
 from . import ir, launch, launch_backward
 from .broken import BrokenPlan, Misfit, OutOfBounds, Race, Undefined
+from .interpret_memory import Array, Memory, Place, integer, scalar
 from .schedules.scan import Scan
 from .schedules.walk import Walk
-
-Array = np.ndarray[Any, Any]
 
 
 def run(
@@ -52,8 +50,8 @@ def run(
         if missing := [name for name in getattr(kernel, kind) if name not in values]:
             raise ValueError(f"{kernel.name} needs the {kind} {', '.join(missing)}; give them")
     names: dict[str, Any] = {**sizes, **constants, **reals, **flags}
-    memory = {tensor.name: _Memory.of(kernel, tensor, tensors.get(tensor.name), names) for tensor in kernel.tensors}
-    grid = tuple(_integer(extent, names) for extent in kernel.grid)
+    memory = {tensor.name: Memory.of(kernel, tensor, tensors.get(tensor.name), names) for tensor in kernel.tensors}
+    grid = tuple(integer(extent, names) for extent in kernel.grid)
     # a decay of zero and an infinite limit are meant
     with np.errstate(all="ignore"):
         for number, (*place, consumer) in enumerate(np.ndindex(*grid, max(1, kernel.consumers))):
@@ -116,91 +114,6 @@ def backward(
     return launch_backward.backward(call, inputs, d_y, d_final_states, how, needs)
 
 
-# ---- scalars: integer expressions
-
-
-@lru_cache(maxsize=4096)
-def _code(text: str) -> CodeType:
-    return compile(text, text, "eval")
-
-
-_CALLS = {
-    "__builtins__": {},
-    "cdiv": lambda extent, size: -(-extent // size),
-    "minimum": np.minimum,
-    "maximum": np.maximum,
-}
-
-
-def _scalar(text: str, names: Mapping[str, Any]) -> Any:
-    """Value of an integer expression or condition: one number, or one per position of an arange."""
-    try:
-        return eval(_code(text), _CALLS, names)  # type: ignore[arg-type]
-    except NameError as error:
-        raise Undefined(f"{text}: {error}") from error
-
-
-def _integer(text: str, names: Mapping[str, Any]) -> int:
-    value = _scalar(text, names)
-    if np.ndim(value) or int(value) != value:
-        raise Misfit(f"{text} is {value}; it must be one integer")
-    return int(value)
-
-
-# ---- memory
-
-
-@dataclass
-class _Memory:
-    """One tensor.
-
-    owner: for an output, number of the program that touched each element first, -1 for nobody; block: extents of its
-    descriptor's block.
-    """
-
-    tensor: ir.Tensor
-    array: Array | None
-    owner: Array | None
-    block: tuple[int, ...] | None = None
-
-    @classmethod
-    def of(cls, kernel: ir.Kernel, tensor: ir.Tensor, array: Array | None, names: Mapping[str, Any]) -> _Memory:
-        if array is None:
-            if tensor.flag is None or names.get(tensor.flag, False):
-                raise ValueError(f"{kernel.name} needs the tensor {tensor.name}; give it or unset {tensor.flag}")
-            return cls(tensor, None, None)
-        extents = tuple(_integer(dim, names) for dim in tensor.dims)
-        if array.shape != extents:
-            stated = f"({', '.join(tensor.dims)}) = {extents}"
-            raise ValueError(f"{tensor.name} has shape {array.shape}; {kernel.name} has it as {stated}")
-        return cls(tensor, array, np.full(array.shape, -1) if tensor.out else None)
-
-    def touch(self, where: tuple[Array, ...], program: int) -> None:
-        if self.owner is None:
-            return
-        if others := {int(by) for by in np.unique(self.owner[where])} - {-1, program}:
-            raise Race(f"programs {program} and {min(others)} both touch an element of {self.tensor.name}")
-        self.owner[where] = program
-
-
-@dataclass
-class _Place:
-    """Where a tile meets a tensor.
-
-    where: positions in the tensor; slots: the same in a tile over all dimensions of the tensor; extents: of that tile,
-    one where the index is a scalar; axes: names of the other dimensions, in order.
-    """
-
-    where: tuple[Array, ...]
-    slots: tuple[Array, ...]
-    extents: tuple[int, ...]
-    axes: tuple[str, ...]
-
-    def tile(self, index: tuple[ir.Index, ...]) -> tuple[int, ...]:
-        """Extents without the dimensions where the index is a scalar."""
-        return tuple(extent for extent, at in zip(self.extents, index, strict=True) if isinstance(at, ir.Span))
-
-
 # ---- programs
 
 
@@ -211,7 +124,7 @@ class _Left(Exception):
 @dataclass
 class _Program:
     kernel: ir.Kernel
-    memory: dict[str, _Memory]
+    memory: dict[str, Memory]
     number: int
     scope: dict[str, Any]
 
@@ -225,15 +138,15 @@ class _Program:
             case ir.Note():
                 pass
             case ir.Scalar(name, expr):
-                scope[name] = _scalar(expr, scope)
+                scope[name] = scalar(expr, scope)
             case ir.Arange(name, _, size):
-                scope[name] = np.arange(_integer(size, scope))
+                scope[name] = np.arange(integer(size, scope))
             case ir.Mask(name, _, offsets, limit, also):
-                scope[name] = self.variable(offsets) < _integer(limit, scope)
+                scope[name] = self.variable(offsets) < integer(limit, scope)
                 for condition in also:
-                    scope[name] = scope[name] & _scalar(condition, scope)
+                    scope[name] = scope[name] & scalar(condition, scope)
             case ir.Full(out, extents, value):
-                scope[out.name] = np.full([_integer(extent, scope) for extent in extents], value)
+                scope[out.name] = np.full([integer(extent, scope) for extent in extents], value)
                 self.tile(out)
             case ir.Let(out, formula):
                 scope[out.name] = self.formula(formula, out.axes)
@@ -261,7 +174,7 @@ class _Program:
             case ir.Store():
                 self.store(stmt)
             case ir.When(condition, body, otherwise):
-                self.run(body if _scalar(condition, scope) else otherwise)
+                self.run(body if scalar(condition, scope) else otherwise)
             case ir.For():
                 self.loop(stmt)
             case _:
@@ -269,7 +182,7 @@ class _Program:
 
     def loop(self, stmt: ir.For) -> None:
         carried = {name: np.shape(value) for name, value in self.scope.items()}
-        for trip in range(_integer(stmt.trips, self.scope)):
+        for trip in range(integer(stmt.trips, self.scope)):
             self.scope[stmt.var] = trip
             self.run(stmt.body)
             for name, shape in carried.items():
@@ -328,7 +241,7 @@ class _Program:
 
     # ---- memory
 
-    def place(self, tensor: str, index: tuple[ir.Index, ...], descriptor: bool) -> tuple[_Memory, Array, _Place]:
+    def place(self, tensor: str, index: tuple[ir.Index, ...], descriptor: bool) -> tuple[Memory, Array, Place]:
         memory = self.memory[tensor]
         if memory.array is None:
             raise Undefined(f"{self.kernel.name} touches {tensor}, which is not there without {memory.tensor.flag}")
@@ -356,18 +269,18 @@ class _Program:
             if memory.block != extents:
                 raise Misfit(f"the descriptor of {tensor} has a block of {memory.block}; here it is one of {extents}")
         memory.touch(where, self.number)
-        return memory, memory.array, _Place(where, np.ix_(*slots), extents, axes)
+        return memory, memory.array, Place(where, np.ix_(*slots), extents, axes)
 
     def span(self, tensor: str, at: ir.Span) -> tuple[Array, Array]:
         """Positions of a span and which of them its mask keeps."""
-        offsets, size = self.over(at.offsets, (at.axis,)), _integer(at.size, self.scope)
+        offsets, size = self.over(at.offsets, (at.axis,)), integer(at.size, self.scope)
         keep = self.over(at.mask, (at.axis,)) if at.mask else np.full(size, True)
         if len(offsets) != size or len(keep) != size:
             raise Misfit(f"{tensor}: {size} positions of {at}, with {len(offsets)} offsets and a mask of {len(keep)}")
-        return _integer(at.origin, self.scope) + offsets, keep
+        return integer(at.origin, self.scope) + offsets, keep
 
     def single(self, at: str) -> tuple[Array, Array]:
-        return np.array([_integer(at, self.scope)]), np.array([True])
+        return np.array([integer(at, self.scope)]), np.array([True])
 
     def load(self, stmt: ir.Load) -> None:
         memory, array, place = self.place(stmt.tensor, stmt.index, stmt.descriptor)

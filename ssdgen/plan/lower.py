@@ -17,6 +17,7 @@ import sympy
 from ..spec.decompose import CAUSAL
 from ..spec.dims import COL, ROW, axes_of, entry, name_of
 from ..spec.graph import Contract, Cumsum, Graph, Input, Largest, Last, Map, Node, Shift, Sum
+from .bodies import after_loads, merge
 from .ir import Cumsum as CumsumStmt
 from .ir import Dot, Full, Index, Let, Load, Note, Rest, Span, Stmt, Store, Value, When
 from .ir import Largest as LargestStmt
@@ -139,7 +140,7 @@ class Lowering:
         made = self._statements(node, pieces)
         if made is not None and node.name in self.notes:
             scope = self.scopes[made[1]]
-            scope.insert(_after_loads(scope, before[made[1]]), Note(self.notes.pop(node.name)))
+            scope.insert(after_loads(scope, before[made[1]]), Note(self.notes.pop(node.name)))
         return made
 
     def _statements(self, node: Node, pieces: Pieces) -> tuple[Value, int] | None:
@@ -380,11 +381,6 @@ class Lowering:
         self.emit(level, Store(tensor, index, made[0], descriptor), flag)
 
 
-def _after_loads(scope: list[Stmt], start: int) -> int:
-    """First place from `start` on where a statement is not a load, which will stand at the top."""
-    return next((k for k in range(start, len(scope)) if not isinstance(scope[k], Load)), len(scope))
-
-
 def _causal(formula: sympy.Expr) -> Any:
     """The condition on row and column in a formula, or None."""
     return next((condition for condition in CAUSAL if formula.has(condition)), None)
@@ -397,23 +393,6 @@ def _span(piece: Piece) -> Span:
 
 def _identity(piece: Piece) -> str:
     return f"{piece.scalar}|{piece.span.offsets + piece.span.origin if piece.span else ''}|{piece.order}"
-
-
-def merge(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """Join neighbouring statements under the same condition into one `When`."""
-    joined: list[Stmt] = []
-    for stmt in body:
-        last = joined[-1] if joined else None
-        if (
-            isinstance(stmt, When)
-            and isinstance(last, When)
-            and stmt.condition == last.condition
-            and not last.otherwise
-        ):
-            joined[-1] = When(last.condition, last.body + stmt.body, stmt.otherwise)
-        else:
-            joined.append(stmt)
-    return tuple(joined)
 
 
 __all__ = ["Lowering", "Piece", "Pieces", "Source", "merge"]
