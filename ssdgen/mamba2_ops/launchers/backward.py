@@ -597,11 +597,10 @@ def _gradients(sizes: Sizes, config: dict[str, Any], cut: Cut, part: Slice, ente
     at = (0, parts, 1)[min(part.share, 2)]
     if part.share > 1 and first == 0:
         _add_parts(sizes, 2 * parts if part.share == 2 else parts + 1, size, None)
+    begin = first * names["DSTATE"]
     for which, name in enumerate(("d_B", "d_C")):
-        if names[f"NEEDS_{name[-1]}"]:
-            begin = first * names["DSTATE"]
-            place = (0, (2 * at + which) * size + begin, parts * size - begin)
-            slots[name] = sizes.view("parts_of_groups", place)
+        place = (0, (2 * at + which) * size + begin, parts * size - begin)
+        slots[name] = sizes.view("parts_of_groups", place)
     SLICES.launch(sizes, part, shape, slots, parts, **both, batch=2 * rows)
     if part.share == part.shares - 1 and first + count == names["ngroups"]:
         _add_parts(sizes, (parts, 2 * parts, parts + 1)[min(part.share, 2)], size, part)
