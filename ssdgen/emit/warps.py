@@ -108,6 +108,8 @@ class ConsumerPrinter(SharedPrinter):
             return self._stages(stmt, indent)
         lines = self._waits(stmt, indent)
         self._forget(stmt)
+        if isinstance(stmt, ir.Aside):
+            return [*lines, *self._made_aside(stmt, indent)]
         if isinstance(stmt, ir.When) and self.kernel.spare:
             # each statement in it loads what it reads
             return [*lines, *super()._block(stmt, indent)]
