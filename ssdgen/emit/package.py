@@ -192,7 +192,7 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
             [
                 (f"({shape.consumers}, {shape.n_tiles})", shape.name)
                 for shape in catalogue.walks(outputs)
-                if shape.name in names and shape.consumers and shape.two_terms == two_terms
+                if shape.name in names and shape.consumers and shape.two_terms == two_terms and not shape.ahead
             ],
         )
         for table, outputs, two_terms in (
@@ -210,6 +210,11 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         walks=walks,
         consumers=consumers,
+        ahead=[
+            (f"({shape.ahead}, {2 if shape.two_terms else 1}, {shape.consumers})", shape.name)
+            for shape in catalogue.walks(outputs=True)
+            if shape.name in names and shape.ahead
+        ],
         scans=scans,
         mirrors=[(f"{n}", name) for n in (1, 2) if (name := f"{mirror.name_of(n)}{suffix}") in names],
         gated=[

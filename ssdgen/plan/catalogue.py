@@ -132,6 +132,8 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for terms, tiles, consumers in product((True, False) if outputs else (False,), (1, 2), CONSUMERS)
     ]
+    one = [shape for shape in shapes if outputs and shape.consumers and shape.n_tiles == 1]
+    shapes += [replace(shape, ahead=ahead) for ahead in (1, 2) for shape in one]
     return tuple(shapes)
 
 
@@ -269,4 +271,5 @@ def every_shape() -> Iterator[Walk | Scan]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for outputs, tiles, terms, consumers in product((True, False), (1, 2), (False, True), (1, 2, 3))
     )
+    yield from (shape for shape in walks(outputs=True) if shape.ahead)
     yield from scans()

@@ -110,6 +110,10 @@ def _consumers_reason(kernel: str, config: Config, numbers: dict[str, Any], prob
     share = 2 if numbers.get("maxnreg") else 1
     if needed > gpu.smem_per_cta // share:
         return f"{needed} bytes of shared memory for each of {share} programs, and {gpu.name} has {gpu.smem_per_cta}"
+    if numbers.get("ahead") and numbers.get("num_stages", 2) < 2:
+        return "C B^T of the next chunk is made while this one is held: that takes two stages"
+    if numbers.get("ahead") and tiles > 1:
+        return "C B^T of the next chunk goes with one tile of dstate: the registers of two are full"
     if share > 1 and tiles > 1:
         return "two programs on a multiprocessor go with one tile of dstate: their registers spill"
     return None

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from ..gpus import Gpu, find
@@ -30,7 +31,7 @@ HALF_OF_THE_REGISTERS = 128
 TERMS = 2
 
 # axes that came after records were made, of which the first value is what these mean: records stay as new as they were
-LATER: dict[str, tuple[Value, ...]] = {"single_pass.terms": (TERMS, 1)}
+LATER: dict[str, tuple[Value, ...]] = {"single_pass.terms": (TERMS, 1), "single_pass.ahead": (0, 1, 2)}
 
 # what the kernels that are specialised by warps have fixed
 CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
@@ -114,6 +115,8 @@ def _keep_what_matters(numbers: dict[str, Value]) -> None:
         numbers.pop("maxnreg", None)
     if not consumers or numbers.get("terms") == TERMS:
         numbers.pop("terms", None)
+    if not consumers or not numbers.get("ahead"):
+        numbers.pop("ahead", None)
 
 
 def flatten(config: Config) -> dict[str, Value]:
@@ -123,7 +126,7 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in config["kernels"].items():
         implied = CONSUMERS_HAVE if numbers.get("consumers") else {}
         whole = {"consumers": 0, "maxnreg": 0, **implied} if kernel in WALKS else {}
-        whole |= {"terms": TERMS} if kernel == "single_pass" else {}
+        whole |= {"terms": TERMS, "ahead": 0} if kernel == "single_pass" else {}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -188,8 +191,9 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
         for kernel in WALKS:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
-        found.append(_nearest("single_pass", problem, gpu, wanted))
-        found.append(_nearest("single_pass", problem, gpu, {**wanted, "single_pass.terms": 1}))
+        for terms, ahead in product((TERMS, 1), (0, 1, 2) if consumers == 1 else (0, 1)):
+            chosen = {"single_pass.terms": terms, "single_pass.ahead": ahead}
+            found.append(_nearest("single_pass", problem, gpu, {**wanted, **chosen}))
         if problem.batch * problem.nheads < 2 * gpu.sms:
             found += [_nearest("segments", problem, gpu, {**wanted, "segment": length}) for length in fill]
     return found
@@ -304,6 +308,8 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         if kernel == "single_pass":
             why = "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do"
             found.append(Axis(f"{kernel}.terms", (TERMS, 1), why))
+            why = "C B^T of the next chunk is made while this one ends: 1, once y is stored; 2, behind its products"
+            found.append(Axis(f"{kernel}.ahead", (0, 1, 2), why))
     if problem.headdim >= 32 and not problem.layout:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))

@@ -37,7 +37,11 @@ from ..kernels import (
     segment_state_tma,
     single_pass,
     single_pass_1consumer,
+    single_pass_1consumer_ahead,
+    single_pass_1consumer_ahead_early,
     single_pass_2consumers,
+    single_pass_2consumers_ahead,
+    single_pass_2consumers_ahead_early,
     single_pass_2heads_tma,
     single_pass_2n,
     single_pass_2n_1consumer,
@@ -53,7 +57,11 @@ from ..kernels import (
     single_pass_2p_inline,
     single_pass_2p_inline_gated,
     single_pass_2terms_1consumer,
+    single_pass_2terms_1consumer_ahead,
+    single_pass_2terms_1consumer_ahead_early,
     single_pass_2terms_2consumers,
+    single_pass_2terms_2consumers_ahead,
+    single_pass_2terms_2consumers_ahead_early,
     single_pass_inline,
     single_pass_inline_gated,
     single_pass_pmajor,
@@ -120,6 +128,17 @@ SEGMENT_STATE_CONSUMERS = {
     (2, 1): segment_state_2consumers,
     (1, 2): segment_state_2n_1consumer,
     (2, 2): segment_state_2n_2consumers,
+}
+# where C B^T is issued ahead, terms of the scores, consumers of a program: for one tile of dstate
+SINGLE_PASS_AHEAD = {
+    (1, 2, 1): single_pass_2terms_1consumer_ahead,
+    (1, 2, 2): single_pass_2terms_2consumers_ahead,
+    (1, 1, 1): single_pass_1consumer_ahead,
+    (1, 1, 2): single_pass_2consumers_ahead,
+    (2, 2, 1): single_pass_2terms_1consumer_ahead_early,
+    (2, 2, 2): single_pass_2terms_2consumers_ahead_early,
+    (2, 1, 1): single_pass_1consumer_ahead_early,
+    (2, 1, 2): single_pass_2consumers_ahead_early,
 }
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {
@@ -473,9 +492,13 @@ def _walk(
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
         if kernel == "single_pass" and numbers.get("terms") == 1:
             table = SINGLE_PASS_ONE_TERM
-        numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
+        module, stages = table[consumers, tiles], numbers.get("num_stages", 2)
+        # what is issued ahead waits for a second stage
+        if kernel == "single_pass" and tiles == 1 and stages > 1:
+            module = SINGLE_PASS_AHEAD.get((numbers.get("ahead"), numbers.get("terms", 2), consumers), module)
+        numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}
         slots = {**slots, "dt": "dt_ready"}
-        sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
+        sizes.launch(module, numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
         return
     if numbers.get("consumers"):
         # what fits anywhere, where warps cannot be specialised

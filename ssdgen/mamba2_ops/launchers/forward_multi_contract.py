@@ -64,6 +64,7 @@ SEGMENT_STATE = {
 SINGLE_PASS_CONSUMERS = {}
 SINGLE_PASS_ONE_TERM = {}
 SEGMENT_STATE_CONSUMERS = {}
+SINGLE_PASS_AHEAD = {}
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {}
 # of the same, the walks that make the sums of decays that are given for every token
@@ -411,9 +412,13 @@ def _walk(
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
         if kernel == "single_pass" and numbers.get("terms") == 1:
             table = SINGLE_PASS_ONE_TERM
-        numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
+        module, stages = table[consumers, tiles], numbers.get("num_stages", 2)
+        # what is issued ahead waits for a second stage
+        if kernel == "single_pass" and tiles == 1 and stages > 1:
+            module = SINGLE_PASS_AHEAD.get((numbers.get("ahead"), numbers.get("terms", 2), consumers), module)
+        numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}
         slots = {**slots, "dt": "dt_ready"}
-        sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
+        sizes.launch(module, numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
         return
     if numbers.get("consumers"):
         # what fits anywhere, where warps cannot be specialised

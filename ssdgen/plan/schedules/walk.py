@@ -28,6 +28,8 @@ class Walk:
     two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
     consumers: 0, or groups of warps of a program that is specialised by warps: one warp moves tiles, and each group
     walks for one head or one tile of headdim; all are of one group of heads and share B and C.
+    ahead: C B^T of the next chunk is made while this one ends, and scores while the state's part of y is under way: 1,
+    it is issued once y is stored, which so does not wait for the next chunk's tiles; 2, behind the state's product.
     """
 
     outputs: bool = True
@@ -40,6 +42,7 @@ class Walk:
     state_major: str = "n"
     two_terms: bool = False
     consumers: int = 0
+    ahead: int = 0
 
     @property
     def name(self) -> str:
@@ -54,6 +57,7 @@ class Walk:
         parts += [] if self.prepared else ["inline"]
         parts += ["tma"] if self.descriptors and not self.consumers else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
+        parts += [("ahead", "ahead_early")[self.ahead - 1]] if self.ahead else []
         return "_".join(parts)
 
 
@@ -71,6 +75,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
+    if shape.ahead and not (shape.outputs and shape.consumers and shape.n_tiles == 1):
+        # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice
+        raise ValueError("C B^T is issued ahead in walks with outputs, consumers and one tile of dstate")
     graph = chunk_graph(layer)
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
@@ -131,6 +138,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue.append(Full(total, ()))
         lowering.bind("total", {"h": h}, total, 1)
 
+    # C B^T is there already: what is issued first runs while scores are made
+    for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
+        lowering.need("y_state", at)
     # the decays first: the order of the loads decides how many registers the compiler spills (9% of the time on sm90)
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
@@ -164,13 +174,14 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         (_programs(layer, shape, p_sizes), "nsegments", "sequences" if varlen else "batch"),
         (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
         shape.consumers,
+        ahead=shape.ahead,
     )
 
 
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0) != plain:
+    if replace(shape, consumers=0, ahead=0) != plain:
         raise ValueError(
             "consumers go with one head each, one tile of headdim, prepared step sizes, tensor descriptors and "
             f"states by rows of headdim, not with {shape}"
