@@ -77,6 +77,16 @@ def first_product(kernel: ir.Kernel) -> str:
     return ""
 
 
+def products_ahead(kernel: ir.Kernel) -> tuple[ir.Dot, ...]:
+    """Products that are issued a stage ahead: those whose result is of nothing but tiles of a stage."""
+    if not kernel.ahead:
+        return ()
+    tiles = {load.out.name for load in moved_loads(kernel)}
+    products = [stmt for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
+    others = {product.out.name for product in products if not {product.left.name, product.right.name} <= tiles}
+    return tuple(product for product in products if product.out.name not in others)
+
+
 def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:
     """Whether the place of a tile depends on a name."""
     return on in closure(kernel, names_in(load.index))

@@ -314,6 +314,8 @@ class Kernel:
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
+    ahead: of one consumer: products of nothing but tiles of a stage are issued at the end of the one before, and waited
+    for where their own begins. It takes two stages.
     """
 
     name: str
@@ -332,6 +334,7 @@ class Kernel:
     spare: bool = False
     registers: tuple[int, ...] = ()
     gates: bool = False
+    ahead: bool = False
 
     def shares(self, extent: str) -> bool:
         """Whether programs share out an extent."""

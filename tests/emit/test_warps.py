@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import sympy
@@ -59,12 +60,16 @@ def has_roles(name: str) -> bool:
 
 
 def products_of(name: str, layer: Layer) -> dict[str, int]:
-    """Products of each function by its plan, those of the loop twice, as the walk over its text has them."""
+    """Products of each function by its plan, those of the loop twice, as the walk over its text has them.
+
+    Those that are issued ahead are issued before the loop too.
+    """
     kernel = plan(name, layer)
     names = [f"compute_{role}" for role in kernel.roles] or ["compute"]
     every = [(sum(isinstance(s, ir.Dot) for s in ir.walk(part.body)), part) for part in stages.roles(kernel)]
     inside = [sum(isinstance(s, ir.Dot) for s in ir.walk(stages.stage_loop(part).body)) for _, part in every]
-    return {role: all_ + again for role, (all_, _), again in zip(names, every, inside, strict=True)}
+    ahead = len(stages.products_ahead(kernel))
+    return {role: all_ + again + ahead for role, (all_, _), again in zip(names, every, inside, strict=True)}
 
 
 def plan(name: str, layer: Layer) -> Kernel:
@@ -107,6 +112,45 @@ def test_a_wait_that_is_missing_is_found(name: str) -> None:
             assert line is not too_few and re.match(r"\s*\w+_rest_left = gl.convert_layout", lines[stop + 1]), text
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "_ahead" in name])
+def test_what_is_issued_ahead_is_of_the_next_stage(name: str) -> None:
+    """Behind all other products of a stage, from tiles of the one that was waited for; there before others follow.
+
+    y is stored before it or, where that is early, after.
+    """
+    (compute,) = computing(sources.consumers()[name]).values()
+    loop = stage_loop(compute)
+    order = [ast.unparse(stmt) for stmt in loop.body]
+    issued = [line.partition(" = ")[0] for line in order if " = warpgroup_mma(" in line]
+    waits = [line for line in order if "warpgroup_mma_wait(" in line]
+    assert issued[0] == "y" and issued[-2:] == ["state", "CB"] and waits[0].startswith("CB = warpgroup_mma_wait(0")
+    following = order.index("following = (step + 1) % STAGES")
+    assert order[following + 1].startswith("mbarrier.wait(full.index(following)")
+    assert [line for line in order if ".index(following)" in line][1:] == order[following + 2 : following + 4]
+    assert order[following + 4] == (
+        "CB = warpgroup_mma(B_next_tile, C_next_tile.permute((1, 0)), "
+        "gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True)"
+    )
+    stored = next(at for at, stmt in enumerate(loop.body) if calls(stmt, "tma.async_copy_shared_to_global"))
+    assert (stored > following) == name.endswith("_early")
+    # the same product before the loop, from the first stage; two stages are in use at once
+    before = [ast.unparse(stmt) for stmt in compute.body[: compute.body.index(loop)]]
+    assert before[-1] == order[following + 4] and "gl.static_assert(STAGES > 1)" in before
+    assert [line for line in before if "_tiles.index(0)" in line] == [
+        f"{name}_next_tile = {name}_tiles.index(0).reshape([CHUNK, BLOCK_N])" for name in "CB"
+    ]
+
+
+def test_what_is_issued_ahead_is_not_read_after_it() -> None:
+    kernel = plan("single_pass_1consumer_ahead_early", Layer())
+    loop = stages.stage_loop(kernel)
+    scores = next(stmt for stmt in loop.body if isinstance(stmt, ir.Let) and stmt.out.name == "scores")
+    last = replace(loop, body=(*loop.body, scores))
+    body = tuple(last if stmt is loop else stmt for stmt in kernel.body)
+    with pytest.raises(ValueError, match="CB is read behind the last product"):
+        emission.module(replace(kernel, body=body), catalogue.graph(kernel, Layer()))
+
+
 # ---- barriers
 
 
@@ -126,7 +170,8 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
     text = sources.consumers(layer)[name]
     roles, consumers = functions(text), consumers_of(name)
     # in turns where a product multiplies what is made of the first, and all consumers do the same
-    turns = consumers == 2 and name.startswith(("single_pass", "reverse_walk"))
+    ahead = "_ahead" in name
+    turns = consumers == 2 and name.startswith(("single_pass", "reverse_walk")) and not ahead
     fixed = [("fixed.index(0)", "0")] if has_roles(name) else []
     inits = dict(barrier_calls(roles[name], "init"))
     wanted = {"full.index(stage)": "count=1", "empty.index(stage)": f"count={consumers}"}
@@ -146,7 +191,13 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
     for role, compute in computing(text).items():
         # B and C are not read by who adds up what is a sum over states
         waited = [] if role == "compute_states" else fixed
-        assert barrier_calls(compute, "wait") == [*waited, ("full.index(stage)", "step // STAGES & 1"), *in_turn]
+        full = [("full.index(stage)", "step // STAGES & 1")]
+        if ahead:
+            # every stage is waited for once, in order, and none that does not come
+            after = ("full.index(following)", "(step + 1) // STAGES & 1, pred=step + 1 < chunks")
+            full = [("full.index(0)", "0"), after]
+            assert "following = (step + 1) % STAGES" in ast.unparse(compute)
+        assert barrier_calls(compute, "wait") == [*waited, *full, *in_turn]
         given = [("turn.index(1 - consumer)", "")] if turns else []
         assert barrier_calls(compute, "arrive") == [*given, ("empty.index(stage)", "")]
         loop = stage_loop(compute)
@@ -262,6 +313,7 @@ BREAKS = {
 OF_ALL = {"sign of a decay", "no decay"}
 SEEN = {
     "single_pass_2terms_2consumers": {*BREAKS},
+    "single_pass_2terms_2consumers_ahead": {*BREAKS},
     "segment_state_1consumer": {*OF_ALL, "twice the factor dt"},
     "chunk_states_1consumer": {*OF_ALL, "twice the factor dt"},
     "chunk_adjoints_1consumer": {*OF_ALL, "gate without its sigmoid"},

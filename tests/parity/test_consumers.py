@@ -22,9 +22,15 @@ BASE = Case(2, 257, 3, 64, 64, 1, "bfloat16", ("D", "dt_bias", "dt_softplus"))
 
 
 def config(
-    consumers: int, segment: int = 0, joined: bool = False, stages: int = 2, maxnreg: int = 0, terms: int = 2
+    consumers: int,
+    segment: int = 0,
+    joined: bool = False,
+    stages: int = 2,
+    maxnreg: int = 0,
+    terms: int = 2,
+    ahead: int = 0,
 ) -> dict[str, Any]:
-    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
+    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms, "ahead": ahead}
     found: dict[str, Any] = {"schedule": "single_pass", "chunk": 64, "prepared": True}
     found["kernels"] = {"single_pass": numbers, "segment_state": numbers}
     if segment:
@@ -39,6 +45,14 @@ SCHEDULES = {
     "passed": config(2, segment=128),
     "one term": config(2, terms=1),
     "joined in one term": config(1, segment=64, joined=True, terms=1),
+    "ahead": config(2, stages=3, ahead=1),
+    "two programs, ahead": config(1, maxnreg=128, ahead=1),
+    "joined in one term, ahead": config(2, segment=64, joined=True, terms=1, ahead=1),
+    "one term, ahead": config(1, segment=128, terms=1, ahead=1),
+    "ahead, early": config(2, ahead=2),
+    "two programs, early": config(1, maxnreg=128, ahead=2),
+    "joined in one term, early": config(2, segment=64, joined=True, terms=1, ahead=2),
+    "one term, early": config(1, stages=3, terms=1, ahead=2),
 }
 
 
@@ -48,7 +62,8 @@ OVERHANGING = [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)]
 
 def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[str, Any], Case]]:
     case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
-    hows = (config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1))
+    hows = [config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1)]
+    hows += [config(consumers, ahead=ahead) for ahead in (1, 2)] if dstate <= 128 else []
     return [(how, case) for how in hows]
 
 
@@ -96,6 +111,7 @@ def test_sizes_that_overhang(headdim: int, dstate: int, consumers: int) -> None:
 def test_heads_that_do_not_pair_up(nheads: int, ngroups: int, consumers: int) -> None:
     verify(config(consumers), replace(BASE, nheads=nheads, ngroups=ngroups))
     verify(config(consumers, 64, True), replace(BASE, nheads=nheads, ngroups=ngroups))
+    verify(config(consumers, ahead=1), replace(BASE, nheads=nheads, ngroups=ngroups))
 
 
 def test_fp16() -> None:

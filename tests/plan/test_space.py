@@ -45,7 +45,7 @@ def in_effect(chosen: dict) -> dict:
         if consumers != 1:
             found[f"{kernel}.maxnreg"] = 0
         if not consumers and kernel == "single_pass":
-            found[f"{kernel}.terms"] = 2
+            found |= {f"{kernel}.terms": 2, f"{kernel}.ahead": 0}
     if "joined" in chosen and not chosen["single_pass.consumers"]:
         found["joined"] = False
     return found
@@ -147,6 +147,27 @@ def test_what_is_not_legal_says_why(axes: dict, reason: str) -> None:
     base |= {"single_pass.num_warps": 4, "single_pass.num_stages": 2, "single_pass.descriptors": False}
     assert space.legal(space.config("single_pass", base), problem, gpu) is None
     assert reason in (space.legal(space.config("single_pass", {**base, **axes}), problem, gpu) or "")
+
+
+@pytest.mark.parametrize(
+    ("problem", "axes", "reason"),
+    [
+        (PROBLEMS[0], {}, None),
+        (PROBLEMS[0], {"single_pass.num_stages": 1}, "two stages"),
+        (PROBLEMS[2], {"single_pass.num_stages": 2}, "one tile of dstate"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("value", [1, 2])
+def test_what_is_made_ahead_takes_two_stages_and_registers(
+    problem: Problem, axes: dict, reason: str | None, value: int
+) -> None:
+    base = {"chunk": 64, "prepared": True, "single_pass.consumers": 1, "single_pass.num_stages": 3}
+    plain, ahead = (space.config("single_pass", {**base, **axes, "single_pass.ahead": how}) for how in (0, value))
+    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"] == value
+    assert space.legal(plain, problem, GPUS[0]) is None
+    found = space.legal(ahead, problem, GPUS[0])
+    assert found is None if reason is None else reason in (found or "")
 
 
 def test_descriptors_came_with_sm90() -> None:
