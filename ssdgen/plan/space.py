@@ -108,10 +108,9 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
         _keep_what_matters(numbers)
     if "joined" in found and not kernels["single_pass"].get("consumers"):
         del found["joined"]
-    if not found.get("aside") or not all(kernels[walk].get("consumers") for walk in WALKS if walk in kernels):
-        found.pop("aside", None)
-    else:
-        kernels.pop("dt_cumsum", None)
+    walks = [kernels[walk] for walk in WALKS if walk in kernels]
+    if not (found.get("aside") and found.get("prepared", True) and all(walk.get("consumers") for walk in walks)):
+        found.pop("aside", None)  # else dt_cumsum's numbers stay: calls that the walks cannot take are prepared by it
     return found
 
 

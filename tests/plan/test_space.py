@@ -45,9 +45,14 @@ def in_effect(chosen: dict) -> dict:
         if consumers != 1:
             found[f"{kernel}.maxnreg"] = 0
         if not consumers and kernel == "single_pass":
-            found |= {f"{kernel}.terms": 2, f"{kernel}.ahead": 0}
+            found |= {f"{kernel}.terms": 2, f"{kernel}.ahead": False}
     if "joined" in chosen and not chosen["single_pass.consumers"]:
         found["joined"] = False
+    walks = [name for name in chosen if name.endswith(".consumers")]
+    if "aside" in chosen and not all(chosen[name] for name in walks):
+        found["aside"] = False
+    if not chosen.get("prepared", True):
+        found["aside"] = False
     return found
 
 
@@ -154,17 +159,15 @@ def test_what_is_not_legal_says_why(axes: dict, reason: str) -> None:
     [
         (PROBLEMS[0], {}, None),
         (PROBLEMS[0], {"single_pass.num_stages": 1}, "two stages"),
+        (PROBLEMS[0], {"single_pass.consumers": 2}, "one consumer"),
         (PROBLEMS[2], {"single_pass.num_stages": 2}, "one tile of dstate"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("value", [1, 2])
-def test_what_is_made_ahead_takes_two_stages_and_registers(
-    problem: Problem, axes: dict, reason: str | None, value: int
-) -> None:
+def test_what_is_made_ahead_takes_two_stages_and_registers(problem: Problem, axes: dict, reason: str | None) -> None:
     base = {"chunk": 64, "prepared": True, "single_pass.consumers": 1, "single_pass.num_stages": 3}
-    plain, ahead = (space.config("single_pass", {**base, **axes, "single_pass.ahead": how}) for how in (0, value))
-    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"] == value
+    plain, ahead = (space.config("single_pass", {**base, **axes, "single_pass.ahead": how}) for how in (False, True))
+    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"]
     assert space.legal(plain, problem, GPUS[0]) is None
     found = space.legal(ahead, problem, GPUS[0])
     assert found is None if reason is None else reason in (found or "")
