@@ -101,6 +101,8 @@ def measured(call: Callable[[Args], Tensor], args: Args, timer: timing.ColdGpuTi
     leaves = {n: t.detach().requires_grad_() for n, t in args.items()}
     adjoint = torch.ones_like(call(leaves))
 
+    # a timer has gradients off
+    @torch.enable_grad()
     def step() -> None:
         torch.autograd.grad(call(leaves), list(leaves.values()), adjoint)
 

@@ -22,7 +22,7 @@ from .statements import StatementPrinter, block_sizes, descriptor_order
 from .tiles import layout
 from .warps import ConsumerPrinter
 
-FUNCTIONS = ("decay", "maximum", "minimum", "sigmoid", "softplus")
+FUNCTIONS = ("decay", "leading", "maximum", "minimum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")

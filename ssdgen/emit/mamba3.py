@@ -14,7 +14,16 @@ from . import kernel as kernels
 from .environment import render
 
 # what the launches need of every package's runtime
-RUNTIME = ("direct.py", "errors.py", "launching.py", "packs.py", "precompiled.py", "scratch.py", "tiles.py")
+RUNTIME = (
+    "direct.py",
+    "errors.py",
+    "kernel_shapes.py",
+    "launching.py",
+    "packs.py",
+    "precompiled.py",
+    "scratch.py",
+    "tiles.py",
+)
 OPTIONS = {"HAS_D": "D is not None", "HAS_Z": "z is not None"}
 
 

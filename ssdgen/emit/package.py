@@ -235,15 +235,15 @@ def _backward_launcher(
     backward = [*backward, *(kernel for kernel in gated if kernel.name in GATED_NAMES)]
     names = {kernel.name for kernel in (*forward, *backward)}
     tables = {
-        "SEGMENT_STATE": [(f"{n}", Walk(outputs=False, n_tiles=n).name) for n in (1, 2)],
-        "CHUNK_STATES": [(f"{n}", States(n_tiles=n).name) for n in (1, 2)],
-        "CHUNK_ADJOINTS": [(f"{n}", States(True, n_tiles=n).name) for n in (1, 2)],
-        "SEGMENT_ADJOINT": [(f"{n}", States(True, False, n).name) for n in (1, 2)],
-        "REVERSE_WALK": [(f"({n}, {p})", Reverse(n, p).name) for n, p in catalogue.TILES],
-        "GROUP_GRADIENTS": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
-        "REVERSE_WALK_BLOCKS": [(f"{n}", Reverse(n, blocks=True).name) for n in (1, 2)],
-        "GROUP_GRADIENTS_BLOCKS": [(f"{p}", Groups(p_tiles=p, blocks=True).name) for p in (1, 2)],
-        "CHUNK_GRADIENTS": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
+        "segment_state": [(f"{n}", Walk(outputs=False, n_tiles=n).name) for n in (1, 2)],
+        "chunk_states": [(f"{n}", States(n_tiles=n).name) for n in (1, 2)],
+        "chunk_adjoints": [(f"{n}", States(True, n_tiles=n).name) for n in (1, 2)],
+        "segment_adjoint": [(f"{n}", States(True, False, n).name) for n in (1, 2)],
+        "reverse_walk": [(f"({n}, {p})", Reverse(n, p).name) for n, p in catalogue.TILES],
+        "group_gradients": [(f"({n}, {p})", Groups(n, p).name) for n, p in catalogue.TILES],
+        "reverse_walk_blocks": [(f"{n}", Reverse(n, blocks=True).name) for n in (1, 2)],
+        "group_gradients_blocks": [(f"{p}", Groups(p_tiles=p, blocks=True).name) for p in (1, 2)],
+        "chunk_gradients": [(f"({n}, {p})", Gradients(n, p).name) for n, p in catalogue.TILES],
     }
     there = {
         table: [(key, name) for key, shape in rows if (name := f"{shape}{suffix}") in names]
@@ -263,7 +263,7 @@ def _backward_launcher(
         modules=sorted(used),
         dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
         axes=[(name, "".join(AXES.get(dim, ".") for dim in dims)) for name, dims in sorted(strided.items())],
-        tables=list(there.items()),
+        tables=[(kernel, rows) for kernel, rows in there.items() if rows],
         consumers=[(kernel, rows) for kernel, rows in consumers.items() if rows],
         buffers=["dt_ready" if name == "dt" else name for name in buffers],
         walk_vectors=adjoint.there(layer, *adjoint.WALK_VECTORS),

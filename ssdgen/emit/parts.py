@@ -21,7 +21,7 @@ def conv_launcher() -> str:
     every = {name for rows in tables.values() for name in rows.values()}
     return render(
         "launchers/conv.py.jinja",
-        modules=sorted((*every, sum_parts.NAME)),
+        modules=sorted((*every, sum_parts.NAME, sum_parts.EARLY)),
         tables=[(table, list(rows.items())) for table, rows in tables.items()],
         dims=[(f"{kind}_DIMS", dims(*_of(tables, kind))) for kind in ("WALK", "TILE", "UPDATE")],
     )
@@ -41,7 +41,7 @@ def norm_launcher() -> str:
         )
     }
     every = [name for rows in tables.values() for _, name in rows]
-    modules = sorted((*every, sum_parts.NAME))
+    modules = sorted((*every, sum_parts.NAME, sum_parts.EARLY))
     return render(
         "launchers/norm.py.jinja",
         modules=modules,

@@ -23,7 +23,8 @@ class SharedPrinter(StatementPrinter):
     moved: loads that the loading warp makes stages ahead, fixed: those that it makes once, in order; tile_axes: of what
     is in shared memory, by name; scratch: extents, by variable, of the tiles there that a consumer has for itself;
     parked: the same in float32, for values from before the loop that would otherwise take up registers all through it;
-    in_registers: what has been read from there; copied: values that are in the tile through which they go to memory.
+    in_registers: what has been read from there; copied: values that are in the tile through which they go to memory;
+    led: values that are operands in two terms.
     """
 
     language = "gl"
@@ -39,6 +40,7 @@ class SharedPrinter(StatementPrinter):
         self.parked: dict[str, tuple[str, ...]] = {}
         self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
         self.copied: set[str] = set()
+        self.led = {stmt.of.name for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Rest)}
         # registers are dearer than another read of shared memory
         self.spare = bool(kernel.roles) or kernel.spare
         self.unfenced = False
@@ -53,7 +55,7 @@ class SharedPrinter(StatementPrinter):
         if self.kernel.spare:
             return self._into_the_one_tile(value, OUTGOING, indent)
         self.scratch[tile] = self.tiles.extents[value.name]
-        return fit(self.idiom.to_tile(tile, f"{value.name}.to(DOT)"), indent)
+        return fit(self.idiom.to_tile(tile, self.idiom.operand(value.name, value.name in self.led)), indent)
 
     def _puts(self, body: tuple[ir.Stmt, ...]) -> dict[int, list[ir.Value]]:
         """Values that a product reads from shared memory, by the last statement that makes them: they go there then."""

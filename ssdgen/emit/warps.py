@@ -322,7 +322,7 @@ class ConsumerPrinter(SharedPrinter):
         elif turned:
             raise ValueError(f"{self.kernel.name}: {value.name} is a left operand and has {stmt.over} along its rows")
         else:
-            name, source = f"{value.name}_left", f"{value.name}.to(DOT)"
+            name, source = f"{value.name}_left", self.idiom.operand(value.name, value.name in self.led)
         made = (name, (self._layout(stmt.out),))
         if made not in self.in_registers:
             self.in_registers.add(made)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..gpus import Gpu
-from .kernel_space import KernelSpace, Numbers, powers
+from .kernel_space import SUM_EARLY, KernelSpace, Numbers, powers, sum_early
 from .problem import Problem
 from .space import Axis
 from .tiles import next_power_of_two
@@ -53,10 +53,11 @@ class WalkSpace(KernelSpace):
                 "8 bytes a thread are 136 registers backwards: with a few less, of which a trip spills two, a "
                 "sixteenth warp fits a multiprocessor, the fourth of its fourth scheduler",
             ),
+            *((sum_early(gpu),) if self.backward else ()),
         )
 
     def implied(self) -> Numbers:
-        return {"maxnreg": 0}
+        return {"maxnreg": 0, **({SUM_EARLY: False} if self.backward else {})}
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
         loaded = numbers["block_d"] * problem.element_bytes / (32 * numbers["num_warps"])
@@ -80,7 +81,10 @@ class WalkSpace(KernelSpace):
             for loaded, fill, cap in backward if self.backward else forward:
                 block = loaded // problem.element_bytes * 32 * warps
                 part = self._part(fill, loaded, problem, gpu)
-                yield {"block_d": block, "part": part, "num_warps": warps, "maxnreg": cap}
+                numbers = {"block_d": block, "part": part, "num_warps": warps, "maxnreg": cap}
+                yield numbers | ({SUM_EARLY: False} if self.backward else {})
+                if self.backward and warps == 1 and loaded == CAPPED_BYTES:
+                    yield {**numbers, SUM_EARLY: True}
 
     def bounds(self) -> tuple[object, ...]:
         return LEAST_BYTES, MOST_BYTES, CAPPED_BYTES, self.backward
@@ -117,7 +121,11 @@ class TileSpace(KernelSpace):
             Axis("block_t", powers(16, longest), "positions of a program: side by side in memory, and read by tap"),
             Axis("block_d", powers(1, channels), "channels of a program, which share where their positions are"),
             Axis("num_warps", WARPS, "enough loads in flight; more warps only wait"),
+            *((sum_early(gpu),) if self.backward else ()),
         )
+
+    def implied(self) -> Numbers:
+        return {SUM_EARLY: False} if self.backward else {}
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
         each = numbers["block_t"] * numbers["block_d"] / (32 * numbers["num_warps"])
@@ -131,7 +139,8 @@ class TileSpace(KernelSpace):
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
         for block_t, block_d, warps in ((256, 4, 4), (512, 2, 4), (256, 2, 2), (512, 1, 2), (1024, 1, 4)):
-            yield {"block_t": block_t, "block_d": block_d, "num_warps": warps}
+            numbers = {"block_t": block_t, "block_d": block_d, "num_warps": warps}
+            yield numbers | ({SUM_EARLY: False} if self.backward else {})
 
     def bounds(self) -> tuple[object, ...]:
         return LEAST_EACH, MOST_EACH, self.backward

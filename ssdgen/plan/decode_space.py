@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..gpus import Gpu
-from .kernel_space import KernelSpace, Numbers, powers
+from .kernel_space import EARLY, KernelSpace, Numbers, powers
 from .problem import Problem
 from .space import Axis
 from .tiles import power_tiles
@@ -21,8 +21,6 @@ LEAST_EACH, MOST_EACH = 4, 128
 MOST_AHEAD = 64
 MOST_ROWS = 128
 MOST_HEADS = 16
-# architectures whose kernels may be launched before the one in front of them has ended
-EARLY = ("sm90", "sm100", "sm103", "sm120")
 WARPS = (1, 2, 4, 8)
 # tiles of a program, 0 for one of the kernels that have one tile or several heads; 32-bit registers of a thread that
 # hold them as they are stored

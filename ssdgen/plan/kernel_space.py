@@ -16,6 +16,11 @@ from .space import Axis, Value, digest
 
 Numbers = dict[str, int]
 
+# architectures whose kernels may be launched before the one in front of them has ended
+EARLY = ("sm90", "sm100", "sm103", "sm120")
+# the axis of passes that end with a sum of parts, and its values: records of before it was there have the first
+SUM_EARLY, SUMS = "sum_early", (False, True)
+
 
 @dataclass(frozen=True)
 class KernelSpace(ABC):
@@ -87,7 +92,7 @@ class KernelSpace(ABC):
 
     def fingerprint(self) -> str:
         """What the space offers, as a short text: it changes when an axis, a value or a bound does."""
-        return digest(self.axes, self.SCHEDULES, *self.bounds())
+        return digest(self.axes, self.SCHEDULES, *self.bounds(), later={f"{self.kernel}.{SUM_EARLY}": SUMS})
 
     def _of(self, numbers: dict[str, Value]) -> Config:
         implied = self.implied()
@@ -97,6 +102,16 @@ class KernelSpace(ABC):
     def _check(self, schedule: str) -> None:
         if schedule != self.schedule:
             raise ValueError(f"unknown schedule {schedule!r}; there is {self.schedule}")
+
+
+def sum_early(gpu: Gpu) -> Axis:
+    """Whether what adds up the parts of a gradient starts before they are all there."""
+    return Axis(
+        SUM_EARLY,
+        SUMS if gpu.arch in EARLY else SUMS[:1],
+        "True: the sum of the parts is launched while programs that leave them still end, and waits for them itself: "
+        "a call has two launches, and one is hidden",
+    )
 
 
 def powers(first: int, last: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..gpus import Gpu
-from .kernel_space import KernelSpace, Numbers, powers
+from .kernel_space import SUM_EARLY, SUMS, KernelSpace, Numbers, powers, sum_early
 from .problem import Problem
 from .space import Axis
 from .tiles import EQUAL, SMALLEST, cut, equal_count, equal_tile, next_power_of_two
@@ -50,8 +50,11 @@ class RowsSpace(KernelSpace):
         ]
         if self.backward:
             why = "programs that go through the rows side by side: more hide latency, fewer leave fewer sums of rows"
-            found.append(Axis("programs", self._programs(problem, gpu), why))
+            found += [Axis("programs", self._programs(problem, gpu), why), sum_early(gpu)]
         return tuple(found)
+
+    def implied(self) -> Numbers:
+        return {SUM_EARLY: False} if self.backward else {}
 
     def why_not(self, numbers: Numbers, problem: Problem) -> str | None:
         each = numbers["block_t"] * self._width(numbers["tiles"], problem) / (32 * numbers["num_warps"])
@@ -83,7 +86,8 @@ class RowsSpace(KernelSpace):
                 wide = rows * self._width(tiles, problem)
                 warps = next_power_of_two(-(-wide // (32 * most)))
                 programs = _count(resident, warps, problem, gpu)
-                yield {"block_t": rows, "tiles": tiles, "num_warps": warps, "programs": programs}
+                numbers = {"block_t": rows, "tiles": tiles, "num_warps": warps, "programs": programs}
+                yield from ({**numbers, SUM_EARLY: early} for early in SUMS)
 
     def bounds(self) -> tuple[object, ...]:
         return LEAST_EACH, MOST_EACH, MOST_EACH_BACKWARD, EQUAL, self.backward

@@ -21,8 +21,8 @@ def kernels() -> dict[str, tuple[Kernel, Graph]]:
         found.append((conv_walk.kernel(conv_walk.Walk(width, backward)), graph))
         found.append((conv_tile.kernel(conv_tile.Tile(width, backward)), graph))
     found += [(conv_update.kernel(width), conv_graph(width)) for width in WIDTHS]
-    # it has no equation of its own: any graph does
-    found.append((sum_parts.kernel(), conv_graph(WIDTHS[0])))
+    # they have no equation of their own: any graph does
+    found += [(sum_parts.kernel(early), conv_graph(WIDTHS[0])) for early in (False, True)]
     for kind in KINDS:
         found += [(norm.kernel(norm.Rows(kind, False, tiles)), norm_graph(kind)) for tiles in norm.FORWARD_TILES]
         found += [(norm.kernel(norm.Rows(kind, True, tiles)), norm_adjoint(kind)) for tiles in norm.BACKWARD_TILES]

@@ -75,13 +75,13 @@ def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
 
 
 def distance(a: Problem, b: Problem) -> float:
-    """How far apart two problems are, in octaves; 0 for the same sizes."""
+    """How far apart two problems are, in octaves of walks and of their length; 0 for the same sizes."""
 
     def octaves(first: int, second: int) -> float:
         return abs(log2(max(first, 1)) - log2(max(second, 1)))
 
     return (
-        octaves(a.rows * a.row_length * a.nheads, b.rows * b.row_length * b.nheads)
+        octaves(a.rows * a.nheads, b.rows * b.nheads)
         + octaves(a.row_length, b.row_length)
         + octaves(a.ngroups, b.ngroups)
         + _TILE_WEIGHT * (octaves(a.headdim, b.headdim) + octaves(a.dstate, b.dstate))

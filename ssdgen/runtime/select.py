@@ -28,8 +28,10 @@ from .match import Gpu, distance, is_same, is_stale, nearest
 from .problem import Problem
 from .records import BACKWARD, CONV, DECODE, FORWARD, NORM, PARTS, REPLAY, GpuRecords, Record
 
-# octaves between two problems that count as nearly the same: of twice the length, or four times the batch
+# octaves between two problems that count as nearly the same: of four times the length, or of the batch
 NEAR = 2.0
+# of a segment that is made shorter than that of a record
+_LEAST_CHUNKS = 8
 
 # what each step of the ladder is called and holds
 Places = tuple[tuple[str, tuple[GpuRecords, ...]], ...]
@@ -215,17 +217,31 @@ def _look_up(problem: Problem, gpu: Gpu, ladder: Places, direction: str) -> Choi
 
 def _fitted(record: Record, problem: Problem, gpu: Gpu) -> dict[str, Any]:
     """The config of a record.  How many programs share out heads or tokens goes by the sizes of the call."""
-    if "parts" not in record.config:
-        return part_problem.fitted(record.config, record.problem, problem, record.direction)
+    config = _segmented(record.config, record.problem, problem)
+    if "parts" not in config:
+        return part_problem.fitted(config, record.problem, problem, record.direction)
     from .backward_defaults import parts_for
 
-    tuned, chunk = record.problem, record.config["chunk"]
-    slices = int(record.config.get("slices", 1))
+    tuned, chunk = record.problem, config["chunk"]
+    slices = int(config.get("slices", 1))
     parts = parts_for(problem, gpu.sms, chunk, slices)
     same_heads = problem.nheads * tuned.ngroups == tuned.nheads * problem.ngroups
     if same_heads and parts == parts_for(tuned, gpu.sms, chunk, slices):
-        return record.config
-    return {**record.config, "parts": parts}
+        return config
+    return {**config, "parts": parts}
+
+
+def _segmented(config: dict[str, Any], tuned: Problem, problem: Problem) -> dict[str, Any]:
+    """With segments so long that there are as many walks as the record has: these fill the GPU, longer rows or not."""
+    segment = config.get("segment")
+    sizes = (problem.rows, problem.row_length, problem.nheads)
+    if not segment or sizes == (tuned.rows, tuned.row_length, tuned.nheads):
+        return config
+    walks = tuned.rows * tuned.nheads * -(-tuned.row_length // segment)
+    segments = max(1, round(walks / max(1, problem.rows * problem.nheads)))
+    # whole chunks, and not so few of them that a segment's state costs more than its tokens
+    length = max(-(-problem.row_length // segments), min(segment, _LEAST_CHUNKS * config["chunk"]))
+    return {**config, "segment": -(-length // config["chunk"]) * config["chunk"]}
 
 
 def _check_fingerprint(records: GpuRecords, record: Record) -> None:

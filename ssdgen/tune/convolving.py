@@ -113,7 +113,7 @@ class Convolution:
         return parts.config_of(self._direction, problem, device)
 
     def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
-        if launch.kernel.__name__ == "sum_parts":
+        if parts.is_sum(launch):
             return parts.work(launch, parts.steps_of_sum(launch))
         ((_, numbers),) = config["kernels"].items()
         return parts.work(launch, -(-min(numbers.get("part", 1), problem.seqlen) // TOGETHER))

@@ -120,7 +120,7 @@ class GatedNorm:
         return parts.config_of(self._direction, problem, device)
 
     def work(self, launch: Launch, config: Config, problem: Problem) -> Work:
-        if launch.kernel.__name__ == "sum_parts":
+        if parts.is_sum(launch):
             return parts.work(launch, parts.steps_of_sum(launch))
         numbers = config["kernels"]["norm"]
         rows = numbers.get("programs", problem.seqlen) * numbers["block_t"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..mamba2_ops import select
 from ..mamba2_ops.problem import Problem as CallProblem
 from ..plan.problem import Problem
+from ..plan.schedules import sum_parts
 from ..plan.tiles import SMALLEST
 from . import gate
 from .compile import Launch
@@ -64,6 +65,11 @@ def work(launch: Launch, steps: int) -> Work:
     )
 
 
+def is_sum(launch: Launch) -> bool:
+    """Whether it adds up what the launch before it has left."""
+    return launch.kernel.__name__ in (sum_parts.NAME, sum_parts.EARLY)
+
+
 def steps_of_sum(launch: Launch) -> int:
-    """Trips of `sum_parts`."""
+    """Trips of `sum_parts`, early or not."""
     return -(-launch.args["nparts"] // launch.args["BLOCK_T"])

@@ -44,13 +44,16 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 @cache
-def launches(direction: str, width: int, walk: bool, options: bool) -> Any:
+def launches(direction: str, width: int, walk: bool, options: bool, early: bool = False) -> Any:
     """The launches of a call with a layer's sizes, without options or with all of them."""
     row = (8, SEQLEN, DIM) if walk else (8, DIM, SEQLEN)
     states = meta(8, DIM, width - 1) if options else None
     tensors: dict[str, Any] = {"weight": meta(DIM, width), "bias": meta(DIM)}
     of = direction if walk else f"tile_{direction}"
     config = default_conv(f"conv_{of}", of_conv(8, SEQLEN, DIM, width, torch.bfloat16), 132)
+    if early:
+        ((kernel, numbers),) = config["kernels"].items()
+        config = {**config, "kernels": {kernel: {**numbers, "sum_early": True}}}
     if direction == "update":
         tensors |= {"x": meta(8, DIM, 1), "conv_state": meta(8, DIM, 4), "cache_seqlens": None}
         tensors["conv_state_indices"] = meta(8, dtype=torch.int32) if options else None
@@ -82,6 +85,22 @@ def test_every_kernel_compiles(direction: str, width: int, walk: bool) -> None:
     """Of the widest, with all options."""
     for launch in launches(direction, width, walk, width == 4):
         assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0
+
+
+@pytest.mark.parametrize("walk", [True, False])
+def test_a_sum_that_starts_early_waits_before_it_reads(walk: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launch says so to the driver, what leaves the parts does not; without the axis the sum is the plain one."""
+    kept: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: kept.append(compile_it(*a, **k)) or kept[-1])
+    parts, summed = launches("backward", 4, walk, False, early=True)
+    assert not parts.early and "launch_pdl" not in parts.options
+    assert summed.early and summed.options["launch_pdl"] and summed.kernel.__name__ == "sum_parts_early"
+    assert compile_launch(summed, gpus.find("h200")).resources.spilled == 0
+    ptx = kept[0].asm["ptx"]
+    assert kept[0].metadata.launch_pdl and 0 < ptx.index("griddepcontrol.wait") < ptx.index("ld.global")
+    plain = launches("backward", 4, walk, False)[1]
+    assert not plain.early and plain.kernel.__name__ == "sum_parts" and list(plain.args) == list(summed.args)
 
 
 @pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu != "h200"])

@@ -91,6 +91,7 @@ PARTS = {
         "layer_norm_2d",
         "rms_norm_gate_first_backward_3d",
         "sum_parts",
+        "sum_parts_early",
     )
 }
 # of another recurrence's kernels, those that are new in it, and of the chunks' what changes most

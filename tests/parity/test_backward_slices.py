@@ -57,6 +57,15 @@ def test_only_what_is_asked_for(needs: set[str], how: dict[str, Any], device: st
 
 
 @on_devices
+@pytest.mark.parametrize("how", [CHUNKS, WALK], ids=["chunks", "walk"])
+@pytest.mark.parametrize("needs", [{"B"}, {"C", "z"}])
+def test_one_operand_of_several_groups(needs: set[str], how: dict[str, Any], device: str) -> None:
+    """Slices of the heads of each group leave parts of one gradient; the other is not wanted."""
+    case, slices = CASES["heads of groups"]
+    verify({**how, "slices": slices}, case, device, needs=frozenset(needs))
+
+
+@on_devices
 @pytest.mark.parametrize("slices", [1, 2, 8])
 @pytest.mark.parametrize("how", [CHUNKS, WALK], ids=["chunks", "walk"])
 def test_the_same_bits_from_call_to_call(how: dict[str, Any], slices: int, device: str) -> None:

@@ -102,5 +102,22 @@ def test_fingerprints_tell_spaces_apart() -> None:
     assert len({space.fingerprint() for space, _ in SPACES}) == len(SPACES)
 
 
+def test_a_sum_that_starts_early_is_an_axis_of_passes_that_end_with_one() -> None:
+    """On GPUs that can; a config without it says what it said before, and the fingerprint is that of before."""
+    for space, problem in ((space, problems[0]) for space, problems in SPACES):
+        offered = {axis.name: axis.values for axis in space.axes(space.schedule, problem, GPUS[0])}
+        name = f"{space.kernel}.sum_early"
+        assert offered.get(name) == ((False, True) if getattr(space, "backward", False) else None)
+        if name in offered:
+            (elsewhere,) = (a for a in space.axes(space.schedule, problem, GPUS[1]) if a.name == name)
+            assert elsewhere.values == (False,)
+            plain = space.minimal(space.schedule, problem)
+            flat = {**space.flatten(plain), name: False}
+            assert space.config(flat.pop("schedule"), flat) == plain
+            early = space.config(space.schedule, {**flat, name: True})
+            assert early["kernels"][space.kernel]["sum_early"] is True
+            assert space.legal(early, problem, GPUS[0]) == space.why_not(early["kernels"][space.kernel], problem)
+
+
 def test_powers() -> None:
     assert powers(1, 8) == (1, 2, 4, 8) and powers(32, 32) == (32,) and powers(16, 100) == (16, 32, 64)

@@ -383,6 +383,19 @@ def test_a_convolution_of_other_sizes_has_as_many_programs(roots: dict[str, Path
         assert -(-length // found["kernels"]["kernel"]["part"]) == parts, (rows, length)
 
 
+def test_rows_of_other_lengths_have_as_many_walks(roots: dict[str, Path]) -> None:
+    """80 heads in three segments were tuned, which fill the GPU: 240 walks, whatever the length."""
+    tuned = Problem(1, 16384, 80, 64, 128, 1, "bfloat16")
+    cut = record("segments", tuned)
+    cut["config"] |= {"chunk": 64, "segment": 5504}
+    put(roots["own"], [cut])
+    for batch, length, nheads, segments in ((1, 16384, 80, 3), (1, 2**20, 80, 3), (2, 65536, 60, 2), (4, 16384, 80, 1)):
+        found = select.choose(replace(tuned, batch=batch, seqlen=length, nheads=nheads), H200).config
+        assert found["segment"] % 64 == 0 and -(-length // found["segment"]) == segments, (batch, length)
+    # a short row is not cut into many pieces, each with a state to write and to read
+    assert select.choose(replace(tuned, seqlen=1024), H200).config["segment"] == 512
+
+
 def test_a_norm_takes_no_record_of_rows_of_another_width(roots: dict[str, Path]) -> None:
     put(roots["own"], [of_part("norm_backward", NORM, block_t=4, programs=33)])
     near, wider, narrower = (of_norm(4096, 16, size, torch.bfloat16) for size in (600, 1280, 320))

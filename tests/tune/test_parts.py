@@ -82,7 +82,9 @@ def test_every_legal_config_has_its_launches(direction: Direction) -> None:
         ((_, numbers),) = config["kernels"].items()
         assert launches[0].num_warps == numbers["num_warps"] and min(launches[0].grid) > 0
         names = [launch.kernel.__name__ for launch in launches]
-        assert names[1:] == (["sum_parts"] if direction.endswith("backward") else [])
+        summed = "sum_parts_early" if numbers.get("sum_early") else "sum_parts"
+        assert names[1:] == ([summed] if direction.endswith("backward") else [])
+        assert [launch.early for launch in launches] == [False, bool(numbers.get("sum_early"))][: len(launches)]
         for launch in launches:
             counted = it.work(launch, config, problem)
             assert counted.ctas > 0 and counted.steps > 0 and counted.memory_bytes > 0
@@ -103,6 +105,23 @@ def test_legal_configs_are_right(direction: Direction, monkeypatch: pytest.Monke
         with parts.gate.poisoned_memory():
             found = it.run(config, it.fresh(given), more)
         assert it.check(found, expected, problem).share <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", [each for each in PARTS if each.endswith("backward")])
+def test_a_sum_that_starts_early_has_the_same_bits(direction: Direction) -> None:
+    """Again and again, of parts that are made anew each time."""
+    it, problem = PASSES[direction], of_layer(direction, LAYER)
+    (plain,) = legal(direction, problem, 1)
+    ((kernel, numbers),) = plain["kernels"].items()
+    plain, early = ({**plain, "kernels": {kernel: {**numbers, "sum_early": each}}} for each in (False, True))
+    for seed in range(3):
+        given = it.draw(problem, "cuda", seed, True)
+        wanted = it.run(plain, given, True)
+        for _ in range(5):
+            with parts.gate.poisoned_memory():
+                found = it.run(early, given, True)
+            assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("state", ["float32", "int8"])

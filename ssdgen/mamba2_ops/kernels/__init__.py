@@ -223,6 +223,7 @@ _NAMES = frozenset(
         "state_step_untied",
         "state_step_untied_2n",
         "sum_parts",
+        "sum_parts_early",
     )
 )
 

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .warpgroup_functions import decay, sigmoid
+from .warpgroup_functions import decay, leading, sigmoid
 
 
 @gluon.jit
@@ -235,12 +235,12 @@ def compute(
         if HAS_SEQ_IDX:
             left_decay = gl.where(seq_before == seq, left_decay, 0.0)
         d_y_state = d_y_skip.to(gl.float32) * left_decay[None, :]
-        d_y_state_rest = d_y_state - d_y_state.to(DOT).to(gl.float32)
+        d_y_state_rest = d_y_state - leading(d_y_state, DOT)
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         d_state_0 = d_state_0 * centre_decay
-        d_y_state_left = gl.convert_layout(d_y_state.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        d_y_state_left = gl.convert_layout(leading(d_y_state, DOT).to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         d_state_0 = warpgroup_mma(d_y_state_left, C_0_tile, d_state_0, is_async=True)
         d_state_0, d_y_state_left = warpgroup_mma_wait(0, deps=(d_state_0, d_y_state_left))
         d_y_state_rest_left = gl.convert_layout(d_y_state_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))

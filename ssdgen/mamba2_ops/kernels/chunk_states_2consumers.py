@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .warpgroup_functions import decay
+from .warpgroup_functions import decay, leading
 
 
 @gluon.jit
@@ -189,13 +189,13 @@ def compute(
             right_decay = gl.where(seq_last == seq, right_decay, 0.0)
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
-        x_weighted_rest = x_weighted - x_weighted.to(DOT).to(gl.float32)
+        x_weighted_rest = x_weighted - leading(x_weighted, DOT)
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         state = state * centre_decay
-        x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        x_weighted_left = gl.convert_layout(leading(x_weighted, DOT).to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
         state, x_weighted_left = warpgroup_mma_wait(0, deps=(state, x_weighted_left))
         x_weighted_rest_left = gl.convert_layout(x_weighted_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))

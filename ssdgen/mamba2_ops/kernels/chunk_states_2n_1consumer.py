@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .warpgroup_functions import decay
+from .warpgroup_functions import decay, leading
 
 
 @gluon.jit
@@ -221,13 +221,13 @@ def compute(
             right_decay = gl.where(seq_last == seq, right_decay, 0.0)
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
-        x_weighted_rest = x_weighted - x_weighted.to(DOT).to(gl.float32)
+        x_weighted_rest = x_weighted - leading(x_weighted, DOT)
         # centre and right factor: the state that leaves the chunk
         centre_decay = decay(dA_last)
         if HAS_SEQ_IDX:
             centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
         state_0 = state_0 * centre_decay
-        x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        x_weighted_left = gl.convert_layout(leading(x_weighted, DOT).to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state_0 = warpgroup_mma(x_weighted_left, B_0_tile, state_0, is_async=True)
         state_0, x_weighted_left = warpgroup_mma_wait(0, deps=(state_0, x_weighted_left))
         x_weighted_rest_left = gl.convert_layout(x_weighted_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))

@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .warpgroup_functions import decay, sigmoid
+from .warpgroup_functions import decay, leading, sigmoid
 
 
 @gluon.jit
@@ -286,8 +286,8 @@ def compute(
         )
         if HAS_SEQ_IDX:
             scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
-        scores_tile.store(scores.to(DOT))
-        scores_rest = scores - scores.to(DOT).to(gl.float32)
+        scores_tile.store(leading(scores, DOT).to(DOT))
+        scores_rest = scores - leading(scores, DOT)
         scores_rest_tile.store(scores_rest.to(DOT))
         y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
         y = y * left_decay[None, :]

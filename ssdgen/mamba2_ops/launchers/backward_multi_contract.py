@@ -16,15 +16,16 @@ step sizes may go in slices of rows and heads, one after the other: kernels then
 
 from __future__ import annotations
 
-from functools import cache, partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import memory
+from ..backward_shapes import Shape, Shapes
+from ..backward_slices import Slicing, keep, segment_of
 from ..errors import OptionError
+from ..kernel_shapes import block_of_states, dtype_of_states, heads_of_steps, numbers_of, precision
 from ..kernels import (
     adjoint_passing,
     chunk_states_2n_multi_contract,
@@ -49,10 +50,9 @@ from ..kernels import (
     segment_state_multi_contract,
     state_passing,
 )
-from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
-from ..slices import Cut, Slice, cut_into, slices, within
-from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
-from .forward_multi_contract import _blocks, _narrow, _precision
+from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, key_of
+from ..slices import Cut, Slice, slices
+from ..tiles import LARGEST
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
@@ -66,37 +66,36 @@ DIMS = {
     "z": ("batch", "seqlen", "nheads", "HEADDIM"),
 }
 
-# tiles of dstate and, where a program has all of it, of headdim; _BLOCKS: of the one that programs do not share out
-SEGMENT_STATE = {
-    1: segment_state_multi_contract,
-    2: segment_state_2n_multi_contract,
-}
-CHUNK_STATES = {
-    1: chunk_states_multi_contract,
-    2: chunk_states_2n_multi_contract,
-}
-CHUNK_ADJOINTS = {}
-SEGMENT_ADJOINT = {
-    1: segment_adjoint_multi_contract,
-    2: segment_adjoint_2n_multi_contract,
-}
-REVERSE_WALK = {
-    (1, 1): reverse_walk_multi_contract,
-    (2, 1): reverse_walk_2n_multi_contract,
-    (1, 2): reverse_walk_2p_multi_contract,
-    (2, 2): reverse_walk_2n_2p_multi_contract,
-}
-GROUP_GRADIENTS = {
-    (1, 1): group_gradients_multi_contract,
-    (2, 1): group_gradients_2n_multi_contract,
-    (1, 2): group_gradients_2p_multi_contract,
-    (2, 2): group_gradients_2n_2p_multi_contract,
-}
-REVERSE_WALK_BLOCKS = {}
-GROUP_GRADIENTS_BLOCKS = {}
-CHUNK_GRADIENTS = {}
-# consumers of a program, tiles of dstate (group_gradients: of headdim): kernels specialised by warps, for Hopper
-CONSUMERS = {}
+SHAPES = Shapes(
+    tables={
+        "segment_state": {
+            1: segment_state_multi_contract,
+            2: segment_state_2n_multi_contract,
+        },
+        "chunk_states": {
+            1: chunk_states_multi_contract,
+            2: chunk_states_2n_multi_contract,
+        },
+        "segment_adjoint": {
+            1: segment_adjoint_multi_contract,
+            2: segment_adjoint_2n_multi_contract,
+        },
+        "reverse_walk": {
+            (1, 1): reverse_walk_multi_contract,
+            (2, 1): reverse_walk_2n_multi_contract,
+            (1, 2): reverse_walk_2p_multi_contract,
+            (2, 2): reverse_walk_2n_2p_multi_contract,
+        },
+        "group_gradients": {
+            (1, 1): group_gradients_multi_contract,
+            (2, 1): group_gradients_2n_multi_contract,
+            (1, 2): group_gradients_2p_multi_contract,
+            (2, 2): group_gradients_2n_2p_multi_contract,
+        },
+    },
+    consumers={},
+)
+
 # runs in 48 KB of shared memory up to a headdim * dstate of 32768
 MINIMAL_BACKWARD: dict[str, Any] = {
     "schedule": "walk",
@@ -111,25 +110,10 @@ MINIMAL_BACKWARD: dict[str, Any] = {
     },
 }
 
-# of dstate, what each program that adds up heads has where its warps are specialised
-SHARED_DSTATE = 128
-
-# numbers of a kernel of the schedule "walk" whose warps cannot be specialised as they were to be
-WITHOUT_CONSUMERS = {
-    "reverse_walk": {"share": 32, "num_warps": 4, "num_stages": 1},
-    "group_gradients": {"share": SHARED_DSTATE, "num_warps": 8, "num_stages": 1},
-}
-
-# numbers of walks that make states, by tiles of dstate, where they were not to be specialised by warps and have to be
-DESCRIBED = {
-    1: {"consumers": 1, "num_stages": 2, "maxnreg": 128},
-    2: {"consumers": 2, "num_stages": 2},
-}
-
 # inputs whose gradients need what decays and step sizes get
 OF_STEPS = frozenset({"dt", "A", "dt_bias"})
 
-# along which axes of what kernels get rows (b), heads (h) and groups (g) lie; v: groups of a slice's heads, r: its rows
+# where the rows, heads and groups of what kernels get lie
 AXES = {
     "A": "b.h",
     "B": "b.g.",
@@ -160,6 +144,8 @@ AXES = {
     "d_left_decay": ".bh.",
     "d_centre_decay": ".b.h",
 }
+
+SLICES = Slicing(SHAPES, AXES, by_groups=False)
 
 _recipes = Recipes()
 
@@ -205,7 +191,7 @@ def backward(
     needs = frozenset(name for name in needs if tensors[name] is not None)
     options = (dt_softplus, dt_limit, needs)
     limit = memory.limit()
-    key = key_of(tensors, id(config), x.device, *options, limit, _precision(x))
+    key = key_of(tensors, id(config), x.device, *options, limit, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
         recipe(tensors, x.device)
@@ -306,7 +292,7 @@ def _plan(
         DSTATE=dstate,
         CHUNK=chunk,
         DOT=TRITON_DTYPES[x.dtype],
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         HAS_D=tensors["D"] is not None,
         HAS_Z=tensors["z"] is not None,
         HAS_DT_BIAS=tensors["dt_bias"] is not None,
@@ -329,8 +315,8 @@ def _plan(
     kept = not (names["nsegments"] > 1 and length == chunk)
     cut = Cut(batch)
     if kept and not only_states:
-        cut = _cut(sizes, config, limit, by_chunks)
-        length = _segment_of(sizes, cut)
+        cut = SLICES.cut(sizes, config, limit, by_chunks)
+        length = segment_of(sizes, cut)
         names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
     parts = slices(cut, batch, nheads, names["ngroups"])
     names |= {"shares": parts[0].shares, "pieces": cut.pieces}
@@ -338,9 +324,8 @@ def _plan(
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
     module = dt_cumsum_gated if tensors["A"].dim() == 3 else dt_cumsum
-    sizes.launch(
-        module, _numbers(config, "dt_cumsum"), {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=_heads(sizes, config)
-    )
+    slots, heads = {"dt_raw": "dt", "dt": "dt_ready"}, heads_of_steps(sizes, config)
+    sizes.launch(module, numbers_of(config, "dt_cumsum"), slots, BLOCK_H=heads)
     if "initial_states" in needs:
         initial = tensors["initial_states"]
         sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
@@ -369,11 +354,12 @@ def _by_chunks(
     only_states: bool,
 ) -> None:
     """The states and their adjoints, then everything else chunk by chunk."""
-    made = [] if only_states else [_gradients_of(sizes, config)]
+    made = [] if only_states else [SHAPES.gradients(sizes, config)]
     if kept:
-        made += [_adjoints_of(sizes, config)] + ([] if only_states else [_kept_of(sizes, config)])
+        walks = ("chunk_adjoints",) if only_states else ("chunk_adjoints", "chunk_states")
+        made += [SHAPES.states(sizes, config, walk) for walk in walks]
         for name in ("d_states",) if only_states else ("states", "d_states"):
-            _keep(sizes, config, name, cut, made)
+            keep(sizes, config, name, cut, made)
     if not only_states:
         _results_by_chunks(sizes, config, cut)
     for part in parts:
@@ -401,15 +387,15 @@ def _by_walk(
     steps, groups = sizes.names["NEEDS_DT"], bool(needs & {"B", "C"})
     stored = kept and (steps or groups)
     walks = bool(needs - {"B", "C", "initial_states"}) or kept
-    back = _walk_of(sizes, config, stored) if walks else None
-    added = _groups_of(sizes, config) if steps or groups else None
+    back = SHAPES.walk(sizes, config, stored) if walks else None
+    added = SHAPES.groups(sizes, config) if steps or groups else None
     states = kept and (steps or groups or "z" in needs)
     made = [each for each in (back if stored or states else None, added) if each]
     if states:
-        _keep(sizes, config, "states", cut, [_kept_of(sizes, config), *made])
+        keep(sizes, config, "states", cut, [SHAPES.states(sizes, config, "chunk_states"), *made])
     adjoints = "d_states" if not several or kept else leaving
     if adjoints == "d_states" and (steps or groups):
-        _keep(sizes, config, "d_states", cut, made)
+        keep(sizes, config, "d_states", cut, made)
     if back:
         _results_of_walk(sizes, back[0])
     if added:
@@ -424,114 +410,22 @@ def _by_walk(
             _add_groups(sizes, part, added, before, adjoints)
 
 
-def _cut(sizes: Sizes, config: dict[str, Any], limit: int, by_chunks: bool) -> Cut:
-    """How many rows and heads a slice has: what the config says, or less where more is kept than may be."""
-    names = sizes.names
-    batch = names["batch"]
-    # heads of this layout share operands in other ways
-    pieces = [1]
-    found = cut_into(config.get("slices", 1), batch, pieces)
-    if limit and (least := _kept_bytes(sizes, config, found, by_chunks)) > limit:
-        kept = partial(_kept_bytes, sizes, config, by_chunks=by_chunks, fill=True)
-        found = within(limit, found, batch, pieces, kept)
-        names["fill"] = True
-        if (least := kept(found)) > limit:
-            memory.warn(limit, least)
-    return found
-
-
-def _kept_bytes(sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool, fill: bool = False) -> int:
-    """What the states of a slice and their adjoints take, those between segments, and the parts of d_B and d_C.
-
-    fill: with as many programs as the device takes at once, whatever the config says.
-    """
-    names = sizes.names
-    inner = slices(cut, names["batch"], names["nheads"], names["ngroups"])[0]
-    before = {name: names[name] for name in ("shares", "fill", "pieces")}
-    names |= {"shares": inner.shares, "fill": fill, "pieces": cut.pieces}
-    kernels = [_kept_of(sizes, config)]
-    if by_chunks:
-        kernels += [_adjoints_of(sizes, config), _gradients_of(sizes, config)]
-    else:
-        kernels += [_walk_of(sizes, config, True), _groups_of(sizes, config)]
-    states = prod(_kept_shape(sizes, cut, kernels))
-    if (segments := -(-names["seqlen"] // _segment_of(sizes, cut))) > 1:
-        states += prod((names["batch"], segments, names["nheads"], names["HEADDIM"], names["DSTATE"]))
-    found = 2 * states * _state_dtype(config).itemsize
-    names |= before
-    return found
-
-
-def _segment_of(sizes: Sizes, cut: Cut) -> int:
-    """Tokens of a segment: the config's, or shorter where slices that want of memory made leave walks few programs.
-
-    What is kept between segments may be a quarter of what a slice keeps.
-    """
-    names = sizes.names
-    length, chunk = names["segment_len"], names["CHUNK"]
-    if not names["fill"] or names["nsegments"] > 1:
-        return length
-    walks = cut.rows * (names["nheads"] // cut.pieces) * -(-names["HEADDIM"] // CONSUMER_ROWS)
-    fill = _multiprocessors(sizes.tensors["x"].device) // walks
-    count = max(1, min(fill, names["nchunks"] * cut.rows // (4 * names["batch"] * cut.pieces)))
-    # whole chunks, and two at least: where one is a segment all are kept
-    return min(length, max(2, -(-names["padded"] // chunk // count)) * chunk)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _kept_shape(sizes: Sizes, cut: Cut, made: list) -> tuple[int, ...]:
-    """Of the states of a slice.  Kernels without descriptors step over the heads of all slices."""
-    names = sizes.names
-    described = all(hasattr(module, "blocks") for module, *_ in made)
-    heads = names["nheads"] // cut.pieces if described else names["nheads"]
-    return (cut.rows, names["nchunks"], heads, names["HEADDIM"], names["DSTATE"])
-
-
-def _keep(sizes: Sizes, config: dict[str, Any], name: str, cut: Cut, made: list) -> None:
-    """Where the states of each slice go, or their adjoints, by the kernels that write and read them."""
-    sizes.scratch(name, _kept_shape(sizes, cut, made), _state_dtype(config))
-
-
-def _launch(
-    sizes: Sizes, part: Slice, module: Any, numbers: dict[str, Any], slots: dict[str, str], each: int = 1, **names: Any
-) -> None:
-    """Add a launch for a slice: of the rows and heads in it, in the tensors of all.  each: programs of a group."""
-    everything = sizes.names
-    whole = {"b": everything["batch"], "h": everything["nheads"], "g": everything["ngroups"], "r": 0}
-    whole["v"] = everything["ngroups"] * part.shares
-    first, count = part.groups
-    own = {"b": part.rows, "h": part.heads, "g": part.groups, "r": (0, part.rows[1])}
-    own["v"] = (first * part.shares + part.share, count)
-
-    def part_of(slot: str) -> str:
-        axes = enumerate(AXES.get(slot, ""))
-        return sizes.view(slot, *((axis, *own[at]) for axis, at in axes if at != "." and own[at] != (0, whole[at])))
-
-    grid = {"batch": part.rows[1], "nheads": part.heads[1], "ngroups": part.groups[1], "parts": each}
-    sizes.launch(module, numbers, slots, part_of, grid, **{"ngroups": whole["v"], **names})
-
-
 def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
     """The states that enter the segments and the adjoints of those that leave them, by name."""
-    names, dtype = sizes.names, _state_dtype(config)
+    names, dtype = sizes.names, dtype_of_states(config)
     for name in ("summary", "d_summary"):
         sizes.scratch(name, _states(sizes, "nsegments"), dtype)
     sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
-    module, numbers, blocks = _states_of(SEGMENT_STATE, sizes, config, "segment_state", ("x", "B"))
+    module, numbers, blocks = SHAPES.states(sizes, config, "segment_state")
     sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
-    numbers = _numbers(config, "state_passing")
-    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
+    numbers, block = numbers_of(config, "state_passing"), block_of_states(sizes, config)
     entering = sizes.tensors["initial_states"] is not None
     sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
-    module, numbers, blocks = _states_of(SEGMENT_ADJOINT, sizes, config, "segment_adjoint", ("d_y", "C"))
+    module, numbers, blocks = SHAPES.states(sizes, config, "segment_adjoint")
     sizes.launch(module, numbers, {"summary": "d_summary"}, **blocks)
     slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
     leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
-    numbers = _numbers(config, "adjoint_passing")
+    numbers = numbers_of(config, "adjoint_passing")
     sizes.launch(adjoint_passing, numbers, slots, BLOCK=block, HAS_ENTERING=leaving, STORE_FINAL=wanted)
     return "summary", "d_summary"
 
@@ -539,13 +433,8 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
 def _keep_states(sizes: Sizes, config: dict[str, Any], part: Slice, entering: str) -> None:
     """The state that enters each chunk, in `states`."""
     there = sizes.tensors[entering] is not None
-    module, numbers, blocks = _kept_of(sizes, config)
     slots = {"entering": entering, "dt": "dt_ready"}
-    _launch(sizes, part, module, numbers, slots, HAS_ENTERING=there, **blocks)
-
-
-def _kept_of(sizes: Sizes, config: dict[str, Any]):
-    return _states_of(CHUNK_STATES, sizes, config, "chunk_states", ("x", "B"))
+    SLICES.launch(sizes, part, SHAPES.states(sizes, config, "chunk_states"), slots, HAS_ENTERING=there)
 
 
 def _keep_adjoints(sizes: Sizes, config: dict[str, Any], part: Slice, leaving: str, several: bool) -> None:
@@ -554,12 +443,7 @@ def _keep_adjoints(sizes: Sizes, config: dict[str, Any], part: Slice, leaving: s
         "HAS_LEAVING": sizes.tensors[leaving] is not None,
         "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
     }
-    module, numbers, blocks = _adjoints_of(sizes, config)
-    _launch(sizes, part, module, numbers, {"leaving": leaving}, **flags, **blocks)
-
-
-def _adjoints_of(sizes: Sizes, config: dict[str, Any]):
-    return _states_of(CHUNK_ADJOINTS, sizes, config, "chunk_adjoints", ("d_y", "C"))
+    SLICES.launch(sizes, part, SHAPES.states(sizes, config, "chunk_adjoints"), {"leaving": leaving}, **flags)
 
 
 def _results_by_chunks(sizes: Sizes, config: dict[str, Any], cut: Cut) -> None:
@@ -579,8 +463,8 @@ def _results_by_chunks(sizes: Sizes, config: dict[str, Any], cut: Cut) -> None:
 def _gradients(sizes: Sizes, config: dict[str, Any], cut: Cut, part: Slice, entering: str, leaving: str) -> None:
     """Everything but the states' adjoints, chunk by chunk."""
     slots = {"states": entering, "d_states": leaving, "dt": "dt_ready"}
-    module, numbers, blocks = _gradients_of(sizes, config)
-    _launch(sizes, part, module, numbers, slots, **blocks)
+    shape = SHAPES.gradients(sizes, config)
+    SLICES.launch(sizes, part, shape, slots)
 
 
 def _tokens(sizes: Sizes) -> None:
@@ -604,15 +488,17 @@ def _results_of_walk(sizes: Sizes, module: Any) -> None:
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
 
 
-def _walk_back(sizes: Sizes, part: Slice, how: tuple, entering: str, leaving: str, store: bool, several: bool) -> None:
-    tensors, (module, numbers, blocks) = sizes.tensors, how
+def _walk_back(
+    sizes: Sizes, part: Slice, shape: Shape, entering: str, leaving: str, store: bool, several: bool
+) -> None:
+    tensors = sizes.tensors
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,
         "STORE_ADJOINTS": store,
         "STORE_INITIAL": not several and "d_initial" in tensors,
     }
-    _launch(sizes, part, module, numbers, slots, **flags, **blocks)
+    SLICES.launch(sizes, part, shape, slots, **flags)
 
 
 def _results_of_groups(sizes: Sizes) -> None:
@@ -628,9 +514,8 @@ def _results_of_groups(sizes: Sizes) -> None:
     _vectors(sizes, ["d_left_decay"], ["d_centre_decay"], names["n_blocks"])
 
 
-def _add_groups(sizes: Sizes, part: Slice, how: tuple, entering: str, adjoints: str) -> None:
-    module, numbers, blocks = how
-    _launch(sizes, part, module, numbers, {"states": entering, "d_states": adjoints, "dt": "dt_ready"}, **blocks)
+def _add_groups(sizes: Sizes, part: Slice, shape: Shape, entering: str, adjoints: str) -> None:
+    SLICES.launch(sizes, part, shape, {"states": entering, "d_states": adjoints, "dt": "dt_ready"})
 
 
 def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
@@ -645,8 +530,8 @@ def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     else:
         sizes.allocate("d_A+d_dt_bias", (2, *parts), torch.float32)
         module = dt_gradients if whole else dt_gradients_blocks
-    numbers = _numbers(config, "dt_gradients")
-    sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=_heads(sizes, config))
+    numbers = numbers_of(config, "dt_gradients")
+    sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=heads_of_steps(sizes, config))
 
 
 def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
@@ -683,142 +568,3 @@ def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str], parts: int = 
 
 def _states(sizes: Sizes, count: str) -> tuple[int, ...]:
     return tuple(sizes.names[name] for name in ("batch", count, "nheads", "HEADDIM", "DSTATE"))
-
-
-def _state_dtype(config: dict[str, Any]) -> torch.dtype:
-    return getattr(torch, config.get("state_dtype", "float32"))
-
-
-def _numbers(config: dict[str, Any], kernel: str) -> dict[str, Any]:
-    return config["kernels"].get(kernel, {})
-
-
-def _heads(sizes: Sizes, config: dict[str, Any]) -> int:
-    """Heads of one program that works on step sizes."""
-    names = sizes.names
-    block = _numbers(config, "dt_cumsum").get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
-    return next_power_of_two(block)
-
-
-def _states_of(table: dict, sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, str]):
-    """Module, numbers and tiles of a walk that makes states, whose programs share out headdim."""
-    names = sizes.names
-    block, tiles = consumer_tiles(names["DSTATE"])
-    if names["fill"] and (names["pieces"] > 1 or kernel not in config["kernels"]):
-        # for want of memory: only with descriptors does a slice of heads take less, and segments are not the config's
-        described = {**config, "kernels": {**config["kernels"], kernel: DESCRIBED[min(tiles, 2)]}}
-        if not _consumers(sizes, config, kernel, operands) and _consumers(sizes, described, kernel, operands):
-            config = described
-    numbers = _numbers(config, kernel)
-    if consumers := _consumers(sizes, config, kernel, operands):
-        # what goes through shared memory has the operands' dtype
-        if kernel in ("segment_state", "segment_adjoint") or _state_dtype(config) is sizes.tensors["x"].dtype:
-            shapes = CONSUMERS.get(kernel, {})
-            if numbers.get("terms") == 1:
-                # of what passes between segments there is no other shape
-                shapes = CONSUMERS.get(f"{kernel}_1term", shapes)
-            module = shapes.get((consumers, tiles))
-            if module is not None:
-                numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
-                return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
-    if numbers.get("consumers"):
-        # what fits anywhere, where warps cannot be specialised
-        numbers = {"num_stages": 1}
-    block = max(SMALLEST, min(numbers.get("block_p", 64), next_power_of_two(names["HEADDIM"])))
-    if block < 64 or names["CHUNK"] < 64:
-        numbers = _narrow(numbers, sizes.tensors["x"])
-    n_tiles = cut(names["DSTATE"])
-    return _there(table, len(n_tiles), sizes), numbers, {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
-
-
-def _gradients_of(sizes: Sizes, config: dict[str, Any]):
-    """Module, numbers and tiles of the kernel that makes a chunk's gradients."""
-    return _whole(CHUNK_GRADIENTS, sizes, _numbers(config, "chunk_gradients"))
-
-
-def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str, operands: tuple[str, ...]) -> int:
-    """How many consumers a program has; 0 where its warps cannot be specialised: that is Hopper's alone."""
-    names, tensors = sizes.names, sizes.tensors
-    x, wanted = tensors["x"], _numbers(config, kernel).get("consumers", 0)
-    possible = (
-        wanted
-        and x.element_size() == 2
-        and names["CHUNK"] == CONSUMER_ROWS
-        and names["HEADDIM"] >= CONSUMER_ROWS
-        and names["DSTATE"] <= LARGEST
-        and all(can_describe(tensors[name]) for name in operands)
-        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
-    )
-    return wanted if possible else 0
-
-
-def _whole(table: dict, sizes: Sizes, numbers: dict[str, Any]):
-    """Module, numbers and tiles of a kernel whose programs have all of headdim.
-
-    block_n, block_p: what is wider is cut in two.
-    """
-    names = sizes.names
-    n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
-    p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
-    module = _there(table, (len(n_tiles), len(p_tiles)), sizes)
-    return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_N", n_tiles), **_blocks("BLOCK_P", p_tiles)}
-
-
-def _walk_of(sizes: Sizes, config: dict[str, Any], store: bool):
-    """Module, numbers and tiles of the walk back; `p_blocks` says how many programs share out headdim.
-
-    store: it keeps the adjoints of the states.
-    """
-    names, numbers = sizes.names, _numbers(config, "reverse_walk")
-    if numbers.get("consumers"):
-        numbers = WITHOUT_CONSUMERS["reverse_walk"]
-    if block := _share(names["HEADDIM"], numbers):
-        n_tiles = _halves(names["DSTATE"], numbers.get("block_n", LARGEST))
-        names["p_blocks"] = -(-names["HEADDIM"] // block)
-        module = _there(REVERSE_WALK_BLOCKS, len(n_tiles), sizes)
-        return module, _small(numbers, block, sizes), {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
-    return _whole(REVERSE_WALK, sizes, numbers)
-
-
-def _groups_of(sizes: Sizes, config: dict[str, Any]):
-    """Module, numbers and tiles of what adds up the heads; `n_blocks` says how many programs share out dstate."""
-    names, numbers = sizes.names, _numbers(config, "group_gradients")
-    if numbers.get("consumers"):
-        numbers = WITHOUT_CONSUMERS["group_gradients"]
-    if block := _share(names["DSTATE"], numbers):
-        p_tiles = _halves(names["HEADDIM"], numbers.get("block_p", LARGEST))
-        names["n_blocks"] = -(-names["DSTATE"] // block)
-        module = _there(GROUP_GRADIENTS_BLOCKS, len(p_tiles), sizes)
-        return module, _small(numbers, min(p_tiles), sizes), {**_blocks("BLOCK_P", p_tiles), "BLOCK_N": block}
-    return _whole(GROUP_GRADIENTS, sizes, numbers)
-
-
-def _share(extent: int, numbers: dict[str, Any]) -> int:
-    """The tile of an extent that each program has; 0 where one has all of it."""
-    if not numbers.get("share"):
-        return 0
-    block = max(SMALLEST, next_power_of_two(numbers["share"]))
-    return block if block < extent else 0
-
-
-def _small(numbers: dict[str, Any], p_tile: int, sizes: Sizes) -> dict[str, Any]:
-    """The numbers for tiles of so much headdim.
-
-    With all registers of a thread, said aloud: where they do not do, ptxas otherwise takes 32 or 40 of them.
-    """
-    if p_tile < 64 or sizes.names["CHUNK"] < 64:
-        numbers = _narrow(numbers, sizes.tensors["x"])
-    return {"maxnreg": 255, **numbers} if numbers.get("num_warps", 4) <= 8 else numbers
-
-
-def _halves(extent: int, block: int) -> tuple[int, ...]:
-    """The tiles of an extent, two where it is wider than `block`."""
-    return cut(extent, max(SMALLEST, block, next_power_of_two(-(-extent // 2))))
-
-
-def _there(table: dict, tiles: Any, sizes: Sizes) -> Any:
-    """The module for so many tiles; a package for fixed sizes may lack it."""
-    if tiles not in table:
-        sizes_ = f"headdim {sizes.names['HEADDIM']} and dstate {sizes.names['DSTATE']}"
-        raise OptionError(f"this package has no backward kernel for {sizes_}: emit it for them, or for all sizes")
-    return table[tiles]

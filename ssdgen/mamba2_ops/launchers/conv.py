@@ -24,8 +24,9 @@ from ..kernels import (
     conv_walk_backward_3w,
     conv_walk_backward_4w,
     sum_parts,
+    sum_parts_early,
 )
-from ..launching import Plan, Recipes, Sizes, key_of
+from ..launching import Plan, Recipes, Sizes, can_start_early, key_of
 
 # width -> kernel
 CONV_WALK = {
@@ -98,7 +99,8 @@ def forward(
     """y and the states after the last token, if asked for.  On the current device; arguments already checked.
 
     config: {"schedule", "kernels": {kernel: numbers}}, numbers {"block_d", "num_warps"} and "part" of "conv_walk",
-    "block_t" of "conv_tile"; never changed.
+    "block_t" of "conv_tile"; never changed.  In the backward pass "sum_early" too: the sum of the parts is launched
+    while they are made, on GPUs that can.
     x: [batch, dim, seqlen], with a stride of 1 along dim (a walk) or seqlen (tiles, without cu_seqlens).
     Returns: y [batch, dim, seqlen], dense in the order of x; states [rows, dim, width - 1].
     """
@@ -213,7 +215,9 @@ def _plan_backward(config, tensors, walk: bool, silu: bool) -> Plan:
         sizes.allocate("d_initial_states", tuple(initial.shape), initial.dtype)
     sizes.launch(table[names["width"]], numbers, **blocks)
     columns = names["width"] + (bias is not None)
-    sizes.launch(sum_parts, SUM, nparts=names["rows"] * parts, columns=columns, BLOCK_T=64, BLOCK_D=32)
+    starts_early = bool(numbers.get("sum_early")) and can_start_early(x.device)
+    module, own = (sum_parts_early, {**SUM, "early": True}) if starts_early else (sum_parts, SUM)
+    sizes.launch(module, own, nparts=names["rows"] * parts, columns=columns, BLOCK_T=64, BLOCK_D=32)
     return sizes.plan()
 
 

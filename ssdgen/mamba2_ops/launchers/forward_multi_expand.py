@@ -13,6 +13,17 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..kernel_shapes import (
+    block_of_states,
+    can_specialise,
+    constants_of,
+    dtype_of_states,
+    heads_of_steps,
+    left_out,
+    narrow,
+    numbers_of,
+    precision,
+)
 from ..kernels import (
     dt_cumsum,
     dt_cumsum_gated,
@@ -149,7 +160,7 @@ def forward(
     tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
     state_dtype = state_dtype or torch.float32
     options = (dt_softplus, dt_limit, final_states, state_dtype)
-    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    key = key_of(tensors, id(config), x.device, *options, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
         recipe(tensors, x.device)
@@ -181,7 +192,7 @@ def states(
     own = {"segment_state": kernels.get("single_pass", {}), **kernels}
     tensors = _tensors(x, dt, A, B, None, None, None, dt_bias, initial_states, seq_idx, None)
     options = (dt_softplus, dt_limit, True, torch.float32)
-    key = key_of(tensors, id(config), x.device, *options, _precision(x))
+    key = key_of(tensors, id(config), x.device, *options, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
         recipe(tensors, x.device)
@@ -209,7 +220,7 @@ def mirror(
     contiguous; dt, A: weights and log-decays, [batch, seqlen, nheads]; the others, and errors, as in `forward`.
     """
     tensors = {**_tensors(x, dt, A, B, C, None, None, None, None, seq_idx, None), "below": below}
-    key = key_of(tensors, id(config), x.device, "mirror", _precision(x))
+    key = key_of(tensors, id(config), x.device, "mirror", precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
         recipe(tensors, x.device)
@@ -225,7 +236,7 @@ def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> P
     (batch, seqlen, nheads, headdim), dstate, chunk = below.shape, B.shape[3], min(config["chunk"], 64)
     n_tiles = cut(dstate)
     if len(n_tiles) not in MIRROR_WALK:
-        raise OptionError(_left_out({"HEADDIM": headdim, "DSTATE": dstate}))
+        raise OptionError(left_out({"HEADDIM": headdim, "DSTATE": dstate}))
     padded = -(-seqlen // chunk) * chunk
     sizes = Sizes(
         tensors,
@@ -243,7 +254,7 @@ def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> P
         DSTATE=dstate,
         CHUNK=chunk,
         DOT=TRITON_DTYPES[x.dtype],
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         HAS_DT_BIAS=False,
         DT_SOFTPLUS=False,
         HAS_SEQ_IDX=tensors["seq_idx"] is not None,
@@ -253,8 +264,8 @@ def _mirror_plan(config: dict[str, Any], tensors: dict[str, Tensor | None]) -> P
     block = max(SMALLEST, min(64, next_power_of_two(headdim)))
     numbers = {"num_warps": 4, "num_stages": 2 if x.element_size() == 2 and dstate <= 128 else 1}
     if block < 64 or chunk < 64:
-        numbers = _narrow(numbers, x)
-    blocks = {**_blocks("BLOCK_N", n_tiles), "BLOCK_P": block}
+        numbers = narrow(numbers, x)
+    blocks = {**constants_of("BLOCK_N", n_tiles), "BLOCK_P": block}
     sizes.launch(MIRROR_WALK[len(n_tiles)], numbers, {"dt": "dt_ready"}, **blocks)
     return sizes.plan()
 
@@ -324,7 +335,7 @@ def _plan(
         DSTATE=dstate,
         CHUNK=chunk,
         DOT=TRITON_DTYPES[x.dtype],
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         HAS_D=tensors["D"] is not None,
         HAS_Z=tensors["z"] is not None,
         HAS_DT_BIAS=tensors["dt_bias"] is not None,
@@ -350,7 +361,7 @@ def _plan(
     elif config["schedule"] == "single_pass" or not prepared or length >= seqlen:
         _walk(sizes, config, "single_pass", prepared, {"entering": "initial_states"})
     else:
-        dtype = getattr(torch, config.get("state_dtype", "float32"))
+        dtype = dtype_of_states(config)
         joined = config.get("joined", False) and _consumers(sizes, config, "single_pass") > 0
         _sum_segments(sizes, config, length, dtype, joined)
         if joined:
@@ -368,13 +379,12 @@ def _plan(
 def _prepare(sizes: Sizes, config: dict[str, Any]) -> None:
     """Step sizes and running sums, padded to whole chunks."""
     names = sizes.names
-    numbers = config["kernels"].get("dt_cumsum", {})
     shape = (names["batch"], names["nheads"], names["padded"])
     sizes.scratch("dt_ready", shape, torch.float32)
     sizes.scratch("dA_cs", shape, torch.float32)
-    block = numbers.get("block_h", max(1, min(names["nheads"], 2048 // names["CHUNK"])))
     module = dt_cumsum_gated if sizes.tensors["A"].dim() == 3 else dt_cumsum
-    sizes.launch(module, numbers, {"dt_raw": "dt", "dt": "dt_ready"}, BLOCK_H=next_power_of_two(block))
+    slots, heads = {"dt_raw": "dt", "dt": "dt_ready"}, heads_of_steps(sizes, config)
+    sizes.launch(module, numbers_of(config, "dt_cumsum"), slots, BLOCK_H=heads)
 
 
 def _sum_segments(sizes: Sizes, config: dict[str, Any], length: int, dtype: torch.dtype, joined: bool) -> None:
@@ -396,9 +406,7 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> None:
     """The state that enters each segment, in place of its summary, and the final states."""
     names = sizes.names
     names.update(nentering=names["nsegments"])
-    numbers = config["kernels"].get("state_passing", {})
-    block = min(numbers.get("block", 512), next_power_of_two(names["state_size"]))
-    sizes.launch(state_passing, numbers, BLOCK=block)
+    sizes.launch(state_passing, numbers_of(config, "state_passing"), BLOCK=block_of_states(sizes, config))
 
 
 def _walk(
@@ -406,7 +414,7 @@ def _walk(
 ) -> None:
     """A walk over chunks: the single pass, or the segments' states."""
     names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
-    numbers = config["kernels"].get(kernel, {})
+    numbers = numbers_of(config, kernel)
     if consumers := _consumers(sizes, config, kernel):
         block, tiles = consumer_tiles(names["DSTATE"])
         table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
@@ -432,7 +440,9 @@ def _walk(
     while heads > 1 and (names["nheads"] // names["ngroups"]) % heads:
         heads //= 2
     major = numbers.get("state_major", "n")
-    described = numbers.get("descriptors", False) and _can_describe(sizes, kernel)
+    described = numbers.get("descriptors", False) and all(
+        can_describe(sizes.tensors[name]) for name in _described(kernel)
+    )
     tiles = (len(n_tiles), len(p_tiles))
     # shapes from the best to one that always exists
     wanted = (
@@ -443,47 +453,42 @@ def _walk(
     )
     module = next((table[shape] for shape in wanted if shape in table), None)
     if module is None:
-        raise OptionError(_left_out(names))
+        raise OptionError(left_out(names))
     if kernel == "single_pass" and min(p_tiles) < 64:
-        numbers = _narrow(numbers, sizes.tensors["x"])
+        numbers = narrow(numbers, sizes.tensors["x"])
     sizes.launch(
         module,
         numbers,
         {**slots, "dt": "dt_ready" if prepared else "dt"},
-        **_blocks("BLOCK_N", n_tiles),
-        **_blocks("BLOCK_P", p_tiles),
+        **constants_of("BLOCK_N", n_tiles),
+        **constants_of("BLOCK_P", p_tiles),
         **flags,
     )
 
 
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
-    names, x = sizes.names, sizes.tensors["x"]
-    wanted = config["kernels"].get(kernel, {}).get("consumers", 0)
+    names = sizes.names
+    wanted = numbers_of(config, kernel).get("consumers", 0)
     table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
     possible = (
         wanted
-        and x.element_size() == 2
-        and names["CHUNK"] == CONSUMER_ROWS
-        and names["HEADDIM"] >= CONSUMER_ROWS
-        and names["DSTATE"] <= LARGEST
-        and (wanted, consumer_tiles(names["DSTATE"])[1]) in table
         and not names["HAS_CU_SEQLENS"]
         and config.get("prepared", True)
-        and _can_describe(sizes, kernel)
-        and (x.is_meta or x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9)
+        and can_specialise(sizes, _described(kernel))
+        and (wanted, consumer_tiles(names["DSTATE"])[1]) in table
     )
     return wanted if possible else 0
 
 
 def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
     """The output of every chunk from the state that enters it."""
-    names, numbers = sizes.names, config["kernels"].get("chunk_scan", {})
+    names, numbers = sizes.names, numbers_of(config, "chunk_scan")
     n_tiles = cut(names["DSTATE"])
     p_tiles = _p_tiles(names["HEADDIM"], numbers)
     tiles = (len(n_tiles), len(p_tiles))
     if tiles not in CHUNK_SCAN:
-        raise OptionError(_left_out(names))
+        raise OptionError(left_out(names))
     rows, columns = (min(names["CHUNK"], numbers.get(block, 64)) for block in ("block_m", "block_k"))
     sizes.launch(
         CHUNK_SCAN[tiles],
@@ -491,38 +496,14 @@ def _scan(sizes: Sizes, config: dict[str, Any]) -> None:
         {"entering": "summary", "dt": "dt_ready"},
         BLOCK_M=rows,
         BLOCK_K=columns,
-        **_blocks("BLOCK_N", n_tiles),
-        **_blocks("BLOCK_P", p_tiles),
+        **constants_of("BLOCK_N", n_tiles),
+        **constants_of("BLOCK_P", p_tiles),
     )
 
 
-def _left_out(names: dict[str, Any]) -> str:
-    """What to say where the kernels for some sizes were left out of the package."""
-    sizes = f"headdim {names['HEADDIM']} and dstate {names['DSTATE']}"
-    return f"this package has no kernel for {sizes}: emit it for them, or for all sizes"
-
-
-def _narrow(numbers: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """The numbers for a tile narrower than 64, on Hopper without its warpgroup instructions if nothing is pipelined.
-
-    Triton 3.6 and 3.7 then read outside shared memory now and then (triton-lang/triton issues 10486 and 11366).
-    """
-    if not x.is_cuda or torch.version.hip or numbers.get("num_stages", 1) > 1 or numbers.get("num_warps", 4) < 4:
-        return numbers
-    return {**numbers, "num_warps": 2} if torch.cuda.get_device_capability(x.device)[0] == 9 else numbers
-
-
-def _can_describe(sizes: Sizes, kernel: str) -> bool:
-    """Whether tensor descriptors can be made of the operands of a walk."""
-    names = ("x", "B") if kernel == "segment_state" else ("x", "B", "C", "y")
-    return all(can_describe(sizes.tensors[name]) for name in names)
-
-
-def _precision(x: Tensor) -> str:
-    """How the tensor cores multiply fp32: in tf32 if torch may, else in three tf32 products.  Others are exact."""
-    if x.dtype != torch.float32 or torch.version.hip:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+def _described(kernel: str) -> tuple[str, ...]:
+    """What a walk reads or writes by descriptors."""
+    return ("x", "B") if kernel == "segment_state" else ("x", "B", "C", "y")
 
 
 def _p_tiles(headdim: int, numbers: dict[str, Any]) -> tuple[int, ...]:
@@ -531,7 +512,3 @@ def _p_tiles(headdim: int, numbers: dict[str, Any]) -> tuple[int, ...]:
     if block < headdim or headdim > 2 * LARGEST:
         return (max(SMALLEST, min(block, LARGEST)),)
     return cut(headdim)
-
-
-def _blocks(name: str, tiles: tuple[int, ...]) -> dict[str, int]:
-    return {name: tiles[0]} if len(tiles) == 1 else {f"{name}_{k}": tile for k, tile in enumerate(tiles)}

@@ -29,8 +29,9 @@ from ..kernels import (
     rms_norm_gate_first_backward_3d,
     rms_norm_gate_first_backward_5d,
     sum_parts,
+    sum_parts_early,
 )
-from ..launching import Plan, Recipes, Sizes, key_of
+from ..launching import Plan, Recipes, Sizes, can_start_early, key_of
 from ..norm_defaults import LONGEST
 from ..tiles import cut, equal_count, equal_tile
 
@@ -88,8 +89,8 @@ def forward(
 ) -> Tensor:
     """y, [rows, dim].  On the current device; arguments already checked, x and z [rows, dim] with a last stride of 1.
 
-    config: {"schedule", "kernels": {"norm": {"block_t", "tiles", "num_warps"}}}, and "programs" of the backward pass;
-    never changed.
+    config: {"schedule", "kernels": {"norm": {"block_t", "tiles", "num_warps"}}}, never changed.  Of the backward pass
+    "programs" and "sum_early" too: the sum of the parts is launched while they are made, on GPUs that can.
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "z": z}
     y = _run(config, tensors, False, (eps, group_size, norm_before_gate, is_rms_norm))["y"]
@@ -182,5 +183,7 @@ def launches(
     sizes.launch(table[is_rms_norm, not norm_before_gate, count], numbers, BLOCK_T=numbers["block_t"], **blocks)
     if backward:
         columns = 1 + (bias is not None)
-        sizes.launch(sum_parts, SUM, nparts=programs, sums=2, width=1, columns=columns, BLOCK_T=64, BLOCK_D=32)
+        starts_early = bool(numbers.get("sum_early")) and can_start_early(x.device)
+        module, own = (sum_parts_early, {**SUM, "early": True}) if starts_early else (sum_parts, SUM)
+        sizes.launch(module, own, nparts=programs, sums=2, width=1, columns=columns, BLOCK_T=64, BLOCK_D=32)
     return sizes.plan()

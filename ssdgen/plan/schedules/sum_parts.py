@@ -1,23 +1,28 @@
 """What programs have left of the gradients of channels, added up in one order.  -> Kernel
 
-One launch instead of torch's sum, its turn and its casts: the parts are in the cache still, and few.
+One launch instead of torch's sum, its turn and its casts: the parts are in the cache still, and few.  A second kernel
+may be launched while the programs that leave the parts still run: the launch itself overlaps with them.
 """
 
 from __future__ import annotations
 
 from ...spec.dims import entry
-from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Store, Sum, Tensor, Value, When
+from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Store, Sum, Tensor, Value, Wait, When
 
 NAME = "sum_parts"
+EARLY = "sum_parts_early"
 
 
-def kernel() -> Kernel:
-    """Column k of d_weight from the k-th row of every part, and d_bias from the row after the last column."""
+def kernel(early: bool = False) -> Kernel:
+    """Column k of d_weight from the k-th row of every part, and d_bias from the row after the last column.
+
+    early: it waits itself for what leaves the parts, on GPUs where it may be launched before that has ended.
+    """
     total, part, summed = Value("total", ("t", "d")), Value("part", ("t", "d")), Value("summed", ("d",))
     channels, parts = Span("d", "d", "BLOCK_D", "d0", "d_in"), Span("t", "t", "BLOCK_T", "t0", "t_in")
     place: tuple[Index, ...] = (parts, "column", channels)
     return Kernel(
-        NAME,
+        EARLY if early else NAME,
         "One program adds up the parts of one gradient of a tile of channels, always in the same order.",
         (),
         (
@@ -38,6 +43,7 @@ def kernel() -> Kernel:
             Arange("t", "t", "BLOCK_T"),
             Full(total, ("BLOCK_T", "BLOCK_D")),
             Scalar("trips", "cdiv(nparts, BLOCK_T)", narrow=True),
+            *((Wait(),) if early else ()),
             For(
                 "trip",
                 "trips",
