@@ -261,6 +261,19 @@ class For:
     body: tuple[Stmt, ...]
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Vectors and numbers of a trip that a warp of its own makes for all consumers.
+
+    values: what consumers find in shared memory, as if it had been moved there; sizes: its extents; body: how it is
+    made.
+    """
+
+    values: tuple[Value, ...]
+    sizes: tuple[tuple[str, ...], ...]
+    body: tuple[Stmt, ...]
+
+
 Stmt = (
     Note
     | Scalar
@@ -283,6 +296,7 @@ Stmt = (
     | Store
     | When
     | For
+    | Aside
 )
 
 
@@ -337,5 +351,5 @@ def walk(body: tuple[Stmt, ...]):
         if isinstance(stmt, When):
             yield from walk(stmt.body)
             yield from walk(stmt.otherwise)
-        elif isinstance(stmt, For):
+        elif isinstance(stmt, (For, Aside)):
             yield from walk(stmt.body)

@@ -23,7 +23,8 @@ class Walk:
 
     heads: heads per program that share B, C and C B^T; n_tiles, p_tiles: tiles of dstate and headdim (96 = 64 + 32).
     row_tiles: sub-tiles of the chunk, so that those above the diagonal are left out.
-    prepared: step sizes and running sums come from `dt_cumsum`; descriptors: operands move by tensor descriptors.
+    prepared: step sizes and running sums come from `dt_cumsum`, else the walk makes them, with consumers in a warp of
+    its own; descriptors: operands move by tensor descriptors.
     state_major: which of n and p the state's rows are; p transposes the outputs and the scores with it.
     two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
     consumers: 0, or groups of warps of a program that is specialised by warps: one warp moves tiles, and each group
@@ -79,6 +80,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice
         raise ValueError("C B^T is issued ahead in walks with outputs, consumers and one tile of dstate")
     graph = chunk_graph(layer)
+    aside = shape.consumers > 0 and not shape.prepared
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
     batch = "row_b" if varlen else "b"
@@ -138,6 +140,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue.append(Full(total, ()))
         lowering.bind("total", {"h": h}, total, 1)
 
+    steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer))] if aside else []
     # C B^T is there already: what is issued first runs while scores are made
     for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
         lowering.need("y_state", at)
@@ -158,7 +161,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         for h in heads:
             lowering.need("total_out", {"h": h})
     body = merge(
-        common.loads_first([Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *lowering.scopes[1]])
+        common.loads_first(
+            [Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *steps, *lowering.scopes[1]]
+        )
     )
     epilogue = _leaving(lowering, shape, state_axes)
     loop = For("step", "chunks", body)
@@ -181,10 +186,10 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0, ahead=0) != plain:
+    if replace(shape, consumers=0, ahead=0, prepared=True) != plain:
         raise ValueError(
-            "consumers go with one head each, one tile of headdim, prepared step sizes, tensor descriptors and "
-            f"states by rows of headdim, not with {shape}"
+            "consumers go with one head each, one tile of headdim, tensor descriptors and states by rows of headdim, "
+            f"not with {shape}"
         )
 
 
@@ -222,7 +227,7 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
     sources |= common.seq_sources(batch, first="row0", last="minimum(row0 + CHUNK, stop) - 1")
     if shape.prepared:
         sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=shape.consumers > 0)
-    else:
+    elif not shape.consumers:
         sources |= common.raw_sources(layer, batch)
     return sources
 
