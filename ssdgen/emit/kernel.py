@@ -28,7 +28,7 @@ STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
-REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 40
+REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
 
 
 def modules(kernels: Iterable[ir.Kernel], layer: Layer) -> dict[str, str]:

@@ -41,8 +41,7 @@ class ConsumerPrinter(SharedPrinter):
         self.along: Along | None = None
         self.columns = ""
         # where products are issued ahead no consumer waits for the other
-        in_turns = kernel.consumers == 2 and not kernel.roles and not kernel.ahead
-        self.turns = first_product(kernel) if in_turns else ""
+        self.turns = first_product(kernel) if kernel.consumers == 2 and not kernel.roles else ""
         self.ahead = products_ahead(kernel)
 
     # ---- structure
@@ -59,7 +58,6 @@ class ConsumerPrinter(SharedPrinter):
             elif isinstance(stmt, ir.Dot):
                 found += [*self._waits(stmt, indent), *self._fence(stmt, indent), *self._turn(stmt, indent)]
                 found += self._issue(stmt, indent)
-                found += self._next_stage(stmt, indent) if self.kernel.ahead == 2 else []
             elif isinstance(stmt, ir.When) and any(isinstance(inner, ir.Dot) for inner in ir.walk((stmt,))):
                 found += self._optional_products(stmt, indent)
             else:
@@ -165,7 +163,7 @@ class ConsumerPrinter(SharedPrinter):
         # before results of the last trip are read, or ptxas has all products run one by one (C7514)
         lines += self._wait(len(self.pending), indent + 4)
         lines += self.lines(tuple(stmt for stmt in loop.body if stmt not in loads), indent + 4)
-        lines += self._next_stage(loop.body[-1], indent + 4) if self.kernel.ahead == 1 else []
+        lines += self._next_stage(indent + 4)
         lines += self._wait(len(self.pending) - len(self.ahead), indent + 4)
         self.bases, self._inner = {}, set()
         self.in_registers.clear()
@@ -174,22 +172,20 @@ class ConsumerPrinter(SharedPrinter):
 
     def _first_stage(self, indent: int) -> list[str]:
         """Before the loop: the products of its first stage that are issued ahead."""
+        if not self.ahead:
+            return []
         pad = " " * indent
         lines = [f"{pad}gl.static_assert(STAGES > 1)", f"{pad}mbarrier.wait(full.index(0), 0)"]
-        return [*lines, *self._issue_ahead("0", "consumer", indent)] if self.ahead else []
+        return [*lines, *self._issue_ahead("0", "consumer", indent)]
 
-    def _next_stage(self, stmt: ir.Stmt, indent: int) -> list[str]:
-        """Behind a statement that no other product of a stage follows: those of the next one that are issued ahead.
+    def _next_stage(self, indent: int) -> list[str]:
+        """At the end of a stage: the products of the next one that are issued ahead.
 
         After the last stage they multiply what is there, since a product under a condition cannot be under way.
         """
-        loop = stage_loop(self.kernel)
-        rest = loop.body[loop.body.index(stmt) + 1 :]
-        if not self.ahead or any(isinstance(later, ir.Dot) for later in rest):
+        if not self.ahead:
             return []
-        results = {product.out.name for product in self.ahead}
-        if any(results & touched(later) for later in rest):
-            raise ValueError(f"{self.kernel.name}: {', '.join(results)} is read behind the last product of a stage")
+        loop = stage_loop(self.kernel)
         after = f"{loop.var} + 1"
         there = f"pred={after} < {self.scalar(loop.trips)}"
         return [

@@ -314,8 +314,8 @@ class Kernel:
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
-    ahead: of consumers: whether products of nothing but tiles of a stage are issued a stage ahead: 1, at the end of the
-    one before; 2, behind its products. They are waited for where their own stage begins. It takes two stages.
+    ahead: of one consumer: products of nothing but tiles of a stage are issued at the end of the one before, and waited
+    for where their own begins. It takes two stages.
     """
 
     name: str
@@ -334,7 +334,7 @@ class Kernel:
     spare: bool = False
     registers: tuple[int, ...] = ()
     gates: bool = False
-    ahead: int = 0
+    ahead: bool = False
 
     def shares(self, extent: str) -> bool:
         """Whether programs share out an extent."""

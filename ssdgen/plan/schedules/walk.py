@@ -23,14 +23,14 @@ class Walk:
 
     heads: heads per program that share B, C and C B^T; n_tiles, p_tiles: tiles of dstate and headdim (96 = 64 + 32).
     row_tiles: sub-tiles of the chunk, so that those above the diagonal are left out.
-    prepared: step sizes and running sums come from `dt_cumsum`, else the walk makes them, with consumers in a warp of
-    its own; descriptors: operands move by tensor descriptors.
+    prepared: step sizes and running sums come from `dt_cumsum`; else the walk makes them, with consumers in a warp of
+    their own.  descriptors: operands move by tensor descriptors.
     state_major: which of n and p the state's rows are; p transposes the outputs and the scores with it.
     two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
     consumers: 0, or groups of warps of a program that is specialised by warps: one warp moves tiles, and each group
     walks for one head or one tile of headdim; all are of one group of heads and share B and C.
-    ahead: C B^T of the next chunk is made while this one ends, and scores while the state's part of y is under way: 1,
-    it is issued once y is stored, which so does not wait for the next chunk's tiles; 2, behind the state's product.
+    ahead: C B^T of the next chunk is issued once y is stored, and made while this one ends; scores are made while the
+    state's part of y is under way.
     """
 
     outputs: bool = True
@@ -43,7 +43,7 @@ class Walk:
     state_major: str = "n"
     two_terms: bool = False
     consumers: int = 0
-    ahead: int = 0
+    ahead: bool = False
 
     @property
     def name(self) -> str:
@@ -58,7 +58,7 @@ class Walk:
         parts += [] if self.prepared else ["inline"]
         parts += ["tma"] if self.descriptors and not self.consumers else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
-        parts += [("ahead", "ahead_early")[self.ahead - 1]] if self.ahead else []
+        parts += ["ahead"] if self.ahead else []
         return "_".join(parts)
 
 
@@ -76,9 +76,10 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
-    if shape.ahead and not (shape.outputs and shape.consumers and shape.n_tiles == 1):
-        # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice
-        raise ValueError("C B^T is issued ahead in walks with outputs, consumers and one tile of dstate")
+    if shape.ahead and not (shape.outputs and shape.consumers == 1 and shape.n_tiles == 1):
+        # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice; two consumers
+        # are slower with it (281 us against 230 on an H200)
+        raise ValueError("C B^T is issued ahead in walks with outputs, one consumer and one tile of dstate")
     graph = chunk_graph(layer)
     aside = shape.consumers > 0 and not shape.prepared
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
@@ -186,7 +187,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0, ahead=0, prepared=True) != plain:
+    if replace(shape, consumers=0, prepared=True, ahead=False) != plain:
         raise ValueError(
             "consumers go with one head each, one tile of headdim, tensor descriptors and states by rows of headdim, "
             f"not with {shape}"

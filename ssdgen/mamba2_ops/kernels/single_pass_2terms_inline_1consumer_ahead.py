@@ -1,6 +1,12 @@
 """One program walks all chunks of a sequence for one head, the state in registers; it writes y, and the final state.
 Another warp moves the tiles that they read, stages ahead.
 
+dt_biased[h, j] = dt_bias[h] + dt_raw[h, j]    if HAS_DT_BIAS
+dt_positive[h, j] = softplus(dt_biased[h, j])    if DT_SOFTPLUS
+dt[h, j] = Min(dt_max, Max(dt_min, dt_positive[h, j]))
+log_decay[h, j] = A[h]*dt[h, j]/log(2)
+dA_cs[h, j] = running sum of log_decay[h, j] over j
+dA_last[h] = last dA_cs[h, j]
 CB[i, j] = sum over n of C[i, n] * B[j, n]
 scores_whole[h, i, j] = Piecewise((2**Min(0, dA_cs[h, i] - dA_cs[h, j])*CB[i, j]*dt[h, j], i >= j), (0, True))
 scores[h, i, j] = Piecewise((scores_whole[h, i, j], Eq(seq[i], seq[j])), (0, True))    if HAS_SEQ_IDX
@@ -32,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .warpgroup_functions import decay, sigmoid
+from .warpgroup_functions import decay, leading, maximum, minimum, running_sum, sigmoid, softplus
 
 
 @gluon.jit
@@ -40,16 +46,12 @@ def load_tiles(
     x_desc,
     B_desc,
     C_desc,
-    dt_desc,
-    dA_cs_desc,
     seqlen,
     nheads,
     ngroups,
     segment_len,
     C_tiles,
-    dA_cs_tiles,
     B_tiles,
-    dt_tiles,
     x_tiles,
     full,
     empty,
@@ -74,7 +76,7 @@ def load_tiles(
         ready = full.index(stage)
         mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
         shared: gl.constexpr = C_desc.block_type.nbytes + B_desc.block_type.nbytes
-        own: gl.constexpr = dA_cs_desc.block_type.nbytes + dt_desc.block_type.nbytes + x_desc.block_type.nbytes
+        own: gl.constexpr = x_desc.block_type.nbytes
         mbarrier.expect(ready, shared + 1 * own)
         tma.async_copy_global_to_shared(
             C_desc,
@@ -95,18 +97,6 @@ def load_tiles(
             head = group * (nheads // ngroups) + at // p_blocks
             p0 = at % p_blocks * BLOCK_P
             tma.async_copy_global_to_shared(
-                dA_cs_desc,
-                [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32)],
-                ready,
-                dA_cs_tiles.index(slot),
-            )
-            tma.async_copy_global_to_shared(
-                dt_desc,
-                [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32)],
-                ready,
-                dt_tiles.index(slot),
-            )
-            tma.async_copy_global_to_shared(
                 x_desc,
                 [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32), p0],
                 ready,
@@ -115,8 +105,73 @@ def load_tiles(
 
 
 @gluon.jit
+def make_steps(
+    dt_ptr,
+    dt_bias_ptr,
+    A_ptr,
+    stride_dt_batch: gl.int64,
+    stride_dt_seqlen: gl.int64,
+    stride_dt_nheads: gl.int64,
+    seqlen,
+    nheads,
+    ngroups,
+    segment_len,
+    dt_min,
+    dt_max,
+    dt_tiles,
+    dA_cs_tiles,
+    dA_last_tiles,
+    full,
+    empty,
+    HEADDIM: gl.constexpr,
+    CHUNK: gl.constexpr,
+    BLOCK_P: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_DT_BIAS: gl.constexpr,
+    DT_SOFTPLUS: gl.constexpr,
+):
+    """The warp that makes dt, dA_cs and dA_last of each stage for the consumers."""
+    LANES: gl.constexpr = gl.BlockedLayout([CHUNK // 32], [32], [1], [0])
+    p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
+    walks = nheads // ngroups * p_blocks
+    programs = gl.cdiv(walks, 1)
+    group = gl.cast(gl.program_id(0) // programs, gl.int64)
+    segment = gl.cast(gl.program_id(1), gl.int64)
+    b = gl.cast(gl.program_id(2), gl.int64)
+    start = segment * segment_len
+    stop = gl.minimum(start + segment_len, seqlen)
+    chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
+    row = gl.arange(0, CHUNK, LANES)
+    for step in range(chunks):
+        row0 = start + step * CHUNK
+        row_in = row < stop - row0
+        stage = step % STAGES
+        mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
+        for consumer in gl.static_range(1):
+            slot = stage * 1 + consumer
+            walk = gl.program_id(0) % programs * 1 + consumer
+            at = gl.minimum(walk, walks - 1)
+            head = group * (nheads // ngroups) + at // p_blocks
+            dt_base = dt_ptr + b * stride_dt_batch + row0 * stride_dt_seqlen + head * stride_dt_nheads
+            dt = gl.load(dt_base + row * stride_dt_seqlen, mask=row_in, other=0.0).to(gl.float32)
+            if HAS_DT_BIAS:
+                dt_bias = gl.load(dt_bias_ptr + head).to(gl.float32)
+                dt = dt + dt_bias
+            if DT_SOFTPLUS:
+                dt = softplus(dt)
+            dt = gl.where(row_in, minimum(dt_max, maximum(dt_min, dt)), 0.0)
+            A = gl.load(A_ptr + head).to(gl.float32)
+            log_decay = dt * A * 1.4426950408889634
+            dA_cs = running_sum(log_decay)
+            dA_last = gl.sum(log_decay, axis=0)
+            dt_tiles.index(slot).store(dt)
+            dA_cs_tiles.index(slot).store(dA_cs)
+            dA_last_tiles.index(slot).store(gl.full([1], dA_last, gl.float32, LANES))
+        mbarrier.arrive(full.index(stage))
+
+
+@gluon.jit
 def compute(
-    dA_cs_ptr,
     seq_idx_ptr,
     D_ptr,
     z_ptr,
@@ -137,13 +192,14 @@ def compute(
     segment_len,
     nentering,
     nsummaries,
-    padded,
     C_tiles,
-    dA_cs_tiles,
     B_tiles,
-    dt_tiles,
     x_tiles,
+    dt_tiles,
+    dA_cs_tiles,
+    dA_last_tiles,
     scores_tiles,
+    scores_rest_tiles,
     y_tiles,
     full,
     empty,
@@ -166,6 +222,7 @@ def compute(
     BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     scores_tile = scores_tiles.index(consumer)
+    scores_rest_tile = scores_rest_tiles.index(consumer)
     y_tile = y_tiles.index(consumer)
     p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
     walks = nheads // ngroups * p_blocks
@@ -223,7 +280,6 @@ def compute(
             other=0.0,
         )
         D = D.to(gl.float32)
-    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
     gl.static_assert(STAGES > 1)
     mbarrier.wait(full.index(0), 0)
     C_next_tile = C_tiles.index(0).reshape([CHUNK, BLOCK_N])
@@ -243,7 +299,6 @@ def compute(
             seq_cols = gl.load(seq_idx_ptr + b * seqlen + row0 + row_cols, mask=row_in_cols, other=0)
             seq_rows = gl.load(seq_idx_ptr + b * seqlen + row0 + row_rows, mask=row_in_rows, other=0)
             seq_before = gl.load(seq_idx_ptr + b * seqlen + gl.maximum(row0 - 1, 0))
-        dA_last = gl.load(dA_cs_base + row0 + CHUNK - 1)
         if HAS_SEQ_IDX:
             seq_last = gl.load(seq_idx_ptr + b * seqlen + gl.minimum(row0 + CHUNK, stop) - 1)
         if HAS_Z:
@@ -256,11 +311,12 @@ def compute(
         stage = step % STAGES
         slot = stage * 1 + consumer
         C_tile = C_tiles.index(stage).reshape([CHUNK, BLOCK_N])
-        dA_cs_tile = dA_cs_tiles.index(slot).reshape([CHUNK])
         B_tile = B_tiles.index(stage).reshape([CHUNK, BLOCK_N])
-        dt_tile = dt_tiles.index(slot).reshape([CHUNK])
         x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         CB = warpgroup_mma_wait(0, deps=(CB,))
+        dt_tile = dt_tiles.index(slot)
+        dA_cs_tile = dA_cs_tiles.index(slot)
+        dA_last = gl.sum(dA_last_tiles.index(slot).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         # left factor: what the entering state gives to every row
         state_left = gl.convert_layout(state.to(DOT), gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(
@@ -284,13 +340,16 @@ def compute(
         )
         if HAS_SEQ_IDX:
             scores = gl.where(seq_cols[None, :] == seq_rows[:, None], scores, 0.0)
-        scores_tile.store(scores.to(DOT))
+        scores_tile.store(leading(scores, DOT).to(DOT))
+        scores_rest = scores - leading(scores, DOT)
+        scores_rest_tile.store(scores_rest.to(DOT))
         y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
         y = y * left_decay[None, :]
         fence_async_shared()
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         x_left = gl.convert_layout(x_turned, gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(x_left, scores_tile, y, is_async=True)
+        y = warpgroup_mma(x_left, scores_rest_tile, y, is_async=True)
         dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
         if HAS_SEQ_IDX:
@@ -303,18 +362,7 @@ def compute(
         state = state * centre_decay
         x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
-        following = (step + 1) % STAGES
-        mbarrier.wait(full.index(following), (step + 1) // STAGES & 1, pred=step + 1 < chunks)
-        C_next_tile = C_tiles.index(following).reshape([CHUNK, BLOCK_N])
-        B_next_tile = B_tiles.index(following).reshape([CHUNK, BLOCK_N])
-        CB = warpgroup_mma(
-            B_next_tile,
-            C_next_tile.permute((1, 0)),
-            gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK),
-            use_acc=False,
-            is_async=True,
-        )
-        y, x_left = warpgroup_mma_wait(2, deps=(y, x_left))
+        y, x_left = warpgroup_mma_wait(1, deps=(y, x_left))
         if HAS_D:
             y = y + x_turned.to(gl.float32) * D[:, None]
         if HAS_Z:
@@ -328,6 +376,17 @@ def compute(
                 [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32), p0],
                 y_tile.reshape([1, 1, CHUNK, BLOCK_P]),
             )
+        following = (step + 1) % STAGES
+        mbarrier.wait(full.index(following), (step + 1) // STAGES & 1, pred=step + 1 < chunks)
+        C_next_tile = C_tiles.index(following).reshape([CHUNK, BLOCK_N])
+        B_next_tile = B_tiles.index(following).reshape([CHUNK, BLOCK_N])
+        CB = warpgroup_mma(
+            B_next_tile,
+            C_next_tile.permute((1, 0)),
+            gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK),
+            use_acc=False,
+            is_async=True,
+        )
         state, x_weighted_left = warpgroup_mma_wait(1, deps=(state, x_weighted_left))
         mbarrier.arrive(empty.index(stage))
     CB = warpgroup_mma_wait(0, deps=(CB,))
@@ -344,13 +403,13 @@ def compute(
 
 # Triton 3.6 fails on programs of several consumers where it knows that there is one head
 @gluon.jit(do_not_specialize=["nheads"])
-def single_pass_1consumer_ahead_early(
+def single_pass_2terms_inline_1consumer_ahead(
     x_desc,  # [batch, nheads, seqlen, headdim]
     B_desc,  # [batch, ngroups, seqlen, dstate]
     C_desc,  # [batch, ngroups, seqlen, dstate]
-    dt_desc,  # [batch, nheads, padded]
-    dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
+    dt_ptr,  # [batch, seqlen, nheads]
+    dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
+    A_ptr,  # [nheads]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, seqlen, nheads, headdim], if HAS_Z
@@ -359,6 +418,9 @@ def single_pass_1consumer_ahead_early(
     total_ptr,  # [batch, nsummaries, nheads], if HAS_SUMMARIES
     y_desc,  # [batch, nheads, seqlen, headdim]
     final_states_ptr,  # [batch, nheads, headdim, dstate], if STORE_FINAL
+    stride_dt_batch: gl.int64,
+    stride_dt_seqlen: gl.int64,
+    stride_dt_nheads: gl.int64,
     stride_D_nheads: gl.int64,
     stride_D_headdim: gl.int64,
     stride_z_batch: gl.int64,
@@ -371,7 +433,8 @@ def single_pass_1consumer_ahead_early(
     segment_len,
     nentering,
     nsummaries,
-    padded,
+    dt_min,
+    dt_max,
     HEADDIM: gl.constexpr,
     DSTATE: gl.constexpr,
     CHUNK: gl.constexpr,
@@ -380,6 +443,8 @@ def single_pass_1consumer_ahead_early(
     STAGES: gl.constexpr,
     DOT: gl.constexpr,
     HAS_SEQ_IDX: gl.constexpr,
+    HAS_DT_BIAS: gl.constexpr,
+    DT_SOFTPLUS: gl.constexpr,
     HAS_D: gl.constexpr,
     HAS_Z: gl.constexpr,
     HAS_ENTERING: gl.constexpr,
@@ -387,11 +452,15 @@ def single_pass_1consumer_ahead_early(
     HAS_SUMMARIES: gl.constexpr,
 ):
     C_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
-    dA_cs_tiles = gl.allocate_shared_memory(dA_cs_desc.dtype, [STAGES * 1, 1, 1, CHUNK], dA_cs_desc.layout)
     B_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
-    dt_tiles = gl.allocate_shared_memory(dt_desc.dtype, [STAGES * 1, 1, 1, CHUNK], dt_desc.layout)
     x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES * 1, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
+    dt_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 1, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    dA_cs_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 1, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    dA_last_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 1, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     scores_tiles = gl.allocate_shared_memory(
+        DOT, [1, CHUNK, CHUNK], gl.NVMMASharedLayout.get_default_for([CHUNK, CHUNK], DOT)
+    )
+    scores_rest_tiles = gl.allocate_shared_memory(
         DOT, [1, CHUNK, CHUNK], gl.NVMMASharedLayout.get_default_for([CHUNK, CHUNK], DOT)
     )
     y_tiles = gl.allocate_shared_memory(
@@ -401,7 +470,7 @@ def single_pass_1consumer_ahead_early(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(full.index(stage), count=2)
         mbarrier.init(empty.index(stage), count=1)
     # up to here beside the kernel before, whose results come next
     gdc_launch_dependents()
@@ -411,7 +480,6 @@ def single_pass_1consumer_ahead_early(
             (
                 compute,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     z_ptr,
@@ -432,13 +500,14 @@ def single_pass_1consumer_ahead_early(
                     segment_len,
                     nentering,
                     nsummaries,
-                    padded,
                     C_tiles,
-                    dA_cs_tiles,
                     B_tiles,
-                    dt_tiles,
                     x_tiles,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
                     scores_tiles,
+                    scores_rest_tiles,
                     y_tiles,
                     full,
                     empty,
@@ -459,21 +528,45 @@ def single_pass_1consumer_ahead_early(
                 ),
             ),
             (
+                make_steps,
+                (
+                    dt_ptr,
+                    dt_bias_ptr,
+                    A_ptr,
+                    stride_dt_batch,
+                    stride_dt_seqlen,
+                    stride_dt_nheads,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    segment_len,
+                    dt_min,
+                    dt_max,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
+                    full,
+                    empty,
+                    HEADDIM,
+                    CHUNK,
+                    BLOCK_P,
+                    STAGES,
+                    HAS_DT_BIAS,
+                    DT_SOFTPLUS,
+                ),
+            ),
+            (
                 load_tiles,
                 (
                     x_desc,
                     B_desc,
                     C_desc,
-                    dt_desc,
-                    dA_cs_desc,
                     seqlen,
                     nheads,
                     ngroups,
                     segment_len,
                     C_tiles,
-                    dA_cs_tiles,
                     B_tiles,
-                    dt_tiles,
                     x_tiles,
                     full,
                     empty,
@@ -484,8 +577,8 @@ def single_pass_1consumer_ahead_early(
                 ),
             ),
         ],
-        worker_num_warps=[1],
-        worker_num_regs=[24],
+        worker_num_warps=[1, 1],
+        worker_num_regs=[32, 24],
     )
 
 
@@ -498,9 +591,7 @@ def blocks(CHUNK, BLOCK_N, BLOCK_P, **_):
     """Order of the dimensions and block of each tensor descriptor."""
     return {
         "C": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
-        "dA_cs": ((0, 1, 2), (1, 1, CHUNK)),
         "B": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
-        "dt": ((0, 1, 2), (1, 1, CHUNK)),
         "x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
         "y": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
     }
