@@ -1,4 +1,4 @@
-"""What the warp does that makes vectors for the consumers of a kernel specialised by warps.  plan.Kernel -> text"""
+"""What the warp does that makes a consumer's vectors, in a kernel specialised by warps.  plan.Kernel -> text"""
 
 from __future__ import annotations
 
@@ -28,23 +28,21 @@ def aside(kernel: ir.Kernel) -> list[str]:
     needed = closure(kernel, names_in(tuple(at for load in _loads(made) for at in load.index)) | limits)
     needed |= closure(kernel, set(re.findall(r"\w+", loop.trips)))
     scalars = [s for s in kernel.body if isinstance(s, ir.Scalar) and s.name in needed]
-    own = [s for s in scalars if "consumer" in closure(kernel, {s.name})]
     offsets = [s for s in kernel.body if isinstance(s, ir.Arange) and s.name in vectors]
     inside = [s for s in loop.body if isinstance(s, ir.Scalar) and s.name in needed]
     lines = [f"    {LAYOUT}: gl.constexpr = gl.BlockedLayout([CHUNK // 32], [32], [1], [0])"]
-    lines += printer.lines(tuple(s for s in (*scalars, *offsets) if s not in own), 4)
+    lines += printer.lines((*scalars, *offsets), 4)
     lines.append(f"    for {loop.var} in range({printer.scalar(loop.trips)}):")
-    lines += printer.lines((*inside, *masks), 8)
+    # what it makes may wait for a place, and no place for what it makes
+    lines += printer.lines((*inside, *masks, *made.body), 8)
     lines += [
         f"        stage = {loop.var} % STAGES",
+        f"        slot = stage * {kernel.consumers} + consumer",
         f"        mbarrier.wait(empty.index(stage), ({loop.var} // STAGES & 1) ^ 1)",
-        f"        for consumer in gl.static_range({kernel.consumers}):",
-        f"            slot = stage * {kernel.consumers} + consumer",
-        *printer.lines((*own, *made.body), 12),
     ]
     for value in made.values:
         text = value.name if value.axes else f"gl.full([1], {value.name}, gl.float32, {LAYOUT})"
-        lines += fit(printer.idiom.to_tile(f"{value.name}_tiles.index(slot)", text), 12)
+        lines += fit(printer.idiom.to_tile(f"{value.name}_tiles.index(slot)", text), 8)
     return [*lines, "        mbarrier.arrive(full.index(stage))"]
 
 

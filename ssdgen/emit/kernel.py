@@ -175,7 +175,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     for role in printed:
         role["parameters"] = used_in(role["body"])
         role["arguments"] = [name.partition(":")[0] for name in role["parameters"]]
-    loader_parameters, aside_parameters = used_in(loader, "consumer"), used_in(beside, "consumer")
+    loader_parameters, aside_parameters = used_in(loader, "consumer"), used_in(beside)
     together = len(printed) == 1
     return render(
         "kernels/warpgroups.py.jinja",
@@ -210,10 +210,10 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         consumers=kernel.consumers,
         turns=any(role["turns"] for role in printed),
         fixed=bool(fixed_loads(kernel)),
-        worker_warps=[4] * (kernel.consumers - 1) + [1] * (2 if made else 1),
+        worker_warps=[4] * (kernel.consumers - 1) + [1] * (kernel.consumers + 1 if made else 1),
         worker_registers=[
             *(kernel.registers or [REGISTERS[kernel.consumers]] * (kernel.consumers - 1)),
-            *([ASIDE_REGISTERS] if made else []),
+            *([ASIDE_REGISTERS] * kernel.consumers if made else []),
             LOADER_REGISTERS,
         ],
         hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],

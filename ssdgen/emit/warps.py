@@ -167,9 +167,8 @@ class ConsumerPrinter(SharedPrinter):
         lines += self._wait(len(self.pending) - len(self.ahead), indent + 4)
         self.bases, self._inner = {}, set()
         self.in_registers.clear()
-        lines.append(f"{inner}mbarrier.arrive(empty.index(stage))")
         # the last stage has issued products as well, of which nothing comes
-        return [*lines, *self._wait(len(self.pending), indent)]
+        return [*lines, f"{inner}mbarrier.arrive(empty.index(stage))", *self._wait(len(self.pending), indent)]
 
     def _first_stage(self, indent: int) -> list[str]:
         """Before the loop: the products of its first stage that are issued ahead."""

@@ -263,7 +263,7 @@ class For:
 
 @dataclass(frozen=True)
 class Aside:
-    """Vectors and numbers of a trip that a warp of its own makes for all consumers.
+    """Vectors and numbers of a trip that a warp makes for each consumer.
 
     values: what consumers find in shared memory, as if it had been moved there; sizes: its extents; body: how it is
     made.

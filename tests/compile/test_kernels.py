@@ -85,23 +85,30 @@ def launches() -> dict[str, Any]:
             for config in configs.one_of_each(schedule, configs.problem(case)).values():
                 for launch in configs.launches(config, call).launches:
                     found.setdefault(launch.kernel.__name__, launch)
-    for dstate, consumers, terms, ahead in product((64, 200), (1, 2), (2, 1), (0, 1, 2)):
-        for launch in consumer_launches(dstate, consumers, stages=2, terms=terms, ahead=ahead):
+    every = product((64, 200), (1, 2), (2, 1), (False, True), (False, True))
+    for dstate, consumers, terms, ahead, aside in every:
+        for launch in consumer_launches(dstate, consumers, 2, terms=terms, ahead=ahead, aside=aside):
             found.setdefault(launch.kernel.__name__, launch)
     return found
 
 
 def consumer_launches(
-    dstate: int, consumers: int, stages: int, options: tuple[str, ...] = OPTIONS, terms: int = 2, ahead: int = 0
+    dstate: int,
+    consumers: int,
+    stages: int,
+    options: tuple[str, ...] = OPTIONS,
+    terms: int = 2,
+    ahead: bool = False,
+    aside: bool = False,
 ) -> list[Any]:
     """Of the kernels that are specialised by warps: the single pass, and segments that are joined by their walks."""
     call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", options)).on("meta")
     numbers = {"consumers": consumers, "num_stages": stages, "terms": terms, "ahead": ahead}
-    config = {"chunk": 64, "prepared": True, "kernels": dict.fromkeys(space.WALKS, numbers)}
+    config = {"chunk": 64, "prepared": True, "aside": aside, "kernels": dict.fromkeys(space.WALKS, numbers)}
     segments = {"schedule": "segments", "segment": 256, "state_dtype": "float32", "joined": True}
     found = [
         launch
-        for how in ({"schedule": "single_pass"}, segments)
+        for how in ({"schedule": "single_pass", "kernels": {"single_pass": numbers}}, segments)
         for launch in configs.launches({**config, **how}, call).launches
         if "consumer" in launch.kernel.__name__
     ]
@@ -134,17 +141,13 @@ def test_two_consumers_keep_everything_in_registers() -> None:
 
 
 @pytest.mark.parametrize("terms", [2, 1])
-@pytest.mark.parametrize("ahead", [1, 2])
-@pytest.mark.parametrize(("consumers", "stages", "maxnreg"), [(1, 2, 128), (2, 3, 0)])
-def test_what_is_issued_ahead_is_under_way(consumers: int, stages: int, maxnreg: int, ahead: int, terms: int) -> None:
-    """At a model's sizes ptxas neither runs products one by one nor puts in waits of its own.
-
-    Nothing spills but two registers of two consumers, with final states.
-    """
+@pytest.mark.parametrize("aside", [False, True])
+def test_what_is_issued_ahead_is_under_way(aside: bool, terms: int) -> None:
+    """At a model's sizes nothing spills, and ptxas neither runs products one by one nor puts in waits of its own."""
     options = ("D_headdim", "dt_bias", "dt_softplus")
-    launch = replace(consumer_launches(128, consumers, stages, options, terms, ahead)[0], maxnreg=maxnreg)
-    assert "_ahead" in launch.kernel.__name__
-    assert compile_launch(launch, gpus.find("h200")).resources.spilled <= (8 if consumers == 2 else 0)
+    launch = replace(consumer_launches(128, 1, 2, options, terms, True, aside)[0], maxnreg=128)
+    assert launch.kernel.__name__.endswith("inline_1consumer_ahead" if aside else "1consumer_ahead")
+    assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0
     target = GPUTarget("cuda", 90, 32)
     source, chosen = source_of(launch, target)
     code = triton.compile(source, target=target, options=chosen.__dict__)

@@ -167,7 +167,7 @@ def test_what_is_not_legal_says_why(axes: dict, reason: str) -> None:
 def test_what_is_made_ahead_takes_two_stages_and_registers(problem: Problem, axes: dict, reason: str | None) -> None:
     base = {"chunk": 64, "prepared": True, "single_pass.consumers": 1, "single_pass.num_stages": 3}
     plain, ahead = (space.config("single_pass", {**base, **axes, "single_pass.ahead": how}) for how in (False, True))
-    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"]
+    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"] is True
     assert space.legal(plain, problem, GPUS[0]) is None
     found = space.legal(ahead, problem, GPUS[0])
     assert found is None if reason is None else reason in (found or "")

@@ -106,6 +106,7 @@ def make_steps(
     dA_last_tiles,
     full,
     empty,
+    consumer: gl.constexpr,
     HEADDIM: gl.constexpr,
     CHUNK: gl.constexpr,
     BLOCK_P: gl.constexpr,
@@ -113,12 +114,15 @@ def make_steps(
     HAS_DT_BIAS: gl.constexpr,
     DT_SOFTPLUS: gl.constexpr,
 ):
-    """The warp that makes dt, dA_cs and dA_last of each stage for the consumers."""
+    """The warp that makes dt, dA_cs and dA_last of each stage for one consumer."""
     LANES: gl.constexpr = gl.BlockedLayout([CHUNK // 32], [32], [1], [0])
     p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
     walks = nheads // ngroups * p_blocks
     programs = gl.cdiv(walks, 1)
     group = gl.cast(gl.program_id(0) // programs, gl.int64)
+    walk = gl.program_id(0) % programs * 1 + consumer
+    at = gl.minimum(walk, walks - 1)
+    head = group * (nheads // ngroups) + at // p_blocks
     segment = gl.cast(gl.program_id(1), gl.int64)
     b = gl.cast(gl.program_id(2), gl.int64)
     start = segment * segment_len
@@ -128,28 +132,24 @@ def make_steps(
     for step in range(chunks):
         row0 = start + step * CHUNK
         row_in = row < stop - row0
+        dt_base = dt_ptr + b * stride_dt_batch + row0 * stride_dt_seqlen + head * stride_dt_nheads
+        dt = gl.load(dt_base + row * stride_dt_seqlen, mask=row_in, other=0.0).to(gl.float32)
+        if HAS_DT_BIAS:
+            dt_bias = gl.load(dt_bias_ptr + head).to(gl.float32)
+            dt = dt + dt_bias
+        if DT_SOFTPLUS:
+            dt = softplus(dt)
+        dt = gl.where(row_in, minimum(dt_max, maximum(dt_min, dt)), 0.0)
+        A = gl.load(A_ptr + head).to(gl.float32)
+        log_decay = dt * A * 1.4426950408889634
+        dA_cs = running_sum(log_decay)
+        dA_last = gl.sum(log_decay, axis=0)
         stage = step % STAGES
+        slot = stage * 1 + consumer
         mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
-        for consumer in gl.static_range(1):
-            slot = stage * 1 + consumer
-            walk = gl.program_id(0) % programs * 1 + consumer
-            at = gl.minimum(walk, walks - 1)
-            head = group * (nheads // ngroups) + at // p_blocks
-            dt_base = dt_ptr + b * stride_dt_batch + row0 * stride_dt_seqlen + head * stride_dt_nheads
-            dt = gl.load(dt_base + row * stride_dt_seqlen, mask=row_in, other=0.0).to(gl.float32)
-            if HAS_DT_BIAS:
-                dt_bias = gl.load(dt_bias_ptr + head).to(gl.float32)
-                dt = dt + dt_bias
-            if DT_SOFTPLUS:
-                dt = softplus(dt)
-            dt = gl.where(row_in, minimum(dt_max, maximum(dt_min, dt)), 0.0)
-            A = gl.load(A_ptr + head).to(gl.float32)
-            log_decay = dt * A * 1.4426950408889634
-            dA_cs = running_sum(log_decay)
-            dA_last = gl.sum(log_decay, axis=0)
-            dt_tiles.index(slot).store(dt)
-            dA_cs_tiles.index(slot).store(dA_cs)
-            dA_last_tiles.index(slot).store(gl.full([1], dA_last, gl.float32, LANES))
+        dt_tiles.index(slot).store(dt)
+        dA_cs_tiles.index(slot).store(dA_cs)
+        dA_last_tiles.index(slot).store(gl.full([1], dA_last, gl.float32, LANES))
         mbarrier.arrive(full.index(stage))
 
 
@@ -346,6 +346,7 @@ def segment_state_inline_1consumer(
                     dA_last_tiles,
                     full,
                     empty,
+                    0,
                     HEADDIM,
                     CHUNK,
                     BLOCK_P,
