@@ -156,11 +156,13 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
     text = sources.consumers(layer)[name]
     roles, consumers = functions(text), consumers_of(name)
     # in turns where a product multiplies what is made of the first, and all consumers do the same
-    ahead = "_ahead" in name
-    turns = consumers == 2 and name.startswith(("single_pass", "reverse_walk")) and not ahead
+    ahead, aside = "_ahead" in name, "_inline" in name
+    turns = consumers == 2 and name.startswith(("single_pass", "reverse_walk"))
     fixed = [("fixed.index(0)", "0")] if has_roles(name) else []
     inits = dict(barrier_calls(roles[name], "init"))
-    wanted = {"full.index(stage)": "count=1", "empty.index(stage)": f"count={consumers}"}
+    # a stage is full when its tiles are there and, where they are made aside, the step sizes of each consumer
+    filling = 1 + consumers if aside else 1
+    wanted = {"full.index(stage)": f"count={filling}", "empty.index(stage)": f"count={consumers}"}
     wanted |= {"turn.index(consumer)": "count=1"} if turns else {}
     assert inits == wanted | ({"fixed.index(0)": "count=1"} if fixed else {})
     # the loading warp: empty -> tiles on their way, whose bytes are the one arrival of full
@@ -172,6 +174,11 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
         "full.index(stage)",
     ]
     assert not barrier_calls(load, "arrive")
+    if aside:
+        # empty -> put there, which is an arrival of full: once a trip and as the last thing
+        steps = stage_loop(roles["make_steps"])
+        assert barrier_calls(steps, "wait") == [("empty.index(stage)", "step // STAGES & 1 ^ 1")]
+        assert ast.unparse(steps.body[-1]) == "mbarrier.arrive(full.index(stage))"
     # a consumer: full -> done with the stage, once a trip and as the last thing
     in_turn = [("turn.index(consumer)", "step & 1 ^ 1 - consumer")] if turns else []
     for role, compute in computing(text).items():
@@ -190,7 +197,7 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
         assert ast.unparse(loop.body[-1]) == "mbarrier.arrive(empty.index(stage))"
         # both go through the same stages: a wait or an arrival under a condition would keep the other waiting for ever
         assert ast.unparse(loop.iter) == ast.unparse(next(n for n in ast.walk(load) if isinstance(n, ast.For)).iter)
-        for role in (load, compute):
+        for role in (load, compute, *([roles["make_steps"]] if aside else [])):
             for branch in (n for n in ast.walk(role) if isinstance(n, ast.If)):
                 assert not any(calls(branch, f"mbarrier.{what}") for what in ("wait", "arrive", "expect"))
         if turns:
@@ -240,6 +247,12 @@ def test_every_tile_that_is_moved_is_allocated_and_expected(name: str, layer: La
     assert copies == sum(moved["slot"].values())
     # nothing is allocated in vain, and where all consumers do the same each has scratch of its own
     places = set(re.findall(r"(\w+_tiles)\.index", ast.unparse(load)))
+    if "_inline" in name:
+        # what is made aside has a slot of each stage for each consumer, where both find it
+        made = re.findall(r"(\w+_tiles)\.index\(slot\)\.store", ast.unparse(roles["make_steps"]))
+        assert made and all(buffers[tiles].shape.startswith(slots["slot"]) for tiles in made)
+        assert all(f"{tiles}.index(slot)" in computes for tiles in made)
+        places |= {*made}
     for tiles, buffer in buffers.items():
         if tiles not in (*places, *BARRIERS) and not has_roles(name):
             assert buffer.shape.startswith(f"[{consumers}, ") and f"{tiles}.index(consumer)" in computes
@@ -267,19 +280,24 @@ def test_a_fence_that_is_missing_is_found(name: str) -> None:
 
 @EACH
 def test_roles_get_the_arguments_that_they_take(name: str, layer: Layer) -> None:
-    """One `compute` per consumer, each with its own number, and one loading warp; registers that fit together."""
+    """One `compute` per consumer, each with its own number, and one loading warp; registers that fit together.
+
+    Where step sizes are made aside, a warp for each consumer has its number too.
+    """
     text = sources.consumers(layer)[name]
     roles, consumers = functions(text), consumers_of(name)
     (start,) = calls(roles[name], "gl.warp_specialize")
     partitions = [(ast.unparse(p.elts[0]), [ast.unparse(a) for a in p.elts[1].elts]) for p in start.args[0].elts]
     computes = [*computing(text)] if has_roles(name) else ["compute"] * consumers
-    assert [role for role, _ in partitions] == [*computes, "load_tiles"]
+    aside = consumers if "_inline" in name else 0
+    assert [role for role, _ in partitions] == [*computes, *["make_steps"] * aside, "load_tiles"]
     for at, (role, arguments) in enumerate(partitions):
         wanted = [argument.arg for argument in roles[role].args.args]
-        assert arguments == [str(at) if argument == "consumer" else argument for argument in wanted]
+        number = str(at - consumers if role == "make_steps" else at)
+        assert arguments == [number if argument == "consumer" else argument for argument in wanted]
     options = {word.arg: ast.literal_eval(word.value) for word in start.keywords}
-    assert options["worker_num_warps"] == [4] * (consumers - 1) + [1]
-    assert len(options["worker_num_regs"]) == consumers
+    assert options["worker_num_warps"] == [4] * (consumers - 1) + [1] * (aside + 1)
+    assert len(options["worker_num_regs"]) == consumers + aside
     # what the kernel before leaves is waited for before any role starts, and after the next kernel is let go
     order = [ast.unparse(stmt) for stmt in roles[name].body]
     assert order[-3:-1] == ["gdc_launch_dependents()", "gdc_wait()"]
