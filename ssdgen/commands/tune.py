@@ -79,7 +79,7 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     "--max-error",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="FLOAT",
-    help="Leave out what is less accurate, as |found - float64| / |float64|: in bf16 mamba_ssm's y is within 1.9e-3.  "
+    help="Leave out what is less accurate, relative to float64 in the 2-norm: in bf16 mamba_ssm's y is within 1.9e-3.  "
     "[default: what rounding explains]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of records.  [default: where they are looked up]")

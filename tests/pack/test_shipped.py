@@ -54,8 +54,8 @@ def of_today() -> dict[str, str]:
     return fingerprint.of_package()
 
 
-def test_the_h100_has_measured_records_of_every_claimed_shape() -> None:
-    measured = [record for record in records(TUNED / "sm90_h100") if record["provenance"] == "measured"]
+def test_the_h200_has_measured_records_of_every_claimed_shape() -> None:
+    measured = [record for record in records(TUNED / "sm90_h200") if record["provenance"] == "measured"]
     sizes = ("batch", "seqlen", "nheads", "headdim", "dstate", "ngroups")
     found = {tuple(record["problem"][size] for size in sizes) for record in measured}
     assert found >= CLAIMED
