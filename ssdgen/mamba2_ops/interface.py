@@ -13,9 +13,14 @@ from torch.compiler import is_compiling
 from . import autograd, fallback, paths
 from .checks import check_forward
 from .errors import ShapeError
+from .repeats import OPERANDS, Call, Forms, form_of
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh, ProcessGroup
+
+
+# as many as there are recipes
+_calls: Forms[Call] = Forms(4096)
 
 
 def mamba_chunk_scan_combined(
@@ -132,7 +137,16 @@ def scan(
     Arguments and results as above, autocast aside; general: as in `check_forward`.
     """
     states = return_final_states or return_varlen_states
-    if is_compiling():
+    form, call, compiling = None, None, is_compiling()
+    operands = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx)
+    if not compiling and cu_seqlens is None and not return_varlen_states:
+        form = form_of(operands, chunk_size, dt_softplus, dt_limit, states, state_dtype, general)
+        call = _calls.get(form)
+        if call is not None and call.forward is not None:
+            there = [operand for operand in operands if operand is not None]
+            y, ends = autograd.repeated(call, there, _needs_gradient(*there))
+            return (y, ends) if states else y
+    if compiling:
         # one operator, which checks its arguments itself: nothing below can be traced
         run = partial(autograd.scan, chunk_size=chunk_size, varlen_states=return_varlen_states)
     else:
@@ -152,6 +166,8 @@ def scan(
         x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states, seq_idx=seq_idx,
         cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit, final_states=states, state_dtype=state_dtype,
     )  # fmt: skip
+    if form is not None and call is None:
+        _calls.put(form, _call(problem, operands, dt_softplus, dt_limit, states, state_dtype))
 
     if not states:
         return y
@@ -160,6 +176,20 @@ def scan(
     if not return_varlen_states:
         return y, final
     return (y, final, ends) if return_final_states else (y, ends)
+
+
+def _call(problem, operands, dt_softplus, dt_limit, states, state_dtype) -> Call:
+    """What calls of the same form need, after the first one."""
+    low, high = dt_limit
+    limits = float(low), float(high)
+    given = dict(zip(OPERANDS, operands, strict=True))
+    names = tuple(name for name, operand in given.items() if operand is not None)
+    call = Call(problem, names, (dt_softplus, *limits), states, state_dtype)
+    if problem.batch and paths.runs_kernels(operands[0]):
+        call.forward = paths.forward_again(
+            problem, given, dt_softplus=dt_softplus, dt_limit=limits, final_states=states, state_dtype=state_dtype
+        )
+    return call
 
 
 def autocast(tensor: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ step sizes may go in slices of rows and heads, one after the other: kernels then
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -96,7 +97,8 @@ from ..kernels import (
     state_passing,
     sum_parts,
 )
-from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, key_of
+from ..launching import TRITON_DTYPES, Plan, Recipe, Recipes, Sizes, key_of
+from ..repeats import Again
 from ..slices import Cut, Slice, slices
 from ..tiles import LARGEST, next_power_of_two
 
@@ -316,11 +318,36 @@ def backward(
     key = key_of(tensors, id(config), x.device, *options, limit, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
-        recipe(tensors, x.device)
-    else:
-        plan = _plan(config, tensors, *options, limit)
-        _recipes.run(key, plan, config)
-        tensors = plan.tensors
+        return _again(recipe, needs, tensors, x.device)
+    plan = _plan(config, tensors, *options, limit)
+    _recipes.run(key, plan, config)
+    return _results(plan.tensors, needs)
+
+
+def again(
+    config: dict[str, Any],
+    given: dict[str, Tensor | None],
+    *,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Again | None:
+    """What makes a call of `backward` again; None before the first one, and where it copies an operand.
+
+    given: the operands by name, d_y and d_final_states; needs: of operands that are there.
+    """
+    tensors = _tensors(**given)
+    x = tensors["x"]
+    key = key_of(tensors, id(config), x.device, dt_softplus, dt_limit, needs, memory.limit(), precision(x))
+    recipe = _recipes.get(key)
+    same = all(tensors[name] is operand for name, operand in given.items())
+    return partial(_again, recipe, needs) if recipe is not None and same else None
+
+
+def _again(
+    recipe: Recipe, needs: frozenset[str], tensors: dict[str, Tensor | None], device: torch.device
+) -> dict[str, Tensor]:
+    recipe(tensors, device)
     return _results(tensors, needs)
 
 
@@ -701,7 +728,7 @@ def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
         made = made.unflatten(2, (given.shape[2], -1)).sum(3)
     if name == "D":
         made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
-    return made.to(given.dtype)
+    return made if made.dtype is given.dtype else made.to(given.dtype)
 
 
 def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str], parts: int = 1) -> None:
