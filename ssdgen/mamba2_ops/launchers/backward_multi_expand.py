@@ -17,6 +17,7 @@ step sizes may go in slices of rows and heads, one after the other: kernels then
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -50,11 +51,12 @@ from ..kernels import (
     segment_state_2n_multi_expand,
     segment_state_multi_expand,
     state_passing,
+    sum_heads,
 )
 from ..launching import TRITON_DTYPES, Plan, Recipe, Recipes, Sizes, key_of
 from ..repeats import Again
 from ..slices import Cut, Slice, slices
-from ..tiles import LARGEST
+from ..tiles import LARGEST, next_power_of_two
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
@@ -148,6 +150,17 @@ AXES = {
 }
 
 SLICES = Slicing(SHAPES, AXES, by_groups=False)
+
+# numbers of the kernels that add up parts
+SUM = {"num_warps": 4, "num_stages": 1}
+
+# gradients that are not left under the name of their input
+LEFT_AS = {
+    "A": ("d_A_sum", "d_A"),
+    "D": ("d_D_sum", "d_D_rows"),
+    "dt_bias": ("d_dt_bias_sum",),
+    "initial_states": ("d_initial",),
+}
 
 _recipes = Recipes()
 
@@ -366,6 +379,7 @@ def _plan(
         _by_walk(sizes, config, cut, parts, entering, leaving, kept, several, needs)
     if steps:
         _finish_steps(sizes, config)
+    _add_chunks(sizes, needs)
     return sizes.plan()
 
 
@@ -478,7 +492,7 @@ def _results_by_chunks(sizes: Sizes, config: dict[str, Any], cut: Cut) -> None:
     names, tensors = sizes.names, sizes.tensors
     _tokens(sizes)
     if names["NEEDS_D"]:
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
+        sizes.scratch("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_left_decay"], ["d_centre_decay"])
     rows = (names["batch"], names["seqlen"], names["nheads"], names["DSTATE"])
     if names["NEEDS_B"]:
@@ -511,7 +525,7 @@ def _results_of_walk(sizes: Sizes, module: Any) -> None:
     if names["NEEDS_D"]:
         # where registers are short each chunk leaves a part, else each segment
         count = "nchunks" if hasattr(module, "blocks") else "nsegments"
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
+        sizes.scratch("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
 
 
@@ -550,33 +564,66 @@ def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
     parts = (names["batch"], names["nchunks"], names["nheads"])
     whole = names["p_blocks"] == names["n_blocks"] == 1
+    sizes.scratch("d_dt_bias", parts, torch.float32)
     if (given := sizes.tensors["A"]).dim() == 3:
         sizes.allocate("d_A", tuple(given.shape), given.dtype)
-        sizes.allocate("d_dt_bias", parts, torch.float32)
         module = dt_gradients_gated if whole else dt_gradients_blocks_gated
     else:
-        sizes.allocate("d_A+d_dt_bias", (2, *parts), torch.float32)
+        sizes.scratch("d_A", parts, torch.float32)
         module = dt_gradients if whole else dt_gradients_blocks
     numbers = numbers_of(config, "dt_gradients")
     sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=heads_of_steps(sizes, config))
 
 
+def _add_chunks(sizes: Sizes, needs: frozenset[str]) -> None:
+    """The gradients of A, the bias and D, of which each chunk has left a part."""
+    names, tensors = sizes.names, sizes.tensors
+    slots = {"A": "d_A_sum", "dt_bias": "d_dt_bias_sum", "D": "d_D_sum"}
+    if tensors["A"].dim() == 3:
+        # one for each token
+        del slots["A"]
+    by_channel = tensors["D"] is not None and tensors["D"].dim() == 2
+    if by_channel:
+        slots["D"] = "d_D_rows"
+    # one piece of memory for those that are alike: allocating costs the host as much as launching
+    alike: dict[tuple[tuple[int, ...], torch.dtype], list[str]] = {}
+    for name, slot in slots.items():
+        if name in needs:
+            alike.setdefault((tuple(tensors[name].shape), tensors[name].dtype), []).append(slot)
+    for (shape, dtype), each in alike.items():
+        sizes.allocate("+".join(each), (len(each), *shape) if len(each) > 1 else shape, dtype)
+    if not alike:
+        return
+    nparts, nrows = names["batch"] * names["nchunks"], prod(tensors["d_D"].shape[:2]) if "D" in needs else 1
+    block_p = next_power_of_two(names["HEADDIM"])
+    sizes.launch(
+        sum_heads,
+        SUM,
+        nparts=nparts,
+        nrows=nrows,
+        BLOCK_T=min(128, next_power_of_two(nparts)),
+        BLOCK_R=max(1, min(4096 // block_p, next_power_of_two(nrows))),
+        BLOCK_P=block_p,
+        NEEDS_A="d_A_sum" in slots.values() and "A" in needs,
+        D_BY_HEAD="D" in needs and not by_channel,
+        D_BY_CHANNEL="D" in needs and by_channel,
+    )
+
+
 def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
     """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
-    made = {name: tensors.get("d_initial" if name == "initial_states" else f"d_{name}") for name in needs}
-    if "d_A+d_dt_bias" in tensors and needs & {"A", "dt_bias"}:
-        made["A"], made["dt_bias"] = tensors["d_A+d_dt_bias"].sum((1, 2)).unbind()
-    elif "dt_bias" in needs:
-        made["dt_bias"] = tensors["d_dt_bias"].sum((0, 1))
-    return {name: _shaped(name, made[name], tensors[name]) for name in sorted(needs)}
+    found = {}
+    for name in sorted(needs):
+        slots = LEFT_AS.get(name) or (f"d_{name}",)
+        made = next((tensors[slot] for slot in slots if slot in tensors), None)
+        found[name] = _shaped(name, made, tensors[name])
+    return found
 
 
 def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
     if made.dim() == 4 and name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
         # heads that share an operand, or slices of them
         made = made.unflatten(2, (given.shape[2], -1)).sum(3)
-    if name == "D":
-        made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
     return made if made.dtype is given.dtype else made.to(given.dtype)
 
 
