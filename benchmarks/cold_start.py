@@ -5,6 +5,9 @@
 Needs a CUDA GPU.  Each run is a process of its own with empty caches: ssdgen without a pack, with a pack of sources and
 records, with compiled kernels in it, and mamba_ssm; then each once more with the caches that it left.  The packs are
 built first, which compiles for this GPU.  A run whose results are wrong has no time.
+
+Limits count from where torch is there, whose import takes 4 s on some machines, whatever is imported next.  The step
+ends in a loss, as a model's does: a backward pass from the gradient of a tensor has torch import sympy, for 2 s.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ START = "SSDGEN_COLD_START"
 PHASES = ("torch", "package", "inputs", "forward", "backward")
 OURS = {"ssdgen": None, "ssdgen, pack": "--no-cubins", "ssdgen, pack with cubins": "--cubins"}
 PEER = "mamba_ssm"
-# seconds: what a step may take at most
-LIMITS = {"ssdgen, pack": 8.0, "ssdgen, pack with cubins": 3.0}
+# seconds after torch is there: what a step may take at most, and another process with the caches of the first
+LIMITS, AGAIN_LIMIT = {"ssdgen, pack": 8.0, "ssdgen, pack with cubins": 3.0}, 2.0
 
 
 def child(shape_name: str, who: str) -> None:
@@ -59,7 +62,7 @@ def child(shape_name: str, who: str) -> None:
     y = scan(*operands, 256, D=leaves["D"], dt_bias=leaves["dt_bias"], dt_softplus=True)
     torch.cuda.synchronize()
     end("forward")
-    y.backward(d_y)
+    (y * d_y).sum().backward()
     torch.cuda.synchronize()
     end("backward")
     said: dict[str, object] = {"ends": ends, "errors": errors(args, d_y, y.detach(), leaves)}
@@ -126,9 +129,15 @@ def verdict(found: dict, limits: dict[str, float]) -> dict:
     return {**found, "failed": f"wrong: {', '.join(wrong)}"} if wrong else found
 
 
+def within(row: dict, most: float) -> bool:
+    """Whether a way of starting keeps its limit, and the one for the process after it."""
+    return "failed" not in row and row["own_s"] <= most and row["own_again_s"] <= AGAIN_LIMIT
+
+
 def table(rows: dict[str, dict]) -> str:
-    """Seconds at the end of each phase, medians, and the same process once more with what it left."""
-    lines = [f"{'':26} " + " ".join(f"{phase:>9}" for phase in PHASES) + f" {'again':>9}  kernels from the pack"]
+    """Seconds at the end of each phase, medians; the same process once more with what it left; both without torch."""
+    heads = (*PHASES, "again", "own", "own again")
+    lines = [f"{'':26} " + " ".join(f"{head:>9}" for head in heads) + "  kernels from the pack"]
     for who, row in rows.items():
         if "failed" in row:
             lines.append(f"{who:26} {row['failed']}")
@@ -136,7 +145,8 @@ def table(rows: dict[str, dict]) -> str:
         count = row.get("kernels")
         said = f"{count['loaded']} of {count['loaded'] + count['missed']}" if count and count["loaded"] else "none"
         cells = " ".join(f"{row['ends'][phase]:9.2f}" for phase in PHASES)
-        lines.append(f"{who:26} {cells} {row['again_s']:9.2f}  {said}")
+        own = " ".join(f"{row[name]:9.2f}" for name in ("again_s", "own_s", "own_again_s"))
+        lines.append(f"{who:26} {cells} {own}  {said}")
     return "\n".join(lines)
 
 
@@ -180,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     out.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     print(table(rows))
     print(f"written: {out}")
-    missed = [who for who, most in LIMITS.items() if "failed" in rows[who] or rows[who]["ends"]["backward"] > most]
+    missed = [who for who, most in LIMITS.items() if not within(rows[who], most)]
     if missed:
         print(f"over the limit: {', '.join(missed)}")
     return 1 if missed else 0
@@ -200,7 +210,15 @@ def measure(
         return again
     ends = {phase: statistics.median(each["ends"][phase] for each in found) for phase in PHASES}
     runs = [each["ends"]["backward"] for each in found]
-    return {**found[-1], "ends": ends, "runs_s": runs, "again_s": again["ends"]["backward"]}
+    own, own_again = (ends["backward"] - ends["torch"] for ends in (ends, again["ends"]))
+    return {
+        **found[-1],
+        "ends": ends,
+        "runs_s": runs,
+        "again_s": again["ends"]["backward"],
+        "own_s": own,
+        "own_again_s": own_again,
+    }
 
 
 if __name__ == "__main__":

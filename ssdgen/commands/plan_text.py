@@ -34,6 +34,9 @@ def _lines(body: tuple[ir.Stmt, ...], pad: str) -> Iterator[str]:
         elif isinstance(stmt, ir.For):
             yield f"{pad}for {stmt.var} in 0 .. {stmt.trips}"
             yield from _lines(stmt.body, pad + "  ")
+        elif isinstance(stmt, ir.Aside):
+            yield f"{pad}aside    {', '.join(map(_value, stmt.values))} by another warp"
+            yield from _lines(stmt.body, pad + "  ")
         else:
             yield pad + _line(stmt)
 

@@ -14,20 +14,21 @@ import sympy
 from ..plan import catalogue, ir
 from ..spec.graph import Contract, Cumsum, Graph, Largest, Last, Map, Shift, Sum
 from ..spec.layer import Layer
+from .aside import aside as aside_lines
 from .environment import render
 from .layout import WIDTH, fit
 from .loader import loader as loader_lines
-from .stages import depends, fixed_loads, moved_loads, roles
+from .stages import aside_of, depends, fixed_loads, moved_loads, of_consumers, roles
 from .statements import StatementPrinter, block_sizes, descriptor_order
 from .tiles import layout
 from .warps import ConsumerPrinter
 
-FUNCTIONS = ("decay", "leading", "maximum", "minimum", "sigmoid", "softplus")
+FUNCTIONS = ("decay", "leading", "maximum", "minimum", "running_sum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
-REGISTERS, LOADER_REGISTERS = {1: 240, 2: 240, 3: 160}, 24
+REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
 
 
 def modules(kernels: Iterable[ir.Kernel], layer: Layer) -> dict[str, str]:
@@ -138,6 +139,8 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
 
 def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     """The module of a kernel that is specialised by warps: its two roles, and the program that starts them."""
+    whole, made, beside = kernel, aside_of(kernel), "\n".join(aside_lines(kernel))
+    kernel = of_consumers(kernel)
     loader = "\n".join(loader_lines(kernel))
     printed = [_role(role, number) for number, role in enumerate(roles(kernel))]
     scratch = {f"{role['prefix']}{name}": extents for role in printed for name, extents in role["scratch"].items()}
@@ -150,10 +153,12 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         moved.append(
             (f"{load.out.name}_tiles", f"{desc}.dtype", f"{count}, {', '.join(block_sizes(load.index))}", desc)
         )
-    source = "\n".join((*(role["body"] for role in printed), loader))
-    given = parameters(kernel, source)
+    vectors = list(zip(made.values, made.sizes, strict=True)) if made else []
+    source = "\n".join((*(role["body"] for role in printed), loader, beside))
+    given = parameters(whole, source)
     shared = [
         *(name for name, *_ in moved),
+        *(f"{value.name}_tiles" for value, _ in vectors),
         *(f"{name}s" for name in (*scratch, *parked)),
         "full",
         "empty",
@@ -170,7 +175,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     for role in printed:
         role["parameters"] = used_in(role["body"])
         role["arguments"] = [name.partition(":")[0] for name in role["parameters"]]
-    loader_parameters = used_in(loader, "consumer")
+    loader_parameters, aside_parameters = used_in(loader, "consumer"), used_in(beside)
     together = len(printed) == 1
     return render(
         "kernels/warpgroups.py.jinja",
@@ -180,10 +185,23 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         ahead="chunks" if together else "heads",
         loader_parameters=loader_parameters,
         loader_arguments=[name.partition(":")[0] for name in loader_parameters],
+        aside=beside,
+        made=" and ".join(", ".join(value.name for value, _ in vectors).rsplit(", ", 1)),
+        aside_parameters=aside_parameters,
+        aside_arguments=[name.partition(":")[0] for name in aside_parameters],
         moved=[
             line
             for name, dtype, shape, desc in moved
             for line in fit(f"{name} = gl.allocate_shared_memory({dtype}, [{shape}], {desc}.layout)", 4)
+        ]
+        + [
+            line
+            for value, extents in vectors
+            for line in fit(
+                f"{value.name}_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * {kernel.consumers}, "
+                f"{', '.join(extents) or '1'}], gl.SwizzledSharedLayout(1, 1, 1, [0]))",
+                4,
+            )
         ],
         scratch=[
             (f"{name}s", kernel.consumers if together else 1, ", ".join(shape)) for name, shape in scratch.items()
@@ -192,9 +210,10 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         consumers=kernel.consumers,
         turns=any(role["turns"] for role in printed),
         fixed=bool(fixed_loads(kernel)),
-        worker_warps=[4] * (kernel.consumers - 1) + [1],
+        worker_warps=[4] * (kernel.consumers - 1) + [1] * (kernel.consumers + 1 if made else 1),
         worker_registers=[
             *(kernel.registers or [REGISTERS[kernel.consumers]] * (kernel.consumers - 1)),
+            *([ASIDE_REGISTERS] * kernel.consumers if made else []),
             LOADER_REGISTERS,
         ],
         hopper=[name for name in HOPPER if re.search(rf"\b{name}\b", source)],

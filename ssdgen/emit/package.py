@@ -190,16 +190,16 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
         (
             table,
             [
-                (f"({shape.consumers}, {shape.n_tiles})", shape.name)
+                (
+                    f"({shape.consumers}, {shape.n_tiles}, {2 if shape.two_terms else 1}, {shape.ahead}, "
+                    f"{not shape.prepared})",
+                    shape.name,
+                )
                 for shape in catalogue.walks(outputs)
-                if shape.name in names and shape.consumers and shape.two_terms == two_terms
+                if shape.name in names and shape.consumers
             ],
         )
-        for table, outputs, two_terms in (
-            ("SINGLE_PASS_CONSUMERS", True, True),
-            ("SINGLE_PASS_ONE_TERM", True, False),
-            ("SEGMENT_STATE_CONSUMERS", False, False),
-        )
+        for table, outputs in (("SINGLE_PASS_CONSUMERS", True), ("SEGMENT_STATE_CONSUMERS", False))
     ]
     scans = [(f"({s.n_tiles}, {s.p_tiles})", s.name) for s in catalogue.scans() if s.name in names]
     strided = {tensor.name: tensor.dims for kernel in chosen for tensor in kernel.tensors if tensor.stride_parameters()}

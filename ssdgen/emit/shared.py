@@ -9,7 +9,7 @@ from ..spec.dims import axes_of, name_of
 from .environment import macros
 from .layout import fit
 from .reads import made_by, sides
-from .stages import depends, fixed_loads, moved_loads
+from .stages import aside_of, depends, fixed_loads, moved_loads
 from .statements import StatementPrinter, block_sizes
 from .tiles import Tiles, entries, layout
 
@@ -36,6 +36,8 @@ class SharedPrinter(StatementPrinter):
         self.moved = moved_loads(kernel)
         self.fixed = fixed_loads(kernel)
         self.tile_axes = {stmt.out.name: stmt.out.axes for stmt in (*self.fixed, *self.moved)}
+        made = aside_of(kernel)
+        self.tile_axes |= {value.name: value.axes for value in made.values if value.axes} if made else {}
         self.scratch: dict[str, tuple[str, ...]] = {}
         self.parked: dict[str, tuple[str, ...]] = {}
         self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
@@ -159,6 +161,18 @@ class SharedPrinter(StatementPrinter):
         name, sizes = load.out.name, self.tiles.extents[load.out.name]
         slot = "slot" if depends(self.kernel, load, "consumer") else "stage"
         return fit(self.idiom.tile(f"{name}_tile", f"{name}_tiles", slot, ", ".join(sizes)), indent)
+
+    def _made_aside(self, stmt: ir.Aside, indent: int) -> list[str]:
+        """Numbers go to registers at once, vectors where they are first read."""
+        lines: list[str] = []
+        for value in stmt.values:
+            tile = f"{value.name}_tiles.index(slot)"
+            if value.axes:
+                lines.append(f"{' ' * indent}{value.name}_tile = {tile}")
+            else:
+                along = self._use("CHUNK", f"gl.SliceLayout(0, {layout('CHUNK')})")
+                lines += fit(self.idiom.sum(value.name, f"{tile}.load({along})", 0), indent)
+        return lines
 
     def _arriving(self, stmt: ir.Stmt, indent: int) -> list[str]:
         """Load the vectors of the stage that a statement reads and none before it did: registers are dear."""

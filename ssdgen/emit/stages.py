@@ -45,6 +45,20 @@ def stage_loop(kernel: ir.Kernel) -> ir.For:
     return next(loop for loop in loops if any(load in ir.walk(loop.body) for load in moved_loads(kernel)))
 
 
+def aside_of(kernel: ir.Kernel) -> ir.Aside | None:
+    """What a warp of its own makes for the consumers in every trip of the loop over stages."""
+    return next((stmt for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Aside)), None)
+
+
+def of_consumers(kernel: ir.Kernel) -> ir.Kernel:
+    """The kernel as consumers have it, who do not know how what they find is made."""
+    made, loop = aside_of(kernel), stage_loop(kernel)
+    if made is None:
+        return kernel
+    found = replace(loop, body=tuple(replace(made, body=()) if stmt is made else stmt for stmt in loop.body))
+    return replace(kernel, body=tuple(found if stmt is loop else stmt for stmt in kernel.body))
+
+
 def first_product(kernel: ir.Kernel) -> str:
     """The first result of a stage, if a later product multiplies what is made of it."""
     body = list(ir.walk(stage_loop(kernel).body))
@@ -61,6 +75,16 @@ def first_product(kernel: ir.Kernel) -> str:
         elif touched(stmt) & made:
             made |= made_by(stmt)
     return ""
+
+
+def products_ahead(kernel: ir.Kernel) -> tuple[ir.Dot, ...]:
+    """Products that are issued a stage ahead: those whose result is of nothing but tiles of a stage."""
+    if not kernel.ahead:
+        return ()
+    tiles = {load.out.name for load in moved_loads(kernel)}
+    products = [stmt for stmt in stage_loop(kernel).body if isinstance(stmt, ir.Dot)]
+    others = {product.out.name for product in products if not {product.left.name, product.right.name} <= tiles}
+    return tuple(product for product in products if product.out.name not in others)
 
 
 def depends(kernel: ir.Kernel, load: ir.Load, on: str) -> bool:

@@ -77,6 +77,8 @@ class Tiles:
                 self.extents[out.name] = tuple(spans[axis] for axis in out.axes)
             case ir.Full(out, sizes):
                 self.extents[out.name] = sizes
+            case ir.Aside(values, sizes):
+                self.extents |= {value.name: extent for value, extent in zip(values, sizes, strict=True)}
             case ir.Arange(name, _, size):
                 self.extents[name] = (size,)
             case ir.Mask(name, _, offsets):

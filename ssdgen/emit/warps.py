@@ -16,7 +16,7 @@ from .formula import FormulaPrinter, broadcast
 from .layout import fit
 from .reads import is_plain_load, made_by, moved_value, sides, touched
 from .shared import OUTGOING, SharedPrinter, turned_name
-from .stages import depends, first_product, stage_loop
+from .stages import depends, first_product, products_ahead, stage_loop
 from .tiles import Along
 
 
@@ -40,7 +40,9 @@ class ConsumerPrinter(SharedPrinter):
         self.pending: list[Product] = []
         self.along: Along | None = None
         self.columns = ""
+        # where products are issued ahead no consumer waits for the other
         self.turns = first_product(kernel) if kernel.consumers == 2 and not kernel.roles else ""
+        self.ahead = products_ahead(kernel)
 
     # ---- structure
 
@@ -51,6 +53,8 @@ class ConsumerPrinter(SharedPrinter):
         for at, stmt in enumerate(body):
             if self.spare and self._is_tile_but_for_an_option(stmt):
                 found += self._option_of_tile(stmt, indent)
+            elif isinstance(stmt, ir.Dot) and stmt in self.ahead:
+                self._forget(stmt)
             elif isinstance(stmt, ir.Dot):
                 found += [*self._waits(stmt, indent), *self._fence(stmt, indent), *self._turn(stmt, indent)]
                 found += self._issue(stmt, indent)
@@ -108,6 +112,8 @@ class ConsumerPrinter(SharedPrinter):
             return self._stages(stmt, indent)
         lines = self._waits(stmt, indent)
         self._forget(stmt)
+        if isinstance(stmt, ir.Aside):
+            return [*lines, *self._made_aside(stmt, indent)]
         if isinstance(stmt, ir.When) and self.kernel.spare:
             # each statement in it loads what it reads
             return [*lines, *super()._block(stmt, indent)]
@@ -140,6 +146,7 @@ class ConsumerPrinter(SharedPrinter):
         """The loop over stages: plain loads, the tiles of the stage, the rest; then the stage is given back."""
         pad, inner = " " * indent, " " * (indent + 4)
         before = [*self._wait(len(self.pending), indent), *self._park(loop, indent), *self._hoist(loop, indent)]
+        before += self._first_stage(indent)
         loads = [stmt for stmt in loop.body if is_plain_load(stmt)]
         lines = [
             *before,
@@ -149,15 +156,65 @@ class ConsumerPrinter(SharedPrinter):
         lines += [
             f"{inner}stage = {loop.var} % STAGES",
             *([f"{inner}slot = stage * {self.kernel.consumers} + consumer"] if self._slots() else []),
-            f"{inner}mbarrier.wait(full.index(stage), {loop.var} // STAGES & 1)",
+            *([] if self.ahead else [f"{inner}mbarrier.wait(full.index(stage), {loop.var} // STAGES & 1)"]),
         ]
         for load in self.moved:
             lines += self._arrived(load, indent + 4)
-        lines += self.lines(tuple(stmt for stmt in loop.body if stmt not in loads), indent + 4)
+        # before results of the last trip are read, or ptxas has all products run one by one (C7514)
         lines += self._wait(len(self.pending), indent + 4)
+        lines += self.lines(tuple(stmt for stmt in loop.body if stmt not in loads), indent + 4)
+        lines += self._next_stage(indent + 4)
+        lines += self._wait(len(self.pending) - len(self.ahead), indent + 4)
         self.bases, self._inner = {}, set()
         self.in_registers.clear()
-        return [*lines, f"{inner}mbarrier.arrive(empty.index(stage))"]
+        # the last stage has issued products as well, of which nothing comes
+        return [*lines, f"{inner}mbarrier.arrive(empty.index(stage))", *self._wait(len(self.pending), indent)]
+
+    def _first_stage(self, indent: int) -> list[str]:
+        """Before the loop: the products of its first stage that are issued ahead."""
+        if not self.ahead:
+            return []
+        pad = " " * indent
+        lines = [f"{pad}gl.static_assert(STAGES > 1)", f"{pad}mbarrier.wait(full.index(0), 0)"]
+        return [*lines, *self._issue_ahead("0", "consumer", indent)]
+
+    def _next_stage(self, indent: int) -> list[str]:
+        """At the end of a stage: the products of the next one that are issued ahead.
+
+        After the last stage they multiply what is there, since a product under a condition cannot be under way.
+        """
+        if not self.ahead:
+            return []
+        loop = stage_loop(self.kernel)
+        after = f"{loop.var} + 1"
+        there = f"pred={after} < {self.scalar(loop.trips)}"
+        return [
+            f"{' ' * indent}following = ({after}) % STAGES",
+            *fit(f"mbarrier.wait(full.index(following), ({after}) // STAGES & 1, {there})", indent),
+            *self._issue_ahead("following", f"following * {self.kernel.consumers} + consumer", indent),
+        ]
+
+    def _issue_ahead(self, stage: str, slot: str, indent: int) -> list[str]:
+        """The products of a stage that are issued ahead, from its tiles."""
+        lines: list[str] = []
+        factors = {value.name for product in self.ahead for value in (product.left, product.right)}
+        for load in self.moved:
+            name, sizes = load.out.name, ", ".join(self.tiles.extents[load.out.name])
+            if name in factors:
+                place = slot if depends(self.kernel, load, "consumer") else stage
+                lines += fit(self.idiom.tile(f"{name}_next_tile", f"{name}_tiles", place, sizes), indent)
+        for product in self.ahead:
+            rows, cols = sides(product)
+            left = f"{rows.name}_next_tile" + ".permute((1, 0))" * (rows.axes[-1] != product.over)
+            right = f"{cols.name}_next_tile" + ".permute((1, 0))" * (cols.axes[0] != product.over)
+            lines += fit(self.idiom.dot(product.out.name, left, right, self._zeros(product)), indent)
+            self.pending.append(Product(product.out.name))
+        return lines
+
+    def _zeros(self, stmt: ir.Dot) -> str:
+        """What a product begins with, if it adds to nothing."""
+        zeros = f"gl.zeros([{', '.join(self.tiles.extents[stmt.out.name])}], gl.float32, {self._layout(stmt.out)})"
+        return "" if stmt.acc else zeros
 
     def _slots(self) -> bool:
         """Whether consumers have tiles of their own in a stage."""
@@ -239,8 +296,7 @@ class ConsumerPrinter(SharedPrinter):
         turned = cols.axes[0] != stmt.over
         tile = self._tile_of(cols.name)
         right = f"{tile}.permute((1, 0))" if turned else tile
-        zeros = f"gl.zeros([{', '.join(self.tiles.extents[out.name])}], gl.float32, {self._layout(out)})"
-        lines += fit(self.idiom.dot(out.name, left, right, "" if stmt.acc else zeros), indent)
+        lines += fit(self.idiom.dot(out.name, left, right, self._zeros(stmt)), indent)
         self.pending.append(Product(out.name, kept, tile))
         self._forget(stmt)
         return lines

@@ -132,7 +132,17 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for terms, tiles, consumers in product((True, False) if outputs else (False,), (1, 2), CONSUMERS)
     ]
+    one = [shape for shape in shapes if outputs and shape.consumers == 1 and shape.n_tiles == 1]
+    shapes += [replace(shape, ahead=True) for shape in one]
+    shapes += [replace(shape, prepared=False) for shape in shapes if made_aside(shape)]
     return tuple(shapes)
+
+
+def made_aside(shape: Walk) -> bool:
+    """Whether a walk of this shape also comes with step sizes that a warp of its own makes."""
+    if not shape.outputs:
+        return shape.consumers > 0 and shape.n_tiles == 1
+    return shape.ahead or shape.consumers == 2 and shape.two_terms
 
 
 def scans() -> tuple[Scan, ...]:
@@ -173,7 +183,10 @@ def gated(layer: Layer) -> tuple[Kernel, ...]:
     if not layer.family.decays:
         return ()
     own = replace(layer, family=GATED)
-    made = [prepare.kernel(own), *(walk.kernel(own, shape) for shape in walks(True) if not shape.prepared)]
+    made = [
+        prepare.kernel(own),
+        *(walk.kernel(own, shape) for shape in walks(True) if not (shape.prepared or shape.consumers)),
+    ]
     made += [steps.kernel(own, Steps(blocks)) for blocks in (False, True)]
     return tuple(replace(kernel, name=gated_name(kernel.name)) for kernel in made)
 
@@ -269,4 +282,5 @@ def every_shape() -> Iterator[Walk | Scan]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for outputs, tiles, terms, consumers in product((True, False), (1, 2), (False, True), (1, 2, 3))
     )
+    yield from (shape for shape in walks(outputs=True) if shape.ahead)
     yield from scans()

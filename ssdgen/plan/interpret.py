@@ -175,6 +175,8 @@ class _Program:
                 self.store(stmt)
             case ir.When(condition, body, otherwise):
                 self.run(body if scalar(condition, scope) else otherwise)
+            case ir.Aside(body=body):
+                self.run(body)
             case ir.For():
                 self.loop(stmt)
             case _:

@@ -261,6 +261,19 @@ class For:
     body: tuple[Stmt, ...]
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Vectors and numbers of a trip that a warp makes for each consumer.
+
+    values: what consumers find in shared memory, as if it had been moved there; sizes: its extents; body: how it is
+    made.
+    """
+
+    values: tuple[Value, ...]
+    sizes: tuple[tuple[str, ...], ...]
+    body: tuple[Stmt, ...]
+
+
 Stmt = (
     Note
     | Scalar
@@ -283,6 +296,7 @@ Stmt = (
     | Store
     | When
     | For
+    | Aside
 )
 
 
@@ -300,6 +314,8 @@ class Kernel:
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
+    ahead: of one consumer: products of nothing but tiles of a stage are issued at the end of the one before, and waited
+    for where their own begins. It takes two stages.
     """
 
     name: str
@@ -318,6 +334,7 @@ class Kernel:
     spare: bool = False
     registers: tuple[int, ...] = ()
     gates: bool = False
+    ahead: bool = False
 
     def shares(self, extent: str) -> bool:
         """Whether programs share out an extent."""
@@ -334,5 +351,5 @@ def walk(body: tuple[Stmt, ...]):
         if isinstance(stmt, When):
             yield from walk(stmt.body)
             yield from walk(stmt.otherwise)
-        elif isinstance(stmt, For):
+        elif isinstance(stmt, (For, Aside)):
             yield from walk(stmt.body)

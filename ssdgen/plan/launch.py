@@ -97,7 +97,7 @@ class Call:
 
     def _segments(self, shape: Walk, segment: int, joined: bool) -> None:
         steps = self.steps(shape.prepared)
-        states = replace(shape, outputs=False, two_terms=False)
+        states = replace(shape, outputs=False, two_terms=False, ahead=False)
         if joined:
             if not shape.consumers:
                 raise ValueError(f"{shape.name} takes the states that enter from state_passing; give it consumers")

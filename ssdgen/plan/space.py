@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from ..gpus import Gpu, find
@@ -30,7 +31,11 @@ HALF_OF_THE_REGISTERS = 128
 TERMS = 2
 
 # axes that came after records were made, of which the first value is what these mean: records stay as new as they were
-LATER: dict[str, tuple[Value, ...]] = {"single_pass.terms": (TERMS, 1)}
+LATER: dict[str, tuple[Value, ...]] = {
+    "single_pass.terms": (TERMS, 1),
+    "single_pass.ahead": (False, True),
+    "aside": (False, True),
+}
 
 # what the kernels that are specialised by warps have fixed
 CONSUMERS_HAVE = {"heads": 1, "block_p": CONSUMER_ROWS, "state_major": "p", "descriptors": True, "num_warps": 4}
@@ -68,6 +73,9 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
         if has_consumers(problem, gpu):
             why = "True: walks go through the few summaries before theirs themselves, which saves a launch"
             found.append(Axis("joined", (False, True), why))
+    if schedule != "split" and has_consumers(problem, gpu):
+        why = "True: walks whose warps are specialised make the step sizes in one of them, which saves a launch"
+        found.append(Axis("aside", (False, True), why))
     if schedule != "single_pass":
         found.append(_state_dtype(problem))
         found += _walk_axes("segment_state", problem, gpu)
@@ -100,6 +108,9 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
         _keep_what_matters(numbers)
     if "joined" in found and not kernels["single_pass"].get("consumers"):
         del found["joined"]
+    walks = [kernels[walk] for walk in WALKS if walk in kernels]
+    if not (found.get("aside") and found.get("prepared", True) and all(walk.get("consumers") for walk in walks)):
+        found.pop("aside", None)  # else dt_cumsum's numbers stay: calls that the walks cannot take are prepared by it
     return found
 
 
@@ -114,16 +125,19 @@ def _keep_what_matters(numbers: dict[str, Value]) -> None:
         numbers.pop("maxnreg", None)
     if not consumers or numbers.get("terms") == TERMS:
         numbers.pop("terms", None)
+    if not consumers or not numbers.get("ahead"):
+        numbers.pop("ahead", None)
 
 
 def flatten(config: Config) -> dict[str, Value]:
     """{axis name: value} of a config, the schedule included."""
     flat: dict[str, Value] = {"joined": False} if config["schedule"] == "segments" else {}
+    flat |= {"aside": False} if config["schedule"] != "split" else {}
     flat |= {name: value for name, value in config.items() if name != "kernels"}
     for kernel, numbers in config["kernels"].items():
         implied = CONSUMERS_HAVE if numbers.get("consumers") else {}
         whole = {"consumers": 0, "maxnreg": 0, **implied} if kernel in WALKS else {}
-        whole |= {"terms": TERMS} if kernel == "single_pass" else {}
+        whole |= {"terms": TERMS, "ahead": False} if kernel == "single_pass" else {}
         flat |= {f"{kernel}.{axis}": value for axis, value in {**whole, **numbers}.items()}
     return flat
 
@@ -188,10 +202,11 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
         for kernel in WALKS:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
-        found.append(_nearest("single_pass", problem, gpu, wanted))
-        found.append(_nearest("single_pass", problem, gpu, {**wanted, "single_pass.terms": 1}))
-        if problem.batch * problem.nheads < 2 * gpu.sms:
-            found += [_nearest("segments", problem, gpu, {**wanted, "segment": length}) for length in fill]
+        for terms, ahead, aside in product((TERMS, 1), (consumers == 1, False)[: consumers ^ 3], (True, False)):
+            chosen = {**wanted, "single_pass.terms": terms, "single_pass.ahead": ahead, "aside": aside}
+            found.append(_nearest("single_pass", problem, gpu, chosen))
+            if problem.batch * problem.nheads < 2 * gpu.sms:
+                found += [_nearest("segments", problem, gpu, {**chosen, "segment": length}) for length in fill]
     return found
 
 
@@ -304,6 +319,8 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         if kernel == "single_pass":
             why = "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do"
             found.append(Axis(f"{kernel}.terms", (TERMS, 1), why))
+            why = "True: C B^T of the next chunk is made while this one ends, which takes one consumer and two stages"
+            found.append(Axis(f"{kernel}.ahead", (False, True), why))
     if problem.headdim >= 32 and not problem.layout:
         why = "p: state and weighted input stay in registers, for tiles of headdim of at least 64; n: any tile"
         found.insert(2, Axis(f"{kernel}.state_major", ("n", "p"), why))

@@ -45,6 +45,7 @@ class Job:
     """gpu: folder of its records, "sm90_h100".  kernels: digest of the emitted kernels.  spaces: {pass: fingerprint}.
 
     trials: candidates of a search at most, of all processes together, or None.  seconds: for all searches together.
+    max_error: what a candidate's error may be at most, beside the limits that all have, or None.
     """
 
     gpu: str
@@ -57,6 +58,7 @@ class Job:
     l2: str
     kernels: str
     spaces: Mapping[str, str]
+    max_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": [task.to_json() for task in self.tasks], "schema": SCHEMA}

@@ -154,14 +154,17 @@ def gpu_judge(mode: Mode, l2: L2, l2_bytes: int, users: Users) -> Judge:
 class MeasuringBench:
     """Judges candidates on the GPU.  judge: a worker of `gpu_judge`; pool: of `predict.Compiler` for the same GPU.
 
+    max_error: what is less accurate is out, though it is right; None: nothing is.
+
     Errors: ProblemError where the problem itself does not fit.
     """
 
     # whichever is compiled first: the GPU waits for none
     in_order = False
 
-    def __init__(self, task: Task, judge: Worker, pool: Pool, seed: int) -> None:
+    def __init__(self, task: Task, judge: Worker, pool: Pool, seed: int, max_error: float | None = None) -> None:
         self._task, self._judge, self._pool, self._seed = task, judge, pool, seed
+        self._max_error = max_error
 
     @property
     def ahead(self) -> int:
@@ -174,7 +177,10 @@ class MeasuringBench:
     def run(self, config: Config, prepared: Future[Report], best_us: float | None) -> Result:
         prepared.result()
         self._load()
-        return self._judge.call("run", config, best_us, time_limit_s=TIME_LIMIT_S)
+        result: Result = self._judge.call("run", config, best_us, time_limit_s=TIME_LIMIT_S)
+        if self._max_error is not None and not (result.error or 0.0) <= self._max_error:
+            raise RejectedError(f"its error is {result.error:.2g}, and {self._max_error:g} is asked for")
+        return result
 
     def finals(self, results: list[Result]) -> list[Result]:
         # that with final states, or their adjoint, is other code, and the GPU would wait for the compiler
@@ -196,7 +202,7 @@ class MeasuringBench:
 
 @contextmanager
 def benches(
-    gpu: Gpu, jobs: int, seed: int, mode: Mode, l2: L2, users: Users
+    gpu: Gpu, jobs: int, seed: int, mode: Mode, l2: L2, users: Users, max_error: float | None = None
 ) -> Iterator[Callable[[Task], MeasuringBench]]:
     """A bench for any task, on the current GPU, which is `gpu`.  jobs: processes that compile."""
     judge = Worker(gpu_judge, mode, l2, gpu.l2_bytes, users)
@@ -204,7 +210,7 @@ def benches(
         with Pool(jobs, Compiler, gpu) as pool:
             # beside the first compilations; what goes wrong shows when a candidate is judged
             threading.Thread(target=_wake, args=(judge,), daemon=True).start()
-            yield lambda task: MeasuringBench(task, judge, pool, seed)
+            yield lambda task: MeasuringBench(task, judge, pool, seed, max_error)
     finally:
         judge.close()
 

@@ -44,6 +44,8 @@ class Options:
     now on; None: as the job has it.
 
     trials: per search at most, of all processes together, or None.  timing: "graph" or "eager"; l2: "cold" or "warm".
+    max_error: as in Job.
+
     jobs: processes that compile, or None for one per core.  storage: file or URL that keeps the trials, or None for the
     file of this GPU in the user's cache.  directions: the passes to search for, one after the other.
     join: "resume" goes on with the newest job for this GPU; "work" does too, after waiting for one for wait_s seconds.
@@ -61,6 +63,7 @@ class Options:
     jobs: int | None
     storage: str | None
     directions: tuple[Direction, ...] = (FORWARD,)
+    max_error: float | None = None
     join: Literal["resume", "work"] | None = None
     wait_s: float = 60.0
     ranks: Ranks = Ranks()
@@ -148,6 +151,7 @@ def _job(problems: dict[str, Problem], identity: Identity, kernels: dict[str, st
         l2=options.l2,
         kernels=jobs.digest(kernels),
         spaces={direction: it.space.fingerprint() for direction, it in PASSES.items()},
+        max_error=options.max_error,
     )
 
 
@@ -176,7 +180,7 @@ def _benches(setting: Setting, options: Options) -> AbstractContextManager[Calla
     users = Users(setting.identity, setting.kernels)
     timing: Any = job.timing
     l2: Any = job.l2
-    return measure.benches(setting.gpu, count, job.seed, timing, l2, users)
+    return measure.benches(setting.gpu, count, job.seed, timing, l2, users, job.max_error)
 
 
 def _other_roots(root: Path) -> tuple[Path, ...]:

@@ -27,11 +27,19 @@ def test_a_wrong_result_is_no_start(error: float) -> None:
 
 
 def test_the_table_has_every_phase_and_says_why_a_run_has_none() -> None:
-    rows = {"ssdgen, pack with cubins": {**ran(), "again_s": 2.25}, "mamba_ssm": {"failed": "not done in 90 s"}}
+    times = {"again_s": 2.25, "own_s": 1.5, "own_again_s": 1.25}
+    rows = {"ssdgen, pack with cubins": ran() | times, "mamba_ssm": {"failed": "not done in 90 s"}}
     head, ours, peer = cold_start.table(rows).splitlines()
-    assert head.split()[:6] == [*cold_start.PHASES, "again"]
-    assert ours.split()[-9:] == ["1.00", "1.10", "1.50", "2.00", "2.50", "2.25", "7", "of", "8"]
+    assert head.split()[:9] == [*cold_start.PHASES, "again", "own", "own", "again"]
+    assert ours.split()[-11:] == ["1.00", "1.10", "1.50", "2.00", "2.50", "2.25", "1.50", "1.25", "7", "of", "8"]
     assert peer.split() == ["mamba_ssm", "not", "done", "in", "90", "s"]
+
+
+def test_limits_count_from_where_torch_is_there() -> None:
+    row = ran() | {"own_s": 2.9, "own_again_s": 1.9}
+    assert cold_start.within(row, 3.0) and not cold_start.within(row, 2.8)
+    assert not cold_start.within(row | {"own_again_s": 2.1}, 3.0)
+    assert not cold_start.within({"failed": "wrong: y"}, 3.0)
 
 
 def test_a_right_step_passes_its_verdict() -> None:

@@ -6,14 +6,21 @@ Small tiles and one stage: what is asked is whether the compiler takes the code,
 from __future__ import annotations
 
 import os
+import subprocess
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
 
 from ssdgen import gpus
 from ssdgen.emit.package import FUNCTIONS
@@ -23,7 +30,7 @@ from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import catalogue, parts, space
 from ssdgen.plan.problem import Problem
 from ssdgen.spec.layer import Layer
-from ssdgen.tune.compile import compile_launch
+from ssdgen.tune.compile import compile_launch, source_of
 from tests.parity import configs
 from tests.parity.cases import DTYPES, Case, draw
 
@@ -78,23 +85,30 @@ def launches() -> dict[str, Any]:
             for config in configs.one_of_each(schedule, configs.problem(case)).values():
                 for launch in configs.launches(config, call).launches:
                     found.setdefault(launch.kernel.__name__, launch)
-    for dstate, consumers, terms in product((64, 200), (1, 2), (2, 1)):
-        for launch in consumer_launches(dstate, consumers, stages=2, terms=terms):
+    every = product((64, 200), (1, 2), (2, 1), (False, True), (False, True))
+    for dstate, consumers, terms, ahead, aside in every:
+        for launch in consumer_launches(dstate, consumers, 2, terms=terms, ahead=ahead, aside=aside):
             found.setdefault(launch.kernel.__name__, launch)
     return found
 
 
 def consumer_launches(
-    dstate: int, consumers: int, stages: int, options: tuple[str, ...] = OPTIONS, terms: int = 2
+    dstate: int,
+    consumers: int,
+    stages: int,
+    options: tuple[str, ...] = OPTIONS,
+    terms: int = 2,
+    ahead: bool = False,
+    aside: bool = False,
 ) -> list[Any]:
     """Of the kernels that are specialised by warps: the single pass, and segments that are joined by their walks."""
     call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", options)).on("meta")
-    numbers = {"consumers": consumers, "num_stages": stages, "terms": terms}
-    config = {"chunk": 64, "prepared": True, "kernels": dict.fromkeys(space.WALKS, numbers)}
+    numbers = {"consumers": consumers, "num_stages": stages, "terms": terms, "ahead": ahead}
+    config = {"chunk": 64, "prepared": True, "aside": aside, "kernels": dict.fromkeys(space.WALKS, numbers)}
     segments = {"schedule": "segments", "segment": 256, "state_dtype": "float32", "joined": True}
     found = [
         launch
-        for how in ({"schedule": "single_pass"}, segments)
+        for how in ({"schedule": "single_pass", "kernels": {"single_pass": numbers}}, segments)
         for launch in configs.launches({**config, **how}, call).launches
         if "consumer" in launch.kernel.__name__
     ]
@@ -124,6 +138,25 @@ def test_two_consumers_keep_everything_in_registers() -> None:
     """At a model's sizes and with its options, in the single pass and in segments, with three stages; z would spill."""
     for launch in consumer_launches(128, consumers=2, stages=3, options=("D_headdim", "dt_bias", "dt_softplus")):
         assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0, launch.kernel.__name__
+
+
+@pytest.mark.parametrize("terms", [2, 1])
+@pytest.mark.parametrize("aside", [False, True])
+def test_what_is_issued_ahead_is_under_way(aside: bool, terms: int) -> None:
+    """At a model's sizes nothing spills, and ptxas neither runs products one by one nor puts in waits of its own."""
+    options = ("D_headdim", "dt_bias", "dt_softplus")
+    launch = replace(consumer_launches(128, 1, 2, options, terms, True, aside)[0], maxnreg=128)
+    assert launch.kernel.__name__.endswith("inline_1consumer_ahead" if aside else "1consumer_ahead")
+    assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0
+    target = GPUTarget("cuda", 90, 32)
+    source, chosen = source_of(launch, target)
+    code = triton.compile(source, target=target, options=chosen.__dict__)
+    with NamedTemporaryFile("w", suffix=".ptx") as text, NamedTemporaryFile(suffix=".cubin") as made:
+        text.write(code.asm["ptx"])
+        text.flush()
+        command = [knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", text.name, "-o", made.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "registers" in said and "wgmma" not in said, said
 
 
 PACKED = Case(1, 1024, 2, 32, 32, 1, "bfloat16", ("D", "z", "dt_bias", "dt_softplus", "initial_states", "cu_seqlens"))

@@ -74,6 +74,7 @@ def test_one_kernel_a_file_with_all_its_names(layer: Layer) -> None:
         in_roles = name.startswith(("chunk_gradients", "group_gradients"))
         computing = ["compute_rows", "compute_columns"] if in_roles else ["compute"]
         computing += ["compute_states"] if "_3consumers" in name else []
+        computing = ["make_steps", *computing] if "_inline" in name else computing
         assert [role.name for role in roles] == (["load_tiles", *computing] if "consumer" in name else [])
         # of a program that is specialised by warps each role is a function, and the kernel starts them
         assert {ast.unparse(role.decorator_list[0]) for role in roles} <= {"gluon.jit"}

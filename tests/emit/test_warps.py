@@ -59,12 +59,16 @@ def has_roles(name: str) -> bool:
 
 
 def products_of(name: str, layer: Layer) -> dict[str, int]:
-    """Products of each function by its plan, those of the loop twice, as the walk over its text has them."""
+    """Products of each function by its plan, those of the loop twice, as the walk over its text has them.
+
+    Those that are issued ahead are issued before the loop too.
+    """
     kernel = plan(name, layer)
     names = [f"compute_{role}" for role in kernel.roles] or ["compute"]
     every = [(sum(isinstance(s, ir.Dot) for s in ir.walk(part.body)), part) for part in stages.roles(kernel)]
     inside = [sum(isinstance(s, ir.Dot) for s in ir.walk(stages.stage_loop(part).body)) for _, part in every]
-    return {role: all_ + again for role, (all_, _), again in zip(names, every, inside, strict=True)}
+    ahead = len(stages.products_ahead(kernel))
+    return {role: all_ + again + ahead for role, (all_, _), again in zip(names, every, inside, strict=True)}
 
 
 def plan(name: str, layer: Layer) -> Kernel:
@@ -107,6 +111,32 @@ def test_a_wait_that_is_missing_is_found(name: str) -> None:
             assert line is not too_few and re.match(r"\s*\w+_rest_left = gl.convert_layout", lines[stop + 1]), text
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "_ahead" in name])
+def test_what_is_issued_ahead_is_of_the_next_stage(name: str) -> None:
+    """At the end of a stage, from tiles of the one that was waited for; there before other products follow."""
+    (compute,) = computing(sources.consumers()[name]).values()
+    loop = stage_loop(compute)
+    order = [ast.unparse(stmt) for stmt in loop.body]
+    issued = [line.partition(" = ")[0] for line in order if " = warpgroup_mma(" in line]
+    waits = [line for line in order if "warpgroup_mma_wait(" in line]
+    assert issued[0] == "y" and issued[-2:] == ["state", "CB"] and waits[0].startswith("CB = warpgroup_mma_wait(0")
+    following = order.index("following = (step + 1) % STAGES")
+    assert order[following + 1].startswith("mbarrier.wait(full.index(following)")
+    assert [line for line in order if ".index(following)" in line][1:] == order[following + 2 : following + 4]
+    assert order[following + 4] == (
+        "CB = warpgroup_mma(B_next_tile, C_next_tile.permute((1, 0)), "
+        "gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True)"
+    )
+    stored = next(at for at, stmt in enumerate(loop.body) if calls(stmt, "tma.async_copy_shared_to_global"))
+    assert stored < following
+    # the same product before the loop, from the first stage; two stages are in use at once
+    before = [ast.unparse(stmt) for stmt in compute.body[: compute.body.index(loop)]]
+    assert before[-1] == order[following + 4] and "gl.static_assert(STAGES > 1)" in before
+    assert [line for line in before if "_tiles.index(0)" in line] == [
+        f"{name}_next_tile = {name}_tiles.index(0).reshape([CHUNK, BLOCK_N])" for name in "CB"
+    ]
+
+
 # ---- barriers
 
 
@@ -126,10 +156,13 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
     text = sources.consumers(layer)[name]
     roles, consumers = functions(text), consumers_of(name)
     # in turns where a product multiplies what is made of the first, and all consumers do the same
+    ahead, aside = "_ahead" in name, "_inline" in name
     turns = consumers == 2 and name.startswith(("single_pass", "reverse_walk"))
     fixed = [("fixed.index(0)", "0")] if has_roles(name) else []
     inits = dict(barrier_calls(roles[name], "init"))
-    wanted = {"full.index(stage)": "count=1", "empty.index(stage)": f"count={consumers}"}
+    # a stage is full when its tiles are there and, where they are made aside, the step sizes of each consumer
+    filling = 1 + consumers if aside else 1
+    wanted = {"full.index(stage)": f"count={filling}", "empty.index(stage)": f"count={consumers}"}
     wanted |= {"turn.index(consumer)": "count=1"} if turns else {}
     assert inits == wanted | ({"fixed.index(0)": "count=1"} if fixed else {})
     # the loading warp: empty -> tiles on their way, whose bytes are the one arrival of full
@@ -141,19 +174,30 @@ def test_every_wait_has_its_arrival(name: str, layer: Layer) -> None:
         "full.index(stage)",
     ]
     assert not barrier_calls(load, "arrive")
+    if aside:
+        # empty -> put there, which is an arrival of full: once a trip and as the last thing
+        steps = stage_loop(roles["make_steps"])
+        assert barrier_calls(steps, "wait") == [("empty.index(stage)", "step // STAGES & 1 ^ 1")]
+        assert ast.unparse(steps.body[-1]) == "mbarrier.arrive(full.index(stage))"
     # a consumer: full -> done with the stage, once a trip and as the last thing
     in_turn = [("turn.index(consumer)", "step & 1 ^ 1 - consumer")] if turns else []
     for role, compute in computing(text).items():
         # B and C are not read by who adds up what is a sum over states
         waited = [] if role == "compute_states" else fixed
-        assert barrier_calls(compute, "wait") == [*waited, ("full.index(stage)", "step // STAGES & 1"), *in_turn]
+        full = [("full.index(stage)", "step // STAGES & 1")]
+        if ahead:
+            # every stage is waited for once, in order, and none that does not come
+            after = ("full.index(following)", "(step + 1) // STAGES & 1, pred=step + 1 < chunks")
+            full = [("full.index(0)", "0"), after]
+            assert "following = (step + 1) % STAGES" in ast.unparse(compute)
+        assert barrier_calls(compute, "wait") == [*waited, *full, *in_turn]
         given = [("turn.index(1 - consumer)", "")] if turns else []
         assert barrier_calls(compute, "arrive") == [*given, ("empty.index(stage)", "")]
         loop = stage_loop(compute)
         assert ast.unparse(loop.body[-1]) == "mbarrier.arrive(empty.index(stage))"
         # both go through the same stages: a wait or an arrival under a condition would keep the other waiting for ever
         assert ast.unparse(loop.iter) == ast.unparse(next(n for n in ast.walk(load) if isinstance(n, ast.For)).iter)
-        for role in (load, compute):
+        for role in (load, compute, *([roles["make_steps"]] if aside else [])):
             for branch in (n for n in ast.walk(role) if isinstance(n, ast.If)):
                 assert not any(calls(branch, f"mbarrier.{what}") for what in ("wait", "arrive", "expect"))
         if turns:
@@ -203,6 +247,12 @@ def test_every_tile_that_is_moved_is_allocated_and_expected(name: str, layer: La
     assert copies == sum(moved["slot"].values())
     # nothing is allocated in vain, and where all consumers do the same each has scratch of its own
     places = set(re.findall(r"(\w+_tiles)\.index", ast.unparse(load)))
+    if "_inline" in name:
+        # what is made aside has a slot of each stage for each consumer, where both find it
+        made = re.findall(r"(\w+_tiles)\.index\(slot\)\.store", ast.unparse(roles["make_steps"]))
+        assert made and all(buffers[tiles].shape.startswith(slots["slot"]) for tiles in made)
+        assert all(f"{tiles}.index(slot)" in computes for tiles in made)
+        places |= {*made}
     for tiles, buffer in buffers.items():
         if tiles not in (*places, *BARRIERS) and not has_roles(name):
             assert buffer.shape.startswith(f"[{consumers}, ") and f"{tiles}.index(consumer)" in computes
@@ -230,19 +280,24 @@ def test_a_fence_that_is_missing_is_found(name: str) -> None:
 
 @EACH
 def test_roles_get_the_arguments_that_they_take(name: str, layer: Layer) -> None:
-    """One `compute` per consumer, each with its own number, and one loading warp; registers that fit together."""
+    """One `compute` per consumer, each with its own number, and one loading warp; registers that fit together.
+
+    Where step sizes are made aside, a warp for each consumer has its number too.
+    """
     text = sources.consumers(layer)[name]
     roles, consumers = functions(text), consumers_of(name)
     (start,) = calls(roles[name], "gl.warp_specialize")
     partitions = [(ast.unparse(p.elts[0]), [ast.unparse(a) for a in p.elts[1].elts]) for p in start.args[0].elts]
     computes = [*computing(text)] if has_roles(name) else ["compute"] * consumers
-    assert [role for role, _ in partitions] == [*computes, "load_tiles"]
+    aside = consumers if "_inline" in name else 0
+    assert [role for role, _ in partitions] == [*computes, *["make_steps"] * aside, "load_tiles"]
     for at, (role, arguments) in enumerate(partitions):
         wanted = [argument.arg for argument in roles[role].args.args]
-        assert arguments == [str(at) if argument == "consumer" else argument for argument in wanted]
+        number = str(at - consumers if role == "make_steps" else at)
+        assert arguments == [number if argument == "consumer" else argument for argument in wanted]
     options = {word.arg: ast.literal_eval(word.value) for word in start.keywords}
-    assert options["worker_num_warps"] == [4] * (consumers - 1) + [1]
-    assert len(options["worker_num_regs"]) == consumers
+    assert options["worker_num_warps"] == [4] * (consumers - 1) + [1] * (aside + 1)
+    assert len(options["worker_num_regs"]) == consumers + aside
     # what the kernel before leaves is waited for before any role starts, and after the next kernel is let go
     order = [ast.unparse(stmt) for stmt in roles[name].body]
     assert order[-3:-1] == ["gdc_launch_dependents()", "gdc_wait()"]
@@ -262,6 +317,7 @@ BREAKS = {
 OF_ALL = {"sign of a decay", "no decay"}
 SEEN = {
     "single_pass_2terms_2consumers": {*BREAKS},
+    "single_pass_2terms_1consumer_ahead": {*BREAKS},
     "segment_state_1consumer": {*OF_ALL, "twice the factor dt"},
     "chunk_states_1consumer": {*OF_ALL, "twice the factor dt"},
     "chunk_adjoints_1consumer": {*OF_ALL, "gate without its sigmoid"},

@@ -37,6 +37,7 @@ SHAPES = {
         Walk(state_major="p"),
         Walk(consumers=2, descriptors=True, state_major="p", two_terms=True),
         Walk(consumers=2, descriptors=True, state_major="p"),
+        Walk(consumers=1, descriptors=True, state_major="p", two_terms=True, ahead=True),
         Walk(outputs=False, consumers=1, descriptors=True, state_major="p"),
     )
 }

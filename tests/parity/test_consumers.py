@@ -22,10 +22,17 @@ BASE = Case(2, 257, 3, 64, 64, 1, "bfloat16", ("D", "dt_bias", "dt_softplus"))
 
 
 def config(
-    consumers: int, segment: int = 0, joined: bool = False, stages: int = 2, maxnreg: int = 0, terms: int = 2
+    consumers: int,
+    segment: int = 0,
+    joined: bool = False,
+    stages: int = 2,
+    maxnreg: int = 0,
+    terms: int = 2,
+    ahead: bool = False,
+    aside: bool = False,
 ) -> dict[str, Any]:
-    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
-    found: dict[str, Any] = {"schedule": "single_pass", "chunk": 64, "prepared": True}
+    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms, "ahead": ahead}
+    found: dict[str, Any] = {"schedule": "single_pass", "chunk": 64, "prepared": True, "aside": aside}
     found["kernels"] = {"single_pass": numbers, "segment_state": numbers}
     if segment:
         found |= {"schedule": "segments", "segment": segment, "joined": joined, "state_dtype": "float32"}
@@ -39,6 +46,12 @@ SCHEDULES = {
     "passed": config(2, segment=128),
     "one term": config(2, terms=1),
     "joined in one term": config(1, segment=64, joined=True, terms=1),
+    "two programs, ahead": config(1, maxnreg=128, ahead=True),
+    "joined in one term, ahead": config(1, segment=64, joined=True, terms=1, ahead=True),
+    "steps aside": config(2, stages=3, aside=True),
+    "joined, steps aside": config(2, segment=64, joined=True, aside=True),
+    "ahead, steps aside": config(1, maxnreg=128, ahead=True, aside=True),
+    "one term, ahead, steps aside": config(1, segment=128, stages=3, terms=1, ahead=True, aside=True),
 }
 
 
@@ -48,7 +61,9 @@ OVERHANGING = [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)]
 
 def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[str, Any], Case]]:
     case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
-    hows = (config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1))
+    hows = [config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1)]
+    hows += [config(consumers, ahead=True, aside=aside) for aside in (False, True)] if dstate <= 128 else []
+    hows += [config(consumers, stages=1, aside=True)] if consumers == 2 else []
     return [(how, case) for how in hows]
 
 
@@ -96,6 +111,8 @@ def test_sizes_that_overhang(headdim: int, dstate: int, consumers: int) -> None:
 def test_heads_that_do_not_pair_up(nheads: int, ngroups: int, consumers: int) -> None:
     verify(config(consumers), replace(BASE, nheads=nheads, ngroups=ngroups))
     verify(config(consumers, 64, True), replace(BASE, nheads=nheads, ngroups=ngroups))
+    verify(config(consumers, ahead=True), replace(BASE, nheads=nheads, ngroups=ngroups))
+    verify(config(consumers, 64, True, ahead=True, aside=True), replace(BASE, nheads=nheads, ngroups=ngroups))
 
 
 def test_fp16() -> None:

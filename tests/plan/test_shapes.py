@@ -141,7 +141,6 @@ def test_consumers_of_other_families(how: dict[str, Any], family: MaskFamily, se
         {"heads": 2},
         {"p_tiles": 2},
         {"row_tiles": 2},
-        {"prepared": False},
         {"descriptors": False},
         {"state_major": "n"},
     ],
@@ -159,6 +158,10 @@ def test_what_no_launcher_launches_with_consumers(seed: int):
     inputs = inputs_of(Layer(), SMALL, seed)
     with pytest.raises(ValueError, match="without scores"):
         walk.kernel(Layer(), replace(consumers(2, 1), outputs=False))
+    states = replace(consumers(2, 1), outputs=False, two_terms=False)
+    for shape in (consumers(2, 1), consumers(1, 2), states, Walk(state_major="p")):
+        with pytest.raises(ValueError, match="issued ahead in walks with outputs, one consumer and one tile"):
+            walk.kernel(Layer(), replace(shape, ahead=True))
     with pytest.raises(ValueError, match="state_passing; give it consumers"):
         agrees(Layer(), inputs, schedule="segments", chunk=8, segment=8, joined=True)
     with pytest.raises(ValueError, match="no split"):

@@ -45,9 +45,14 @@ def in_effect(chosen: dict) -> dict:
         if consumers != 1:
             found[f"{kernel}.maxnreg"] = 0
         if not consumers and kernel == "single_pass":
-            found[f"{kernel}.terms"] = 2
+            found |= {f"{kernel}.terms": 2, f"{kernel}.ahead": False}
     if "joined" in chosen and not chosen["single_pass.consumers"]:
         found["joined"] = False
+    walks = [name for name in chosen if name.endswith(".consumers")]
+    if "aside" in chosen and not all(chosen[name] for name in walks):
+        found["aside"] = False
+    if not chosen.get("prepared", True):
+        found["aside"] = False
     return found
 
 
@@ -147,6 +152,25 @@ def test_what_is_not_legal_says_why(axes: dict, reason: str) -> None:
     base |= {"single_pass.num_warps": 4, "single_pass.num_stages": 2, "single_pass.descriptors": False}
     assert space.legal(space.config("single_pass", base), problem, gpu) is None
     assert reason in (space.legal(space.config("single_pass", {**base, **axes}), problem, gpu) or "")
+
+
+@pytest.mark.parametrize(
+    ("problem", "axes", "reason"),
+    [
+        (PROBLEMS[0], {}, None),
+        (PROBLEMS[0], {"single_pass.num_stages": 1}, "two stages"),
+        (PROBLEMS[0], {"single_pass.consumers": 2}, "one consumer"),
+        (PROBLEMS[2], {"single_pass.num_stages": 2}, "one tile of dstate"),
+    ],
+    ids=str,
+)
+def test_what_is_made_ahead_takes_two_stages_and_registers(problem: Problem, axes: dict, reason: str | None) -> None:
+    base = {"chunk": 64, "prepared": True, "single_pass.consumers": 1, "single_pass.num_stages": 3}
+    plain, ahead = (space.config("single_pass", {**base, **axes, "single_pass.ahead": how}) for how in (False, True))
+    assert "ahead" not in plain["kernels"]["single_pass"] and ahead["kernels"]["single_pass"]["ahead"] is True
+    assert space.legal(plain, problem, GPUS[0]) is None
+    found = space.legal(ahead, problem, GPUS[0])
+    assert found is None if reason is None else reason in (found or "")
 
 
 def test_descriptors_came_with_sm90() -> None:

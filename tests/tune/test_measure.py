@@ -220,6 +220,22 @@ def test_more_is_compiled_ahead_than_compiles_at_a_time_and_inputs_are_not_waite
     assert worker.calls == []
 
 
+def test_what_is_less_accurate_than_was_asked_for_is_out() -> None:
+    class Measuring(FakeWorker):
+        def call(self, method: str, *args: Any, time_limit_s: float) -> Any:
+            found = super().call(method, *args, time_limit_s=time_limit_s)
+            return Result(found, 1.0, 0.1, found["error"], 5e-3) if method == "run" else found
+
+    task = Task("small", "forward", PROBLEM)
+    bench = MeasuringBench(task, Measuring(), FakePool(), seed=0, max_error=1.9e-3)  # type: ignore[arg-type]
+    prepared: Future[Any] = Future()
+    prepared.set_result(None)
+    assert bench.run({"error": 1.8e-3}, prepared, None).error == 1.8e-3
+    for error in (2e-3, float("nan")):
+        with pytest.raises(RejectedError, match="0.0019 is asked for"):
+            bench.run({"error": error}, prepared, None)
+
+
 def test_a_problem_that_does_not_fit_is_no_fault_of_a_candidate() -> None:
     bench = bench_of(FakeWorker(), FakePool(), replace(PROBLEM, batch=1000))
     with pytest.raises(ProblemError, match="out of memory"):

@@ -38,3 +38,24 @@ def leading(value, dtype: gl.constexpr):
     if dtype == gl.bfloat16:
         return (value.to(gl.uint32, bitcast=True) & 0xFFFF0000).to(gl.float32, bitcast=True)
     return value.to(dtype).to(gl.float32)
+
+
+@gluon.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow for large x and without losing small results for very negative x."""
+    u = gl.exp(-gl.abs(x))
+    w = 1.0 + u
+    # log(1 + u) = u where 1 + u rounds to 1, else log(w) corrected by the rounding of w
+    log1p = gl.where(w == 1.0, u, gl.log(w) * (u / gl.where(w == 1.0, 1.0, w - 1.0)))
+    return maximum(x, 0.0) + log1p
+
+
+@gluon.jit
+def _plus(a, b):
+    return a + b
+
+
+@gluon.jit
+def running_sum(x):
+    """Sums of a vector from its start up to each entry, that one included."""
+    return gl.associative_scan(x, 0, _plus)

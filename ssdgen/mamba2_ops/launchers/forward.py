@@ -44,11 +44,14 @@ from ..kernels import (
     segment_state_2n_2p,
     segment_state_2p,
     segment_state_4heads_tma,
+    segment_state_inline_1consumer,
+    segment_state_inline_2consumers,
     segment_state_pmajor,
     segment_state_pmajor_tma,
     segment_state_tma,
     single_pass,
     single_pass_1consumer,
+    single_pass_1consumer_ahead,
     single_pass_2consumers,
     single_pass_2heads_tma,
     single_pass_2n,
@@ -59,14 +62,19 @@ from ..kernels import (
     single_pass_2n_2p_inline_gated,
     single_pass_2n_2terms_1consumer,
     single_pass_2n_2terms_2consumers,
+    single_pass_2n_2terms_inline_2consumers,
     single_pass_2n_inline,
     single_pass_2n_inline_gated,
     single_pass_2p,
     single_pass_2p_inline,
     single_pass_2p_inline_gated,
     single_pass_2terms_1consumer,
+    single_pass_2terms_1consumer_ahead,
     single_pass_2terms_2consumers,
+    single_pass_2terms_inline_1consumer_ahead,
+    single_pass_2terms_inline_2consumers,
     single_pass_inline,
+    single_pass_inline_1consumer_ahead,
     single_pass_inline_gated,
     single_pass_pmajor,
     single_pass_pmajor_tma,
@@ -115,24 +123,31 @@ SEGMENT_STATE = {
     (1, 1, 1, "p", True, False): segment_state_pmajor,
     (1, 1, 1, "p", True, True): segment_state_pmajor_tma,
 }
-# consumers of a program, tiles of dstate: kernels that are specialised by warps, for Hopper
+# kernels that are specialised by warps, for Hopper: consumers of a program, tiles of dstate, terms of the scores,
+# whether C B^T is issued ahead, whether step sizes are made aside
 SINGLE_PASS_CONSUMERS = {
-    (1, 1): single_pass_2terms_1consumer,
-    (2, 1): single_pass_2terms_2consumers,
-    (1, 2): single_pass_2n_2terms_1consumer,
-    (2, 2): single_pass_2n_2terms_2consumers,
-}
-SINGLE_PASS_ONE_TERM = {
-    (1, 1): single_pass_1consumer,
-    (2, 1): single_pass_2consumers,
-    (1, 2): single_pass_2n_1consumer,
-    (2, 2): single_pass_2n_2consumers,
+    (1, 1, 2, False, False): single_pass_2terms_1consumer,
+    (2, 1, 2, False, False): single_pass_2terms_2consumers,
+    (1, 2, 2, False, False): single_pass_2n_2terms_1consumer,
+    (2, 2, 2, False, False): single_pass_2n_2terms_2consumers,
+    (1, 1, 1, False, False): single_pass_1consumer,
+    (2, 1, 1, False, False): single_pass_2consumers,
+    (1, 2, 1, False, False): single_pass_2n_1consumer,
+    (2, 2, 1, False, False): single_pass_2n_2consumers,
+    (1, 1, 2, True, False): single_pass_2terms_1consumer_ahead,
+    (1, 1, 1, True, False): single_pass_1consumer_ahead,
+    (2, 1, 2, False, True): single_pass_2terms_inline_2consumers,
+    (2, 2, 2, False, True): single_pass_2n_2terms_inline_2consumers,
+    (1, 1, 2, True, True): single_pass_2terms_inline_1consumer_ahead,
+    (1, 1, 1, True, True): single_pass_inline_1consumer_ahead,
 }
 SEGMENT_STATE_CONSUMERS = {
-    (1, 1): segment_state_1consumer,
-    (2, 1): segment_state_2consumers,
-    (1, 2): segment_state_2n_1consumer,
-    (2, 2): segment_state_2n_2consumers,
+    (1, 1, 1, False, False): segment_state_1consumer,
+    (2, 1, 1, False, False): segment_state_2consumers,
+    (1, 2, 1, False, False): segment_state_2n_1consumer,
+    (2, 2, 1, False, False): segment_state_2n_2consumers,
+    (1, 1, 1, False, True): segment_state_inline_1consumer,
+    (2, 1, 1, False, True): segment_state_inline_2consumers,
 }
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {
@@ -441,7 +456,7 @@ def _plan(
     if final_states:
         sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
 
-    if prepared:
+    if prepared and not _aside(sizes, config):
         _prepare(sizes, config)
     length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
     if C is None:
@@ -505,14 +520,13 @@ def _walk(
     """A walk over chunks: the single pass, or the segments' states."""
     names, table = sizes.names, SINGLE_PASS if kernel == "single_pass" else SEGMENT_STATE
     numbers = numbers_of(config, kernel)
-    if consumers := _consumers(sizes, config, kernel):
-        block, tiles = consumer_tiles(names["DSTATE"])
-        table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
-        if kernel == "single_pass" and numbers.get("terms") == 1:
-            table = SINGLE_PASS_ONE_TERM
+    if _consumers(sizes, config, kernel):
+        block, _ = consumer_tiles(names["DSTATE"])
+        aside = _aside(sizes, config)
+        module = _specialised(sizes, config, kernel, aside)
         numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
-        slots = {**slots, "dt": "dt_ready"}
-        sizes.launch(table[consumers, tiles], numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
+        slots = slots if aside else {**slots, "dt": "dt_ready"}
+        sizes.launch(module, numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
         return
     if numbers.get("consumers"):
         # what fits anywhere, where warps cannot be specialised
@@ -554,17 +568,36 @@ def _walk(
 
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
-    names = sizes.names
     wanted = numbers_of(config, kernel).get("consumers", 0)
-    table = SINGLE_PASS_CONSUMERS if kernel == "single_pass" else SEGMENT_STATE_CONSUMERS
     possible = (
         wanted
-        and not names["HAS_CU_SEQLENS"]
+        and not sizes.names["HAS_CU_SEQLENS"]
         and config.get("prepared", True)
         and can_specialise(sizes, _described(kernel))
-        and (wanted, consumer_tiles(names["DSTATE"])[1]) in table
+        and _specialised(sizes, config, kernel, False)
     )
     return wanted if possible else 0
+
+
+def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool) -> Any:
+    """The kernel of a walk whose warps are specialised, None where there is none.  aside: it makes its step sizes."""
+    numbers, outputs = numbers_of(config, kernel), kernel == "single_pass"
+    table = SINGLE_PASS_CONSUMERS if outputs else SEGMENT_STATE_CONSUMERS
+    shape = (numbers.get("consumers", 0), consumer_tiles(sizes.names["DSTATE"])[1])
+    shape += (numbers.get("terms", 2) if outputs else 1,)
+    # what is issued ahead waits for a second stage
+    ahead = outputs and numbers.get("ahead", False) and numbers.get("num_stages", 2) > 1
+    found = table.get((*shape, ahead, aside))
+    return found if found or aside else table.get((*shape, False, False))
+
+
+def _aside(sizes: Sizes, config: dict[str, Any]) -> bool:
+    """Whether every walk makes its step sizes in a warp of its own, so that none are prepared."""
+    if not config.get("aside") or sizes.tensors["A"].dim() == 3:
+        return False
+    walks = [kernel for kernel in ("single_pass", "segment_state") if kernel in config["kernels"]]
+    walks += ["segment_state"] if sizes.tensors["C"] is None else []
+    return all(_consumers(sizes, config, kernel) and _specialised(sizes, config, kernel, True) for kernel in walks)
 
 
 def _scan(sizes: Sizes, config: dict[str, Any]) -> None:

@@ -1,12 +1,18 @@
-"""Parts of a walk whose program is specialised by warps: who walks for what, and states from summaries.  -> walk"""
+"""Parts of a walk whose program is specialised by warps.  -> walk
+
+Who walks for what, step sizes that another warp makes, and states from summaries.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import sympy
 
 from ...spec.decompose import decay
-from ..ir import Let, Load, Scalar, Stmt, Value
-from ..lower import Lowering
+from ...spec.layer import Layer
+from ..ir import Aside, Let, Load, Scalar, Stmt, Value
+from ..lower import Lowering, merge
 from . import common
 
 
@@ -64,3 +70,19 @@ def joined(outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:
         lowering.bind("state", at, Value(lowering.variable("state", at), state_axes[1:]), 1)
         lowering.need("state_out", at)
     return tuple(lowering.scopes[1])
+
+
+def steps(outer: Lowering, layer: Layer, batch: str, zero_past_end: frozenset[str]) -> Aside:
+    """The step sizes and running sums of a chunk from what the caller passes, made aside and bound in `outer`."""
+    raw = {name: replace(source, level=1) for name, source in common.raw_sources(layer, batch).items()}
+    lowering = Lowering(outer.graph, outer.pieces, raw, rename=common.RENAME, zero_past_end=zero_past_end)
+    (head,), (row,) = outer.pieces["h"], outer.pieces["j"]
+    values, sizes = [], []
+    for name in common.prepared_sources(layer, batch, last=""):
+        at = {"h": head, "j": row}
+        made = lowering.need(name, at)
+        assert made is not None and row.span is not None
+        outer.bind(name, at, made[0], 1)
+        values.append(made[0])
+        sizes.append((row.span.size,) * len(made[0].axes))
+    return Aside(tuple(values), tuple(sizes), merge(tuple(lowering.scopes[1])))

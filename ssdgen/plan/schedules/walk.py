@@ -23,11 +23,14 @@ class Walk:
 
     heads: heads per program that share B, C and C B^T; n_tiles, p_tiles: tiles of dstate and headdim (96 = 64 + 32).
     row_tiles: sub-tiles of the chunk, so that those above the diagonal are left out.
-    prepared: step sizes and running sums come from `dt_cumsum`; descriptors: operands move by tensor descriptors.
+    prepared: step sizes and running sums come from `dt_cumsum`; else the walk makes them, with consumers in a warp of
+    their own.  descriptors: operands move by tensor descriptors.
     state_major: which of n and p the state's rows are; p transposes the outputs and the scores with it.
     two_terms: the scores go into their product as a sum of two tiles of the operands' dtype.
     consumers: 0, or groups of warps of a program that is specialised by warps: one warp moves tiles, and each group
     walks for one head or one tile of headdim; all are of one group of heads and share B and C.
+    ahead: C B^T of the next chunk is issued once y is stored, and made while this one ends; scores are made while the
+    state's part of y is under way.
     """
 
     outputs: bool = True
@@ -40,6 +43,7 @@ class Walk:
     state_major: str = "n"
     two_terms: bool = False
     consumers: int = 0
+    ahead: bool = False
 
     @property
     def name(self) -> str:
@@ -54,6 +58,7 @@ class Walk:
         parts += [] if self.prepared else ["inline"]
         parts += ["tma"] if self.descriptors and not self.consumers else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
+        parts += ["ahead"] if self.ahead else []
         return "_".join(parts)
 
 
@@ -71,7 +76,12 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
+    if shape.ahead and not (shape.outputs and shape.consumers == 1 and shape.n_tiles == 1):
+        # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice; two consumers
+        # are slower with it (281 us against 230 on an H200)
+        raise ValueError("C B^T is issued ahead in walks with outputs, one consumer and one tile of dstate")
     graph = chunk_graph(layer)
+    aside = shape.consumers > 0 and not shape.prepared
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
     batch = "row_b" if varlen else "b"
@@ -131,6 +141,10 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue.append(Full(total, ()))
         lowering.bind("total", {"h": h}, total, 1)
 
+    steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer))] if aside else []
+    # C B^T is there already: what is issued first runs while scores are made
+    for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
+        lowering.need("y_state", at)
     # the decays first: the order of the loads decides how many registers the compiler spills (9% of the time on sm90)
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
@@ -148,7 +162,9 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         for h in heads:
             lowering.need("total_out", {"h": h})
     body = merge(
-        common.loads_first([Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *lowering.scopes[1]])
+        common.loads_first(
+            [Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *steps, *lowering.scopes[1]]
+        )
     )
     epilogue = _leaving(lowering, shape, state_axes)
     loop = For("step", "chunks", body)
@@ -164,16 +180,17 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         (_programs(layer, shape, p_sizes), "nsegments", "sequences" if varlen else "batch"),
         (*prologue, *merge(tuple(lowering.scopes[0])), loop, *epilogue),
         shape.consumers,
+        ahead=shape.ahead,
     )
 
 
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0) != plain:
+    if replace(shape, consumers=0, prepared=True, ahead=False) != plain:
         raise ValueError(
-            "consumers go with one head each, one tile of headdim, prepared step sizes, tensor descriptors and "
-            f"states by rows of headdim, not with {shape}"
+            "consumers go with one head each, one tile of headdim, tensor descriptors and states by rows of headdim, "
+            f"not with {shape}"
         )
 
 
@@ -211,7 +228,7 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
     sources |= common.seq_sources(batch, first="row0", last="minimum(row0 + CHUNK, stop) - 1")
     if shape.prepared:
         sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=shape.consumers > 0)
-    else:
+    elif not shape.consumers:
         sources |= common.raw_sources(layer, batch)
     return sources
 

@@ -1,0 +1,451 @@
+"""Each of 2 groups of warps walks the chunks of a segment for one head, the state in registers; it writes the state a
+segment leaves behind and its total decay. Another warp moves the tiles that they read, stages ahead.
+
+dt_biased[h, j] = dt_bias[h] + dt_raw[h, j]    if HAS_DT_BIAS
+dt_positive[h, j] = softplus(dt_biased[h, j])    if DT_SOFTPLUS
+dt[h, j] = Min(dt_max, Max(dt_min, dt_positive[h, j]))
+log_decay[h, j] = A[h]*dt[h, j]/log(2)
+dA_cs[h, j] = running sum of log_decay[h, j] over j
+dA_last[h] = last dA_cs[h, j]
+right_decay_whole[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*dt[h, j]
+right_decay[h, j] = Piecewise((right_decay_whole[h, j], Eq(seq_last, seq[j])), (0, True))    if HAS_SEQ_IDX
+centre_decay_whole[h] = 2**Min(0, dA_last[h])
+centre_decay[h] = Piecewise((centre_decay_whole[h], Eq(seq_before, seq_last)), (0, True))    if HAS_SEQ_IDX
+x_weighted[h, j, p] = right_decay[h, j]*x[h, j, p]
+local_state[h, p, n] = sum over j of x_weighted[h, j, p] * B[j, n]
+state_out[h, p, n] = centre_decay[h]*state[h, p, n] + local_state[h, p, n]
+total_whole[h] = dA_last[h] + total[h]
+total_out[h] = Piecewise((total_whole[h], Eq(seq_before, seq_last)), (-oo, True))    if HAS_SEQ_IDX
+"""
+
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .warpgroup_functions import decay, maximum, minimum, running_sum, softplus
+
+
+@gluon.jit
+def load_tiles(
+    x_desc,
+    B_desc,
+    seqlen,
+    nheads,
+    ngroups,
+    segment_len,
+    x_tiles,
+    B_tiles,
+    full,
+    empty,
+    HEADDIM: gl.constexpr,
+    CHUNK: gl.constexpr,
+    BLOCK_P: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """The warp that moves tiles into shared memory, up to STAGES chunks ahead of the consumers."""
+    p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
+    walks = nheads // ngroups * p_blocks
+    programs = gl.cdiv(walks, 2)
+    group = gl.cast(gl.program_id(0) // programs, gl.int64)
+    segment = gl.cast(gl.program_id(1), gl.int64)
+    b = gl.cast(gl.program_id(2), gl.int64)
+    start = segment * segment_len
+    stop = gl.minimum(start + segment_len, seqlen)
+    chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
+    for step in range(chunks):
+        row0 = start + step * CHUNK
+        stage = step % STAGES
+        ready = full.index(stage)
+        mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
+        shared: gl.constexpr = B_desc.block_type.nbytes
+        own: gl.constexpr = x_desc.block_type.nbytes
+        mbarrier.expect(ready, shared + 2 * own)
+        tma.async_copy_global_to_shared(
+            B_desc,
+            [gl.cast(b, gl.int32), gl.cast(group, gl.int32), gl.cast(row0, gl.int32), 0],
+            ready,
+            B_tiles.index(stage),
+        )
+        for consumer in gl.static_range(2):
+            slot = stage * 2 + consumer
+            walk = gl.program_id(0) % programs * 2 + consumer
+            at = gl.minimum(walk, walks - 1)
+            head = group * (nheads // ngroups) + at // p_blocks
+            p0 = at % p_blocks * BLOCK_P
+            tma.async_copy_global_to_shared(
+                x_desc,
+                [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32), p0],
+                ready,
+                x_tiles.index(slot),
+            )
+
+
+@gluon.jit
+def make_steps(
+    dt_ptr,
+    dt_bias_ptr,
+    A_ptr,
+    stride_dt_batch: gl.int64,
+    stride_dt_seqlen: gl.int64,
+    stride_dt_nheads: gl.int64,
+    seqlen,
+    nheads,
+    ngroups,
+    segment_len,
+    dt_min,
+    dt_max,
+    dt_tiles,
+    dA_cs_tiles,
+    dA_last_tiles,
+    full,
+    empty,
+    consumer: gl.constexpr,
+    HEADDIM: gl.constexpr,
+    CHUNK: gl.constexpr,
+    BLOCK_P: gl.constexpr,
+    STAGES: gl.constexpr,
+    HAS_DT_BIAS: gl.constexpr,
+    DT_SOFTPLUS: gl.constexpr,
+):
+    """The warp that makes dt, dA_cs and dA_last of each stage for one consumer."""
+    LANES: gl.constexpr = gl.BlockedLayout([CHUNK // 32], [32], [1], [0])
+    p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
+    walks = nheads // ngroups * p_blocks
+    programs = gl.cdiv(walks, 2)
+    group = gl.cast(gl.program_id(0) // programs, gl.int64)
+    walk = gl.program_id(0) % programs * 2 + consumer
+    at = gl.minimum(walk, walks - 1)
+    head = group * (nheads // ngroups) + at // p_blocks
+    segment = gl.cast(gl.program_id(1), gl.int64)
+    b = gl.cast(gl.program_id(2), gl.int64)
+    start = segment * segment_len
+    stop = gl.minimum(start + segment_len, seqlen)
+    chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
+    row = gl.arange(0, CHUNK, LANES)
+    for step in range(chunks):
+        row0 = start + step * CHUNK
+        row_in = row < stop - row0
+        dt_base = dt_ptr + b * stride_dt_batch + row0 * stride_dt_seqlen + head * stride_dt_nheads
+        dt = gl.load(dt_base + row * stride_dt_seqlen, mask=row_in, other=0.0).to(gl.float32)
+        if HAS_DT_BIAS:
+            dt_bias = gl.load(dt_bias_ptr + head).to(gl.float32)
+            dt = dt + dt_bias
+        if DT_SOFTPLUS:
+            dt = softplus(dt)
+        dt = gl.where(row_in, minimum(dt_max, maximum(dt_min, dt)), 0.0)
+        A = gl.load(A_ptr + head).to(gl.float32)
+        log_decay = dt * A * 1.4426950408889634
+        dA_cs = running_sum(log_decay)
+        dA_last = gl.sum(log_decay, axis=0)
+        stage = step % STAGES
+        slot = stage * 2 + consumer
+        mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
+        dt_tiles.index(slot).store(dt)
+        dA_cs_tiles.index(slot).store(dA_cs)
+        dA_last_tiles.index(slot).store(gl.full([1], dA_last, gl.float32, LANES))
+        mbarrier.arrive(full.index(stage))
+
+
+@gluon.jit
+def compute(
+    seq_idx_ptr,
+    summary_ptr,
+    total_ptr,
+    seqlen,
+    nheads,
+    ngroups,
+    nsegments,
+    segment_len,
+    x_tiles,
+    B_tiles,
+    dt_tiles,
+    dA_cs_tiles,
+    dA_last_tiles,
+    full,
+    empty,
+    consumer: gl.constexpr,
+    HEADDIM: gl.constexpr,
+    DSTATE: gl.constexpr,
+    CHUNK: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_P: gl.constexpr,
+    STAGES: gl.constexpr,
+    DOT: gl.constexpr,
+    HAS_SEQ_IDX: gl.constexpr,
+):
+    """One consumer: four warps that multiply together."""
+    BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
+    BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
+    walks = nheads // ngroups * p_blocks
+    programs = gl.cdiv(walks, 2)
+    group = gl.cast(gl.program_id(0) // programs, gl.int64)
+    walk = gl.program_id(0) % programs * 2 + consumer
+    at = gl.minimum(walk, walks - 1)
+    head = group * (nheads // ngroups) + at // p_blocks
+    p0 = at % p_blocks * BLOCK_P
+    segment = gl.cast(gl.program_id(1), gl.int64)
+    b = gl.cast(gl.program_id(2), gl.int64)
+    start = segment * segment_len
+    stop = gl.minimum(start + segment_len, seqlen)
+    chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
+    row = gl.arange(0, CHUNK, gl.SliceLayout(0, BY_CHUNK))
+    n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    p = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_BLOCK_N))
+    n_in = n < DSTATE
+    p_in = p < HEADDIM - p0
+    state = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
+    total = 0.0
+    for step in range(chunks):
+        row0 = start + step * CHUNK
+        row_in = row < stop - row0
+        if HAS_SEQ_IDX:
+            seq = gl.load(seq_idx_ptr + b * seqlen + row0 + row, mask=row_in, other=0)
+            seq_last = gl.load(seq_idx_ptr + b * seqlen + gl.minimum(row0 + CHUNK, stop) - 1)
+        if HAS_SEQ_IDX:
+            seq_before = gl.load(seq_idx_ptr + b * seqlen + gl.maximum(row0 - 1, 0))
+        stage = step % STAGES
+        slot = stage * 2 + consumer
+        mbarrier.wait(full.index(stage), step // STAGES & 1)
+        x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
+        B_tile = B_tiles.index(stage).reshape([CHUNK, BLOCK_N])
+        dt_tile = dt_tiles.index(slot)
+        dA_cs_tile = dA_cs_tiles.index(slot)
+        dA_last = gl.sum(dA_last_tiles.index(slot).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
+        dA_cs = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
+        dt = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
+        right_decay = dt * decay(dA_last - dA_cs)
+        if HAS_SEQ_IDX:
+            right_decay = gl.where(seq_last == seq, right_decay, 0.0)
+        x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
+        x_weighted = x_turned.to(gl.float32) * right_decay[None, :]
+        # centre and right factor: the state that leaves the chunk
+        centre_decay = decay(dA_last)
+        if HAS_SEQ_IDX:
+            centre_decay = gl.where(seq_before == seq_last, centre_decay, 0.0)
+        state = state * centre_decay
+        x_weighted_left = gl.convert_layout(x_weighted.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
+        state = warpgroup_mma(x_weighted_left, B_tile, state, is_async=True)
+        total = dA_last + total
+        if HAS_SEQ_IDX:
+            total = gl.where(seq_before == seq_last, total, float("-inf"))
+        state, x_weighted_left = warpgroup_mma_wait(0, deps=(state, x_weighted_left))
+        mbarrier.arrive(empty.index(stage))
+    if walk < walks:
+        summary_base = summary_ptr + ((b * nsegments + segment) * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
+        gl.store(
+            summary_base + p[:, None] * DSTATE + n[None, :],
+            state.to(summary_base.dtype.element_ty),
+            mask=p_in[:, None] & n_in[None, :],
+        )
+        if p0 == 0:
+            gl.store(total_ptr + (b * nsegments + segment) * nheads + head, total.to(total_ptr.dtype.element_ty))
+
+
+# Triton 3.6 fails on programs of several consumers where it knows that there is one head
+@gluon.jit(do_not_specialize=["nheads"])
+def segment_state_inline_2consumers(
+    x_desc,  # [batch, nheads, seqlen, headdim]
+    B_desc,  # [batch, ngroups, seqlen, dstate]
+    dt_ptr,  # [batch, seqlen, nheads]
+    dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
+    A_ptr,  # [nheads]
+    seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
+    summary_ptr,  # [batch, nsegments, nheads, headdim, dstate]
+    total_ptr,  # [batch, nsegments, nheads]
+    stride_dt_batch: gl.int64,
+    stride_dt_seqlen: gl.int64,
+    stride_dt_nheads: gl.int64,
+    seqlen,
+    nheads,
+    ngroups,
+    nsegments,
+    segment_len,
+    dt_min,
+    dt_max,
+    HEADDIM: gl.constexpr,
+    DSTATE: gl.constexpr,
+    CHUNK: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_P: gl.constexpr,
+    STAGES: gl.constexpr,
+    DOT: gl.constexpr,
+    HAS_SEQ_IDX: gl.constexpr,
+    HAS_DT_BIAS: gl.constexpr,
+    DT_SOFTPLUS: gl.constexpr,
+):
+    x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES * 2, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
+    B_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
+    dt_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    dA_cs_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, CHUNK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    dA_last_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    # a stage is full when its tiles have arrived, and empty when every consumer has done with them
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=3)
+        mbarrier.init(empty.index(stage), count=2)
+    # up to here beside the kernel before, whose results come next
+    gdc_launch_dependents()
+    gdc_wait()
+    gl.warp_specialize(
+        [
+            (
+                compute,
+                (
+                    seq_idx_ptr,
+                    summary_ptr,
+                    total_ptr,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    nsegments,
+                    segment_len,
+                    x_tiles,
+                    B_tiles,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
+                    full,
+                    empty,
+                    0,
+                    HEADDIM,
+                    DSTATE,
+                    CHUNK,
+                    BLOCK_N,
+                    BLOCK_P,
+                    STAGES,
+                    DOT,
+                    HAS_SEQ_IDX,
+                ),
+            ),
+            (
+                compute,
+                (
+                    seq_idx_ptr,
+                    summary_ptr,
+                    total_ptr,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    nsegments,
+                    segment_len,
+                    x_tiles,
+                    B_tiles,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
+                    full,
+                    empty,
+                    1,
+                    HEADDIM,
+                    DSTATE,
+                    CHUNK,
+                    BLOCK_N,
+                    BLOCK_P,
+                    STAGES,
+                    DOT,
+                    HAS_SEQ_IDX,
+                ),
+            ),
+            (
+                make_steps,
+                (
+                    dt_ptr,
+                    dt_bias_ptr,
+                    A_ptr,
+                    stride_dt_batch,
+                    stride_dt_seqlen,
+                    stride_dt_nheads,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    segment_len,
+                    dt_min,
+                    dt_max,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
+                    full,
+                    empty,
+                    0,
+                    HEADDIM,
+                    CHUNK,
+                    BLOCK_P,
+                    STAGES,
+                    HAS_DT_BIAS,
+                    DT_SOFTPLUS,
+                ),
+            ),
+            (
+                make_steps,
+                (
+                    dt_ptr,
+                    dt_bias_ptr,
+                    A_ptr,
+                    stride_dt_batch,
+                    stride_dt_seqlen,
+                    stride_dt_nheads,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    segment_len,
+                    dt_min,
+                    dt_max,
+                    dt_tiles,
+                    dA_cs_tiles,
+                    dA_last_tiles,
+                    full,
+                    empty,
+                    1,
+                    HEADDIM,
+                    CHUNK,
+                    BLOCK_P,
+                    STAGES,
+                    HAS_DT_BIAS,
+                    DT_SOFTPLUS,
+                ),
+            ),
+            (
+                load_tiles,
+                (
+                    x_desc,
+                    B_desc,
+                    seqlen,
+                    nheads,
+                    ngroups,
+                    segment_len,
+                    x_tiles,
+                    B_tiles,
+                    full,
+                    empty,
+                    HEADDIM,
+                    CHUNK,
+                    BLOCK_P,
+                    STAGES,
+                ),
+            ),
+        ],
+        worker_num_warps=[4, 1, 1, 1],
+        worker_num_regs=[240, 32, 32, 24],
+    )
+
+
+def grid(batch, nheads, ngroups, nsegments, HEADDIM, BLOCK_P, **_):
+    """Programs along each axis."""
+    return ngroups * triton.cdiv(nheads // ngroups * triton.cdiv(HEADDIM, BLOCK_P), 2), nsegments, batch
+
+
+def blocks(CHUNK, BLOCK_N, BLOCK_P, **_):
+    """Order of the dimensions and block of each tensor descriptor."""
+    return {
+        "x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
+        "B": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
+    }
