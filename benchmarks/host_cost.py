@@ -2,10 +2,10 @@
 
     python benchmarks/host_cost.py [--shapes "1,2048,80,64,128,1"] [--out FILE] [--no-peer] [--quick]
 
-Needs a CUDA GPU.  *Host* is the time until a call is enqueued, *wall* the time of a call in a stream of them; both passes
-are also timed in one thread, without the hand-over to that of autograd.  Last, a whole training step of a layer (forward,
-loss, backward, AdamW) is captured in a graph and replayed: its parameters must become those of the same steps made one
-by one.
+Needs a CUDA GPU.  *Host* is the time until a call is enqueued, *wall* the time of a call in a stream of them; both
+passes are also timed in one thread, without the hand-over to that of autograd.  Last, a whole training step of a layer
+(forward, loss, backward, AdamW) is captured in a graph and replayed: its parameters must become those of the same steps
+made one by one.
 """
 
 from __future__ import annotations

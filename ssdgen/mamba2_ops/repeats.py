@@ -7,7 +7,7 @@ and contents.  So a second call in a form gets what the first one has found.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -83,7 +83,7 @@ class Call:
     """A call of some form.
 
     names: of the operands that are there, in the order in which they are given; options: dt_softplus and both limits.
-    forward: makes the forward pass again; None: everything is looked up.  backward: the same for backward passes.
+    forward: makes the forward pass again; None: everything is looked up.
     """
 
     problem: Problem
@@ -92,4 +92,3 @@ class Call:
     final_states: bool
     state_dtype: torch.dtype | None
     forward: Again | None = None
-    backward: Forms[Again] = field(default_factory=lambda: Forms(16))

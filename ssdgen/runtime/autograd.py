@@ -21,19 +21,24 @@ from . import fallback, memory, paths
 from .checks import check_forward
 from .errors import DoubleBackwardError, GradientError, OptionError
 from .problem import Problem
-from .repeats import OPERANDS, Call, form_of
+from .repeats import OPERANDS, Again, Call, Forms, form_of
 from .sequences import seq_idx_of
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
-# the operators' first arguments: these, seq_idx and cu_seqlens
-_TENSORS = len(DIFFERENTIABLE) + 2
+# the operators' first arguments
+TENSORS = (*DIFFERENTIABLE, "seq_idx", "cu_seqlens")
+_TENSORS = len(TENSORS)
 _ARGUMENTS = _TENSORS + 6
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _OWN = "mamba2_ops"
 _PACKAGE = __package__ or _OWN
 NAMESPACE = "ssdgen" if _PACKAGE == f"ssdgen.{_OWN}" else _PACKAGE.replace(".", "_")
+
+# what kernels of the backward pass are given, and how those of earlier calls are called again
+_GIVEN = (*OPERANDS, "d_y", "d_final_states")
+_backwards: Forms[Again] = Forms(4096)
 
 _OPERANDS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
@@ -82,7 +87,7 @@ def scan(
     )  # fmt: skip
     # a subclass of Tensor is a tracer's, and knows operators alone
     if problem is not None and type(x) in (Tensor, torch.nn.Parameter):
-        operands = dict(zip((*DIFFERENTIABLE, "seq_idx", "cu_seqlens"), given[:_TENSORS], strict=True))
+        operands = dict(zip(TENSORS, given[:_TENSORS], strict=True))
         there = {name: operand for name, operand in operands.items() if operand is not None}
         call = Call(problem, tuple(there), given[_TENSORS : _TENSORS + 3], final_states, state_dtype)
         return _Scan.apply(call, *there.values())
@@ -262,47 +267,52 @@ class _Scan(torch.autograd.Function):
         if call.forward is not None:
             return paths.again(call.forward, call.names, operands)
         given = dict(zip(call.names, operands, strict=True))
-        tensors = [given.get(name) for name in (*DIFFERENTIABLE, "seq_idx", "cu_seqlens")]
-        return _forward(call.problem, *tensors, *call.options, 64, call.final_states, call.state_dtype)
+        return _forward(call.problem, *map(given.get, TENSORS), *call.options, 64, call.final_states, call.state_dtype)
 
     @staticmethod
     def backward(ctx, d_y, d_states):  # type: ignore[override]
         call, needs = ctx.call, ctx.needs_input_grad[1:]
         if d_y is None and d_states is None:
             return (None,) * (1 + len(needs))
-        operands = ctx.saved_tensors
+        given = dict(zip(call.names, ctx.saved_tensors, strict=True))
         wanted = frozenset(name for name, needed in zip(call.names, needs, strict=True) if needed)
-        if torch.is_grad_enabled():
-            found = _by_operator(call, operands, wanted, d_y, d_states)
-        else:
-            found = _repeat_backward(call, operands, wanted, d_y, d_states)
+        found = gradients(d_y, d_states, [*map(given.get, TENSORS)], call.options, wanted, call.problem)
         return (None, *map(found.get, call.names))
 
 
-def _by_operator(call: Call, operands, wanted: frozenset[str], d_y, d_states) -> dict[str, Tensor]:
-    """With create_graph gradients may be differentiated, of which the operator says that it cannot be."""
-    given = dict(zip(call.names, operands, strict=True))
-    tensors = [given.get(name) for name in (*DIFFERENTIABLE, "seq_idx", "cu_seqlens")]
-    needs = [name in wanted for name in DIFFERENTIABLE]
-    found = chunk_scan_backward(d_y, d_states, *tensors, *call.options, needs)
-    return dict(zip((name for name in DIFFERENTIABLE if name in wanted), found, strict=True))
+def gradients(
+    d_y: Tensor | None,
+    d_states: Tensor | None,
+    tensors: list[Tensor | None],
+    options: tuple[bool, float, float],
+    wanted: frozenset[str],
+    problem: Problem | None = None,
+) -> dict[str, Tensor]:
+    """`chunk_scan_backward` past the dispatcher: the gradients of the operands in `wanted`, by name.
 
-
-def _repeat_backward(call: Call, operands, wanted: frozenset[str], d_y, d_states) -> dict[str, Tensor]:
-    """Gradients by name, at the cost of the launches where a backward pass of the same form was before."""
-    form = form_of((*operands, d_y, d_states), wanted, memory.limit())
-    again = call.backward.get(form)
-    if again is not None:
-        return paths.again(again, (*call.names, "d_y", "d_final_states"), (*operands, d_y, d_states))
-    given = {**dict.fromkeys(OPERANDS), **dict(zip(call.names, operands, strict=True))}
-    cu_seqlens, limits = given.pop("cu_seqlens", None), call.options[1:]
-    options = {"dt_softplus": call.options[0], "dt_limit": limits, "needs": wanted}
-    found = _gradients(call.problem, d_y, d_states, given, cu_seqlens, options)
-    if call.forward is not None:
-        tensors = {**given, "d_y": d_y, "d_final_states": d_states}
-        again = paths.backward_again(call.problem, tensors, **options)
+    tensors: those of TENSORS; options: dt_softplus and both limits; problem: None for operands that nobody has checked.
+    Several may be parts of one tensor.  Errors: GradientError, those of `check_forward`.
+    """
+    if torch.is_grad_enabled():
+        # with create_graph gradients may be differentiated, of which the operator says that it cannot be
+        names = [name for name in DIFFERENTIABLE if name in wanted]
+        needs = [name in wanted for name in DIFFERENTIABLE]
+        return dict(zip(names, chunk_scan_backward(d_y, d_states, *tensors, *options, needs), strict=True))
+    *operands, cu_seqlens = tensors
+    form = None
+    if cu_seqlens is None:
+        form = form_of((*operands, d_y, d_states), options, wanted, memory.limit())
+        again = _backwards.get(form)
         if again is not None:
-            call.backward.put(form, again)
+            return paths.again(again, _GIVEN, (*operands, d_y, d_states))
+    problem = problem or _checked(*tensors, *options[1:])
+    given = dict(zip(OPERANDS, operands, strict=True))
+    how = {"dt_softplus": options[0], "dt_limit": options[1:], "needs": wanted}
+    found = _gradients(problem, d_y, d_states, given, cu_seqlens, how)
+    if form is not None and problem.batch and paths.runs_kernels(tensors[0]):
+        again = paths.backward_again(problem, {**given, "d_y": d_y, "d_final_states": d_states}, **how)
+        if again is not None:
+            _backwards.put(form, again)
     return found
 
 
