@@ -154,14 +154,6 @@ SLICES = Slicing(SHAPES, AXES, by_groups=False)
 # numbers of the kernels that add up parts
 SUM = {"num_warps": 4, "num_stages": 1}
 
-# gradients that are not left under the name of their input
-LEFT_AS = {
-    "A": ("d_A_sum", "d_A"),
-    "D": ("d_D_sum", "d_D_rows"),
-    "dt_bias": ("d_dt_bias_sum",),
-    "initial_states": ("d_initial",),
-}
-
 _recipes = Recipes()
 
 
@@ -209,10 +201,10 @@ def backward(
     key = key_of(tensors, id(config), x.device, *options, limit, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
-        return _again(recipe, needs, tensors, x.device)
+        return _again(recipe, _left_as(tensors, needs), tensors, x.device)
     plan = _plan(config, tensors, *options, limit)
     _recipes.run(key, plan, config)
-    return _results(plan.tensors, needs)
+    return _results(plan.tensors, _left_as(tensors, needs))
 
 
 def again(
@@ -232,14 +224,14 @@ def again(
     key = key_of(tensors, id(config), x.device, dt_softplus, dt_limit, needs, memory.limit(), precision(x))
     recipe = _recipes.get(key)
     same = all(tensors[name] is operand for name, operand in given.items())
-    return partial(_again, recipe, needs) if recipe is not None and same else None
+    return partial(_again, recipe, _left_as(tensors, needs)) if recipe is not None and same else None
 
 
 def _again(
-    recipe: Recipe, needs: frozenset[str], tensors: dict[str, Tensor | None], device: torch.device
+    recipe: Recipe, left: dict[str, str], tensors: dict[str, Tensor | None], device: torch.device
 ) -> dict[str, Tensor]:
     recipe(tensors, device)
-    return _results(tensors, needs)
+    return _results(tensors, left)
 
 
 def launches(
@@ -578,18 +570,12 @@ def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
 def _add_chunks(sizes: Sizes, needs: frozenset[str]) -> None:
     """The gradients of A, the bias and D, of which each chunk has left a part."""
     names, tensors = sizes.names, sizes.tensors
-    slots = {"A": "d_A_sum", "dt_bias": "d_dt_bias_sum", "D": "d_D_sum"}
-    if tensors["A"].dim() == 3:
-        # one for each token
-        del slots["A"]
-    by_channel = tensors["D"] is not None and tensors["D"].dim() == 2
-    if by_channel:
-        slots["D"] = "d_D_rows"
+    left = _left_as(tensors, needs)
+    summed = {name: left[name] for name in ("A", "dt_bias", "D") if name in left and left[name] != "d_A"}
     # one piece of memory for those that are alike: allocating costs the host as much as launching
     alike: dict[tuple[tuple[int, ...], torch.dtype], list[str]] = {}
-    for name, slot in slots.items():
-        if name in needs:
-            alike.setdefault((tuple(tensors[name].shape), tensors[name].dtype), []).append(slot)
+    for name, slot in summed.items():
+        alike.setdefault((tuple(tensors[name].shape), tensors[name].dtype), []).append(slot)
     for (shape, dtype), each in alike.items():
         sizes.allocate("+".join(each), (len(each), *shape) if len(each) > 1 else shape, dtype)
     if not alike:
@@ -604,24 +590,33 @@ def _add_chunks(sizes: Sizes, needs: frozenset[str]) -> None:
         BLOCK_T=min(128, next_power_of_two(nparts)),
         BLOCK_R=max(1, min(4096 // block_p, next_power_of_two(nrows))),
         BLOCK_P=block_p,
-        NEEDS_A="d_A_sum" in slots.values() and "A" in needs,
-        D_BY_HEAD="D" in needs and not by_channel,
-        D_BY_CHANNEL="D" in needs and by_channel,
+        NEEDS_A="A" in summed,
+        D_BY_HEAD=left.get("D") == "d_D_sum",
+        D_BY_CHANNEL=left.get("D") == "d_D_rows",
     )
 
 
-def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
+def _left_as(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, str]:
+    """Under which names the gradients of the inputs are found: those of a head's parameters are sums over chunks."""
+    left = {name: f"d_{name}" for name in sorted(needs)}
+    if "initial_states" in left:
+        left["initial_states"] = "d_initial"
+    if "A" in left and tensors["A"].dim() == 1:
+        left["A"] = "d_A_sum"
+    if "dt_bias" in left:
+        left["dt_bias"] = "d_dt_bias_sum"
+    if "D" in left:
+        left["D"] = "d_D_sum" if tensors["D"].dim() == 1 else "d_D_rows"
+    return left
+
+
+def _results(tensors: dict[str, Tensor | None], left: dict[str, str]) -> dict[str, Tensor]:
     """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
-    found = {}
-    for name in sorted(needs):
-        slots = LEFT_AS.get(name) or (f"d_{name}",)
-        made = next((tensors[slot] for slot in slots if slot in tensors), None)
-        found[name] = _shaped(name, made, tensors[name])
-    return found
+    return {name: _shaped(name, tensors[slot], tensors[name]) for name, slot in left.items()}
 
 
 def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
-    if made.dim() == 4 and name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
+    if name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
         # heads that share an operand, or slices of them
         made = made.unflatten(2, (given.shape[2], -1)).sum(3)
     return made if made.dtype is given.dtype else made.to(given.dtype)
