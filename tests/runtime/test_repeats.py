@@ -15,22 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from ssdgen.mamba2_ops import (
-    checks,
-    errors,
-    interface,
-    launching,
-    mamba_chunk_scan_combined,
-    paths,
-    repeats,
-    select,
-)
+from ssdgen.mamba2_ops import checks, direct, errors, interface, paths, repeats, select
 from ssdgen.mamba2_ops.launchers import backward as backward_launcher
 from ssdgen.mamba2_ops.launchers import forward as forward_launcher
-from tests.runtime.imitations import Cuda, compiled_for, in_place_of_triton
+from tests.runtime.imitations import Cuda
+from tests.runtime.whole_calls import BACK, WALK, in_place_of_kernels, operands, run, step
 
-WALK = {"schedule": "segments", "chunk": 16, "segment": 32, "kernels": {}, "state_dtype": "float32"}
-BACK = {"schedule": "chunks", "chunk": 16, "parts": 2, "kernels": {}, "state_dtype": "bfloat16"}
 # all that torch is asked for: y and what is left for other launches; gradients, two or three in one piece of memory
 FORWARD = {"empty_strided": 2}
 BACKWARD = {"empty_strided": 5, "unbind": 2}
@@ -50,47 +40,12 @@ class Counted(TorchDispatchMode):
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    made = in_place_of_triton(monkeypatch)
-    monkeypatch.setattr(launching.Launch, "__call__", lambda launch: compiled_for(made, launch))
-    monkeypatch.setattr(paths, "runs_kernels", lambda x: True)
-    found = {"forward": WALK, "backward": BACK}
-    monkeypatch.setattr(
-        select, "choose", lambda problem, gpu, direction="forward": select.Choice(found[direction], "a test")
-    )
-    for module in (forward_launcher, backward_launcher):
-        monkeypatch.setattr(module, "_recipes", launching.Recipes())
+    yield in_place_of_kernels(monkeypatch)
     select.forget()
-    yield made
-    select.forget()
-
-
-def operands(**changed: Any) -> dict[str, Any]:
-    bf16 = {"dtype": torch.bfloat16}
-    given = {
-        "x": torch.randn(1, 64, 4, 16, **bf16),
-        "dt": torch.rand(1, 64, 4, **bf16),
-        "A": -torch.rand(4),
-        "B": torch.randn(1, 64, 2, 16, **bf16),
-        "C": torch.randn(1, 64, 2, 16, **bf16),
-        "D": torch.randn(4),
-        "dt_bias": torch.randn(4),
-    }
-    return {**given, **changed}
-
-
-def run(given: dict[str, Any], **options: Any) -> Any:
-    return mamba_chunk_scan_combined(**given, **{"chunk_size": 64, "dt_softplus": True, **options})
 
 
 def differentiable(given: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value.requires_grad_(not names or name in names) for name, value in given.items()}
-
-
-def step(given: dict[str, Any], d_y: torch.Tensor | None = None, **options: Any) -> dict[str, torch.Tensor]:
-    y = run(given, **options)
-    wanted = [name for name, value in given.items() if value.requires_grad]
-    found = torch.autograd.grad(y, [given[name] for name in wanted], torch.ones_like(y) if d_y is None else d_y)
-    return dict(zip(wanted, found, strict=True))
 
 
 def addresses(launches: list[tuple]) -> set[int]:
@@ -248,8 +203,6 @@ def test_forms_are_forgotten_when_there_are_many() -> None:
 
 
 def test_what_is_packed_for_addresses_is_bounded(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssdgen.mamba2_ops import direct
-
     monkeypatch.setattr(direct.DirectRecipe, "MOST", 2)
     kept = []
     for _ in range(6):
