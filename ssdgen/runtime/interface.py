@@ -104,13 +104,14 @@ def mamba_chunk_scan_combined(
     With process_group: GroupError, RankMismatchError, CommunicationError (a rank has died), on every rank.
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
-    if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+    if _is_autocast(x):
         x, B, C, z = (autocast(tensor) for tensor in (x, B, C, z))
-        with torch.autocast(x.device.type, enabled=False):
-            return mamba_chunk_scan_combined(
-                x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
-                return_final_states, return_varlen_states, state_dtype, process_group=process_group,
-            )  # fmt: skip
+        if process_group is not None or is_compiling():
+            with torch.autocast(x.device.type, enabled=False):
+                return mamba_chunk_scan_combined(
+                    x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+                    dt_limit, return_final_states, return_varlen_states, state_dtype, process_group=process_group,
+                )  # fmt: skip
     if process_group is not None:
         # what ranks need is imported where there are some
         from .context_parallel import on_ranks
@@ -146,6 +147,13 @@ def scan(
             there = [operand for operand in operands if operand is not None]
             y, ends = autograd.repeated(call, there, _needs_gradient(*there))
             return (y, ends) if states else y
+    if not compiling and _is_autocast(x):
+        # what PyTorch does in place of kernels is not cast in its turn
+        with torch.autocast(x.device.type, enabled=False):
+            return scan(
+                *operands[:5], chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+                return_final_states, return_varlen_states, state_dtype, general,
+            )  # fmt: skip
     if compiling:
         # one operator, which checks its arguments itself: nothing below can be traced
         run = partial(autograd.scan, chunk_size=chunk_size, varlen_states=return_varlen_states)
@@ -190,6 +198,10 @@ def _call(problem, operands, dt_softplus, dt_limit, states, state_dtype) -> Call
             problem, given, dt_softplus=dt_softplus, dt_limit=limits, final_states=states, state_dtype=state_dtype
         )
     return call
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast(tensor: Tensor | None) -> Tensor | None:

@@ -96,6 +96,21 @@ def test_the_second_call_checks_and_looks_up_nothing(cuda: Cuda, monkeypatch: py
     run(operands())
 
 
+def test_under_autocast_operands_are_cast_and_nothing_else_is_done(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {name: operands()[name].float() for name in ("x", "B", "C")}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(3):
+            y = run(operands(**wide))
+            found = step(differentiable(operands(**wide)))
+        monkeypatch.setattr(torch, "autocast", None)
+        given = operands(**wide)
+        with Counted() as counted:
+            run(given)
+        step(differentiable(operands(**wide)))
+    assert y.dtype is torch.bfloat16 and found["x"].dtype is torch.float32
+    assert counted.found == FORWARD | {"_to_copy": 3}
+
+
 @pytest.mark.parametrize("names", [("x",), ("A",), ("D", "dt_bias"), ("B", "dt")])
 def test_only_what_is_needed_is_computed(names: tuple[str, ...], cuda: Cuda) -> None:
     for _ in range(3):
