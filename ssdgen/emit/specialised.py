@@ -37,8 +37,6 @@ def backward() -> dict[str, list[tuple[str, str]]]:
             "chunk_states": States(n_tiles=n, consumers=count),
             "chunk_adjoints": States(True, n_tiles=n, consumers=count),
             "segment_adjoint": States(True, False, n, count),
-            "chunk_states_1term": States(False, True, n, count, 1),
-            "chunk_adjoints_1term": States(True, True, n, count, 1),
         }
         for kernel, shape in shapes.items():
             found.setdefault(kernel, []).append((f"({count}, {n})", shape.name))

@@ -68,11 +68,7 @@ class Shapes:
         if consumers := _wanted(sizes, config, kernel, OPERANDS[kernel]):
             # what goes through shared memory has the operands' dtype
             if kernel in ("segment_state", "segment_adjoint") or dtype_of_states(config) is sizes.tensors["x"].dtype:
-                shapes = self._consumers.get(kernel, {})
-                if numbers.get("terms") == 1:
-                    # of what passes between segments there is no other shape
-                    shapes = self._consumers.get(f"{kernel}_1term", shapes)
-                module = shapes.get((consumers, tiles))
+                module = self._consumers.get(kernel, {}).get((consumers, tiles))
                 if module is not None:
                     numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
                     return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}

@@ -17,9 +17,6 @@ from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, next_power_of_two
 
 SCHEDULES = ("walk", "chunks")
 
-# in which what is scaled goes into its product, if a config says nothing
-TERMS = 2
-
 THIRD_ROLE = "a third adds up what is a sum over states, for which the others would wait"
 
 # registers of a thread with which programs of one consumer share a multiprocessor: two, and more; 0 for no cap
@@ -157,8 +154,6 @@ def _walk_axes(walk: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         why = "a cap on the registers lets programs of one consumer share a multiprocessor; a product takes some"
         values = tuple(count for count in REGISTERS if count in (0, HALF_OF_THE_REGISTERS) or count >= fewest)
         found.append(Axis(f"{walk}.maxnreg", values, why))
-        why = "what is scaled goes into its product in two terms of 16 bits or in one: half of the products"
-        found.append(Axis(f"{walk}.terms", (TERMS, 1), why))
     return found
 
 

@@ -15,7 +15,6 @@ from .backward_axes import (
     SCHEDULES,
     SHARES,
     SLICES,
-    TERMS,
     axes,
     check,
     lengths,
@@ -51,9 +50,7 @@ SHARED_OUT_HAVE = {"block_n": LARGEST, "block_p": LARGEST, "share": 0, "num_warp
 
 # what a config says of shared numbers where it launches none of their kernels
 UNUSED: dict[str, dict[str, Value]] = {
-    **dict.fromkeys(
-        ("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, "terms": TERMS, **CONSUMERS_HAVE}
-    ),
+    **dict.fromkeys(("states", "adjoints"), {"consumers": 0, "num_stages": 1, "maxnreg": 0, **CONSUMERS_HAVE}),
     "passing": {"block": 512, "num_warps": 4},
 }
 
@@ -66,8 +63,6 @@ LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1}
 # records stay as new as they were
 LATER: dict[str, tuple[Value, ...]] = {
     "slices": SLICES,
-    "states.terms": (TERMS, 1),
-    "adjoints.terms": (TERMS, 1),
     "reverse_walk.left": (0, 1),
     "group_gradients.consumers": (3,),
     "chunk_gradients.consumers": (3,),
@@ -120,7 +115,7 @@ def flatten(config: Config) -> dict[str, Value]:
     for kernel, numbers in kernels.items():
         whole: dict[str, Value] = {}
         if kernel in ("states", "adjoints"):
-            whole = {"consumers": 0, "maxnreg": 0, "terms": TERMS}
+            whole = {"consumers": 0, "maxnreg": 0}
             whole |= CONSUMERS_HAVE if numbers.get("consumers") else {"block_p": 64}
         elif kernel in SHARE:
             whole = {"consumers": 0, **(SHARED_OUT_HAVE if numbers.get("consumers") else {"block_n": LARGEST})}
@@ -192,8 +187,6 @@ def _what_matters(kernel: str, numbers: dict[str, Value]) -> dict[str, Value]:
         found["consumers"] = consumers
     if consumers != 1 or not found.get("maxnreg"):
         found.pop("maxnreg", None)
-    if not consumers or found.get("terms") == TERMS:
-        found.pop("terms", None)
     if not consumers or not found.get("left"):
         found.pop("left", None)
     if kernel in WHOLE:
@@ -255,8 +248,8 @@ def _shared_out(config: Config) -> Config:
 def _of_consumers(problem: Problem, gpu: Gpu, length: int, left: int, consumers: int, stages: int) -> Config:
     """A walk back, with all kernels that can be specialised by warps.  consumers, stages: of the walks forwards.
 
-    left: the walk back multiplies its state from registers, those forwards have one term, and heads are added up in
-    three roles; 0: in the other shapes.
+    left: the walk back multiplies its state from registers, and heads are added up in three roles; 0: in the other
+    shapes.
     """
     wanted: dict[str, Value] = {"chunk": CONSUMER_ROWS, "segment": length, "reverse_walk.left": left}
     for kernel, extent in SHARE.items():
@@ -264,7 +257,7 @@ def _of_consumers(problem: Problem, gpu: Gpu, length: int, left: int, consumers:
         if not HAVE_CONSUMERS[kernel](problem, gpu):
             wanted |= {f"{kernel}.num_stages": 1, f"{kernel}.share": SHARES[extent][0]}
     for walk in ("states", "adjoints"):
-        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.terms": TERMS - left}
+        wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages}
     return _nearest("walk", problem, gpu, wanted)
 
 

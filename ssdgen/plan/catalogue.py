@@ -71,11 +71,6 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         (shape := States(back, each, n, consumers)).name: partial(states.kernel, shape=shape)
         for (back, each), n, consumers in product(((False, True), (True, False), (True, True)), (1, 2), CONSUMERS)
     },
-    # where memory is fast the second term takes longer than it
-    **{
-        (shape := States(back, True, n, consumers, 1)).name: partial(states.kernel, shape=shape)
-        for back, n, consumers in product((False, True), (1, 2), CONSUMERS)
-    },
     **{
         (shape := Reverse(n, blocks=True, consumers=2, left=left)).name: partial(reverse.kernel, shape=shape)
         for left, n in product((False, True), (2, 4))
@@ -139,10 +134,11 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
 
 
 def made_aside(shape: Walk) -> bool:
-    """Whether a walk of this shape also comes with step sizes that a warp of its own makes."""
-    if not shape.outputs:
-        return shape.consumers > 0 and shape.n_tiles == 1
-    return shape.ahead or shape.consumers == 2 and shape.two_terms
+    """Whether a walk of this shape also comes with step sizes that a warp of its own makes.
+
+    Of one consumer: with two, the warps that make them and those that multiply are too many for the registers.
+    """
+    return shape.ahead or not shape.outputs and shape.consumers == 1 and shape.n_tiles == 1
 
 
 def scans() -> tuple[Scan, ...]:

@@ -97,7 +97,6 @@ def backward(
     block_p: int = 0,
     block_n: int = 0,
     left: bool = False,
-    terms: int = 2,
     three: bool = False,
     needs: frozenset[str] | None = None,
     constants: Mapping[str, int] | None = None,
@@ -105,12 +104,12 @@ def backward(
     """Gradients by the names of spec.oracle_gradient ("d_x", ..), in the shapes of the inputs.
 
     segment: tokens per segment, a multiple of `chunk`; the whole sequence if None.  parts, specialised, block_p,
-    block_n, left, terms, three: as in `launch_backward.How`.  needs: the inputs whose gradients are wanted; all that
+    block_n, left, three: as in `launch_backward.How`.  needs: the inputs whose gradients are wanted; all that
     are there if None.
     Raises as `forward` does.
     """
     call = launch.Call.of(layer, inputs, chunk, dict(constants or {}), run, lambda *extents: np.full(extents, np.nan))
-    how = launch_backward.How(schedule, segment, parts, specialised, block_p, block_n, left, terms, three)
+    how = launch_backward.How(schedule, segment, parts, specialised, block_p, block_n, left, three)
     return launch_backward.backward(call, inputs, d_y, d_final_states, how, needs)
 
 

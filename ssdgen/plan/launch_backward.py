@@ -39,8 +39,8 @@ class How:
 
     segment: tokens, None for the whole sequence; parts: programs that share out the heads of a group in "chunks";
     specialised: with the kernels that are specialised by warps, where there are such; block_p, block_n: tiles of
-    headdim and of dstate that programs share out in "walk", 0 for all in one; left, terms, three: of these kernels,
-    as in `Reverse`, `States` and `Gradients`.
+    headdim and of dstate that programs share out in "walk", 0 for all in one; left, three: of these kernels, as in
+    `Reverse` and `Gradients`.
     """
 
     schedule: BackwardSchedule = "walk"
@@ -50,7 +50,6 @@ class How:
     block_p: int = 0
     block_n: int = 0
     left: bool = False
-    terms: int = 2
     three: bool = False
 
 
@@ -157,7 +156,7 @@ class _Backward:
         call, rows = self.call, {}
         if self.how.specialised:
             block, count = tiles.consumer_tiles(call.constants["DSTATE"])
-            shape, rows = replace(shape, n_tiles=count, consumers=2, terms=self.how.terms), {"BLOCK_N": block}
+            shape, rows = replace(shape, n_tiles=count, consumers=2), {"BLOCK_N": block}
         else:
             shape = replace(shape, n_tiles=self.n_tiles)
         call.launch(states.kernel(self.layer, shape), tensors, rows, **flags)

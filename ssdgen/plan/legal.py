@@ -110,11 +110,8 @@ def _consumers_reason(kernel: str, config: Config, numbers: dict[str, Any], prob
     share = 2 if numbers.get("maxnreg") else 1
     if needed > gpu.smem_per_cta // share:
         return f"{needed} bytes of shared memory for each of {share} programs, and {gpu.name} has {gpu.smem_per_cta}"
-    if config.get("aside") and tiles > (2 if outputs else 1):
-        return "step sizes are made aside for one tile of dstate, of segments"
-    two_terms = numbers.get("terms", 2) == 2
-    if config.get("aside") and outputs and not (numbers.get("ahead") or consumers == 2 and two_terms):
-        return "step sizes are made aside where C B^T is made ahead, or for two consumers of scores in two terms"
+    if config.get("aside") and (tiles > 1 or consumers > 1 or outputs and not numbers.get("ahead")):
+        return "step sizes are made aside for one consumer and one tile of dstate, and where C B^T is made ahead"
     if numbers.get("ahead") and numbers.get("num_stages", 2) < 2:
         return "C B^T of the next chunk is made while this one is held: that takes two stages"
     if numbers.get("ahead") and (tiles > 1 or numbers["consumers"] > 1):

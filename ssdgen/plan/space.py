@@ -202,7 +202,7 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
         for kernel in WALKS:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
-        for terms, ahead, aside in product((TERMS, 1), (consumers == 1, False)[: consumers ^ 3], (True, False)):
+        for terms, ahead, aside in product((TERMS, 1), (True, False), (True, False)):
             chosen = {**wanted, "single_pass.terms": terms, "single_pass.ahead": ahead, "aside": aside}
             found.append(_nearest("single_pass", problem, gpu, chosen))
             if problem.batch * problem.nheads < 2 * gpu.sms:

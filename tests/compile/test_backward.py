@@ -94,7 +94,7 @@ def specialised(stages: int, *options: str) -> dict[str, Any]:
         for segment in (0, 256)
         for config in (
             consumers_config(consumers, stages, segment),
-            consumers_config(consumers, stages, segment, terms=1, roles=3),
+            consumers_config(consumers, stages, segment, roles=3),
             walked(stages),
             walked(stages, left=1),
         )

@@ -45,11 +45,10 @@ def config(
     segment: int = 0,
     parts: int = 1,
     maxnreg: int = 0,
-    terms: int = 2,
     roles: int = 2,
 ) -> dict[str, Any]:
-    """consumers, stages, terms: of the walks; roles: of what makes a chunk's gradients, which has as many stages."""
-    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg, "terms": terms}
+    """consumers, stages: of the walks; roles: of what makes a chunk's gradients, which has as many stages."""
+    numbers = {"consumers": consumers, "num_stages": stages, "maxnreg": maxnreg}
     found = {
         "schedule": "chunks",
         "chunk": 64,
@@ -63,9 +62,9 @@ def config(
 def walked(stages: int = 2, segment: int = 0, left: int = 0) -> dict[str, Any]:
     """The schedule "walk" with all kernels specialised.  stages: of the walk back and of what adds up heads.
 
-    left: of the walk back; with it the walks forwards have one term, and heads are added up in three roles.
+    left: of the walk back; with it heads are added up in three roles.
     """
-    found = config(2, segment=segment, terms=2 - left)
+    found = config(2, segment=segment)
     del found["parts"], found["kernels"]["chunk_gradients"]
     back, heads = ({"consumers": count, "num_stages": stages} for count in (2, 2 + left))
     numbers = {"reverse_walk": {**back, "left": left}, "group_gradients": heads}
@@ -79,8 +78,8 @@ WAYS = {
     "segments": config(segment=128),
     "segments of two consumers": config(2, segment=128, parts=2),
     "split": config(2, segment=64),
-    "one term, three roles": config(1, terms=1, maxnreg=128, roles=3),
-    "one term of two consumers": config(2, terms=1, parts=2, roles=3),
+    "three roles": config(1, maxnreg=128, roles=3),
+    "three roles of parts": config(2, parts=2, roles=3),
 }
 each_side = pytest.mark.parametrize("left", [0, 1], ids=["right", "left"])
 
@@ -98,7 +97,7 @@ def launched(how: dict[str, Any], case: Case) -> list[str]:
 def specialised(how: dict[str, Any], case: Case) -> set[str]:
     """Those of them that are specialised by warps, by the kernel that they take the place of."""
     names = (name for name in launched(how, case) if "consumer" in name)
-    return {re.sub(r"(_\dn|_\dp)?(_blocks)?(_left|_1term)?_\dconsumers?$", "", name) for name in names}
+    return {re.sub(r"(_\dn|_\dp)?(_blocks)?(_left)?_\dconsumers?$", "", name) for name in names}
 
 
 def check(how: dict[str, Any], case: Case, **options: Any) -> None:
@@ -139,7 +138,7 @@ def test_the_walk_back_and_what_adds_up_heads(headdim: int, dstate: int) -> None
     case = replace(BASE, headdim=headdim, dstate=dstate)
     assert specialised(walked(), case) == specialised(walked(left=1), case) == {"chunk_states", *BACK}
     names = launched(walked(left=1), case)
-    assert [name for name in names if "_left_" in name] and [name for name in names if "_1term_" in name]
+    assert [name for name in names if "_left_" in name]
     assert [name for name in names if name.startswith("group_gradients")][0].endswith("_3consumers")
     # what is plain is cut so that registers hold more of it
     gated = launched(walked(), replace(case, options=("z",)))

@@ -48,8 +48,7 @@ SCHEDULES = {
     "joined in one term": config(1, segment=64, joined=True, terms=1),
     "two programs, ahead": config(1, maxnreg=128, ahead=True),
     "joined in one term, ahead": config(1, segment=64, joined=True, terms=1, ahead=True),
-    "steps aside": config(2, stages=3, aside=True),
-    "joined, steps aside": config(2, segment=64, joined=True, aside=True),
+    "joined, steps aside": config(1, segment=64, joined=True, ahead=True, aside=True),
     "ahead, steps aside": config(1, maxnreg=128, ahead=True, aside=True),
     "one term, ahead, steps aside": config(1, segment=128, stages=3, terms=1, ahead=True, aside=True),
 }
@@ -63,7 +62,6 @@ def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[st
     case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
     hows = [config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1)]
     hows += [config(consumers, ahead=True, aside=aside) for aside in (False, True)] if dstate <= 128 else []
-    hows += [config(consumers, stages=1, aside=True)] if consumers == 2 else []
     return [(how, case) for how in hows]
 
 

@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks-split": {"schedule": "chunks", "segment": 8},
     "specialised": {"schedule": "chunks", "specialised": True},
     "specialised-segments": {"schedule": "chunks", "segment": 16, "specialised": True},
-    "specialised-three-roles": {"schedule": "chunks", "specialised": True, "terms": 1, "three": True},
+    "specialised-three-roles": {"schedule": "chunks", "specialised": True, "three": True},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -167,7 +167,6 @@ KERNELS = [
     lambda layer: states.kernel(layer, States(True, n_tiles=2)),
     lambda layer: states.kernel(layer, States(True, False, 2)),
     lambda layer: states.kernel(layer, States(True, consumers=2)),
-    lambda layer: states.kernel(layer, States(consumers=2, terms=1)),
     lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, p_tiles=2)),
     lambda layer: reverse.kernel(layer, Reverse(n_tiles=2, blocks=True)),
     lambda layer: gradients.kernel(layer, Gradients(2, 2)),

@@ -32,13 +32,9 @@ from ..kernels import (
     adjoint_passing,
     chunk_adjoints,
     chunk_adjoints_1consumer,
-    chunk_adjoints_1term_1consumer,
-    chunk_adjoints_1term_2consumers,
     chunk_adjoints_2consumers,
     chunk_adjoints_2n,
     chunk_adjoints_2n_1consumer,
-    chunk_adjoints_2n_1term_1consumer,
-    chunk_adjoints_2n_1term_2consumers,
     chunk_adjoints_2n_2consumers,
     chunk_gradients,
     chunk_gradients_2consumers,
@@ -48,13 +44,9 @@ from ..kernels import (
     chunk_gradients_3consumers,
     chunk_states,
     chunk_states_1consumer,
-    chunk_states_1term_1consumer,
-    chunk_states_1term_2consumers,
     chunk_states_2consumers,
     chunk_states_2n,
     chunk_states_2n_1consumer,
-    chunk_states_2n_1term_1consumer,
-    chunk_states_2n_1term_2consumers,
     chunk_states_2n_2consumers,
     dt_cumsum,
     dt_cumsum_gated,
@@ -203,18 +195,6 @@ SHAPES = Shapes(
             (2, 1): segment_adjoint_2consumers,
             (2, 2): segment_adjoint_2n_2consumers,
         },
-        "chunk_states_1term": {
-            (1, 1): chunk_states_1term_1consumer,
-            (1, 2): chunk_states_2n_1term_1consumer,
-            (2, 1): chunk_states_1term_2consumers,
-            (2, 2): chunk_states_2n_1term_2consumers,
-        },
-        "chunk_adjoints_1term": {
-            (1, 1): chunk_adjoints_1term_1consumer,
-            (1, 2): chunk_adjoints_2n_1term_1consumer,
-            (2, 1): chunk_adjoints_1term_2consumers,
-            (2, 2): chunk_adjoints_2n_1term_2consumers,
-        },
     },
 )
 
@@ -301,8 +281,8 @@ def backward(
     than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
-    those of walks for states, 1 or 2.  On the current device; arguments already checked, batch at least 1.
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers.  On the
+    current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.

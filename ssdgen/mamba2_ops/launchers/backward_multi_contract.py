@@ -183,8 +183,8 @@ def backward(
     than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers; terms, of
-    those of walks for states, 1 or 2.  On the current device; arguments already checked, batch at least 1.
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers.  On the
+    current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.

@@ -45,7 +45,6 @@ from ..kernels import (
     segment_state_2p,
     segment_state_4heads_tma,
     segment_state_inline_1consumer,
-    segment_state_inline_2consumers,
     segment_state_pmajor,
     segment_state_pmajor_tma,
     segment_state_tma,
@@ -62,7 +61,6 @@ from ..kernels import (
     single_pass_2n_2p_inline_gated,
     single_pass_2n_2terms_1consumer,
     single_pass_2n_2terms_2consumers,
-    single_pass_2n_2terms_inline_2consumers,
     single_pass_2n_inline,
     single_pass_2n_inline_gated,
     single_pass_2p,
@@ -72,7 +70,6 @@ from ..kernels import (
     single_pass_2terms_1consumer_ahead,
     single_pass_2terms_2consumers,
     single_pass_2terms_inline_1consumer_ahead,
-    single_pass_2terms_inline_2consumers,
     single_pass_inline,
     single_pass_inline_1consumer_ahead,
     single_pass_inline_gated,
@@ -136,8 +133,6 @@ SINGLE_PASS_CONSUMERS = {
     (2, 2, 1, False, False): single_pass_2n_2consumers,
     (1, 1, 2, True, False): single_pass_2terms_1consumer_ahead,
     (1, 1, 1, True, False): single_pass_1consumer_ahead,
-    (2, 1, 2, False, True): single_pass_2terms_inline_2consumers,
-    (2, 2, 2, False, True): single_pass_2n_2terms_inline_2consumers,
     (1, 1, 2, True, True): single_pass_2terms_inline_1consumer_ahead,
     (1, 1, 1, True, True): single_pass_inline_1consumer_ahead,
 }
@@ -147,7 +142,6 @@ SEGMENT_STATE_CONSUMERS = {
     (1, 2, 1, False, False): segment_state_2n_1consumer,
     (2, 2, 1, False, False): segment_state_2n_2consumers,
     (1, 1, 1, False, True): segment_state_inline_1consumer,
-    (2, 1, 1, False, True): segment_state_inline_2consumers,
 }
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {
