@@ -17,7 +17,7 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, mirror, prepare, sum_parts
+from ..plan.schedules import adjoint, mirror, prepare, sum_heads, sum_parts
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
@@ -252,7 +252,7 @@ def _backward_launcher(
     }
     buffers = [tensor.name for tensor in prepare.kernel(layer).tensors if tensor.out]
     loops = adjoint.loops(layer)
-    used |= {sum_parts.NAME} if loops else set()
+    used |= {sum_heads.NAME, *([sum_parts.NAME] if loops else [])}
     return render(
         "launchers/backward.py.jinja",
         modules=sorted(used),

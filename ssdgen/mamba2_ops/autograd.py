@@ -17,22 +17,28 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from . import fallback, paths
+from . import fallback, memory, paths
 from .checks import check_forward
 from .errors import DoubleBackwardError, GradientError, OptionError
 from .problem import Problem
+from .repeats import OPERANDS, Again, Call, Forms, form_of
 from .sequences import seq_idx_of
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
-# the operators' first arguments: these, seq_idx and cu_seqlens
-_TENSORS = len(DIFFERENTIABLE) + 2
+# the operators' first arguments
+TENSORS = (*DIFFERENTIABLE, "seq_idx", "cu_seqlens")
+_TENSORS = len(TENSORS)
 _ARGUMENTS = _TENSORS + 6
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _OWN = "mamba2_ops"
 _PACKAGE = __package__ or _OWN
 NAMESPACE = "ssdgen" if _PACKAGE == f"ssdgen.{_OWN}" else _PACKAGE.replace(".", "_")
+
+# what kernels of the backward pass are given, and how those of earlier calls are called again
+_GIVEN = (*OPERANDS, "d_y", "d_final_states")
+_backwards: Forms[Again] = Forms(4096)
 
 _OPERANDS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
@@ -81,10 +87,17 @@ def scan(
     )  # fmt: skip
     # a subclass of Tensor is a tracer's, and knows operators alone
     if problem is not None and type(x) in (Tensor, torch.nn.Parameter):
-        y, ends = _Scan.apply(problem, *given)
-    else:
-        y, ends = chunk_scan(*given)
+        operands = dict(zip(TENSORS, given[:_TENSORS], strict=True))
+        there = {name: operand for name, operand in operands.items() if operand is not None}
+        call = Call(problem, tuple(there), given[_TENSORS : _TENSORS + 3], final_states, state_dtype)
+        return _Scan.apply(call, *there.values())
+    y, ends = chunk_scan(*given)
     return y, ends if final_states else None
+
+
+def repeated(call: Call, operands: tuple[Tensor, ...], differentiable: bool) -> tuple[Tensor, Tensor | None]:
+    """`scan` for a call in a form that is known.  operands: those of `Call.names`."""
+    return _Scan.apply(call, *operands) if differentiable else paths.again(call.forward, call.names, operands)
 
 
 def _checked(
@@ -151,26 +164,25 @@ def _backward(
     dt_max, needs,
 ):  # fmt: skip
     """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
-    _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
     names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
-    options = {
-        "d_y": d_y,
-        "d_final_states": d_states,
-        "D": D,
-        "z": z,
-        "dt_bias": dt_bias,
-        "initial_states": initial_states,
-        "seq_idx": seq_idx,
-        "dt_softplus": dt_softplus,
-        "dt_limit": (dt_min, dt_max),
-        "needs": frozenset(names),
-    }
+    operands = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    operands |= {"initial_states": initial_states, "seq_idx": seq_idx}
+    options = {"dt_softplus": dt_softplus, "dt_limit": (dt_min, dt_max), "needs": frozenset(names)}
+    found = _gradients(problem, d_y, d_states, operands, cu_seqlens, options)
+    return [found[name] for name in names]
+
+
+def _gradients(problem, d_y, d_states, operands, cu_seqlens, options) -> dict[str, Tensor]:
+    """Gradients by name.  operands: by name, those that may be None too, cu_seqlens apart."""
+    x, dt, B = operands["x"], operands["dt"], operands["B"]
+    _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
+    given = {**operands, **options, "d_y": d_y, "d_final_states": d_states}
     found = None
     if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher(problem.layout):
-        found = paths.backward(problem, x, dt, A, B, C, **options)
+        found = paths.backward(problem, **given)
     if found is None:
-        found = fallback.backward(x, dt, A, B, C, **options, cu_seqlens=cu_seqlens)
-    return [found[name].contiguous() for name in names]
+        found = fallback.backward(**given, cu_seqlens=cu_seqlens)
+    return {name: gradient.contiguous() for name, gradient in found.items()}
 
 
 def _backward_checked(d_y, d_states, *given):
@@ -244,23 +256,64 @@ def _spread(found: list[Tensor] | None, needs: list[bool]) -> tuple[Tensor | Non
 
 
 class _Scan(torch.autograd.Function):
-    """`chunk_scan` past the dispatcher.  Arguments: the sizes, then those of the operator."""
+    """`chunk_scan` past the dispatcher.  Arguments: the call, then those of its operands that are there."""
 
     @staticmethod
-    def forward(ctx, problem, *given):
-        ctx.problem = problem
-        _keep(ctx, given, None)
-        return _forward(problem, *given)
+    def forward(ctx, call, *operands):
+        ctx.call = call
+        ctx.save_for_backward(*operands)
+        # a result that nobody used has no gradient, instead of one full of zeros
+        ctx.set_materialize_grads(False)
+        if call.forward is not None:
+            return paths.again(call.forward, call.names, operands)
+        given = dict(zip(call.names, operands, strict=True))
+        return _forward(call.problem, *map(given.get, TENSORS), *call.options, 64, call.final_states, call.state_dtype)
 
     @staticmethod
     def backward(ctx, d_y, d_states):  # type: ignore[override]
-        needs = list(ctx.needs_input_grad[1 : 1 + len(DIFFERENTIABLE)])
-        found = None
-        if d_y is not None or d_states is not None:
-            given = (d_y, d_states, *ctx.saved_tensors, *ctx.options, needs)
-            # with create_graph the gradient may be differentiated, of which the operator says that it cannot be
-            found = chunk_scan_backward(*given) if torch.is_grad_enabled() else _backward(ctx.problem, *given)
-        return (None, *_spread(found, needs))
+        call, needs = ctx.call, ctx.needs_input_grad[1:]
+        if d_y is None and d_states is None:
+            return (None,) * (1 + len(needs))
+        given = dict(zip(call.names, ctx.saved_tensors, strict=True))
+        wanted = frozenset(name for name, needed in zip(call.names, needs, strict=True) if needed)
+        found = gradients(d_y, d_states, [*map(given.get, TENSORS)], call.options, wanted, call.problem)
+        return (None, *map(found.get, call.names))
+
+
+def gradients(
+    d_y: Tensor | None,
+    d_states: Tensor | None,
+    tensors: list[Tensor | None],
+    options: tuple[bool, float, float],
+    wanted: frozenset[str],
+    problem: Problem | None = None,
+) -> dict[str, Tensor]:
+    """`chunk_scan_backward` past the dispatcher: the gradients of the operands in `wanted`, by name.
+
+    tensors: those of TENSORS; options: dt_softplus and both limits; problem: None for operands that nobody has checked.
+    Several may be parts of one tensor.  Errors: GradientError, those of `check_forward`.
+    """
+    if torch.is_grad_enabled():
+        # with create_graph gradients may be differentiated, of which the operator says that it cannot be
+        names = [name for name in DIFFERENTIABLE if name in wanted]
+        needs = [name in wanted for name in DIFFERENTIABLE]
+        return dict(zip(names, chunk_scan_backward(d_y, d_states, *tensors, *options, needs), strict=True))
+    *operands, cu_seqlens = tensors
+    form = None
+    if cu_seqlens is None:
+        form = form_of((*operands, d_y, d_states), options, wanted, memory.limit())
+        again = _backwards.get(form)
+        if again is not None:
+            return paths.again(again, _GIVEN, (*operands, d_y, d_states))
+    problem = problem or _checked(*tensors, *options[1:])
+    given = dict(zip(OPERANDS, operands, strict=True))
+    how = {"dt_softplus": options[0], "dt_limit": options[1:], "needs": wanted}
+    found = _gradients(problem, d_y, d_states, given, cu_seqlens, how)
+    if form is not None and problem.batch and paths.runs_kernels(tensors[0]):
+        again = paths.backward_again(problem, {**given, "d_y": d_y, "d_final_states": d_states}, **how)
+        if again is not None:
+            _backwards.put(form, again)
+    return found
 
 
 def _differentiate_again(ctx, *gradients) -> NoReturn:

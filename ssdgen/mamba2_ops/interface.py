@@ -13,9 +13,14 @@ from torch.compiler import is_compiling
 from . import autograd, fallback, paths
 from .checks import check_forward
 from .errors import ShapeError
+from .repeats import OPERANDS, Call, Forms, form_of
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh, ProcessGroup
+
+
+# as many as there are recipes
+_calls: Forms[Call] = Forms(4096)
 
 
 def mamba_chunk_scan_combined(
@@ -99,13 +104,14 @@ def mamba_chunk_scan_combined(
     With process_group: GroupError, RankMismatchError, CommunicationError (a rank has died), on every rank.
     Source: Dao and Gu, Transformers are SSMs, 2024, section 6 and listing 1.
     """
-    if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+    if _is_autocast(x):
         x, B, C, z = (autocast(tensor) for tensor in (x, B, C, z))
-        with torch.autocast(x.device.type, enabled=False):
-            return mamba_chunk_scan_combined(
-                x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
-                return_final_states, return_varlen_states, state_dtype, process_group=process_group,
-            )  # fmt: skip
+        if process_group is not None or is_compiling():
+            with torch.autocast(x.device.type, enabled=False):
+                return mamba_chunk_scan_combined(
+                    x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus,
+                    dt_limit, return_final_states, return_varlen_states, state_dtype, process_group=process_group,
+                )  # fmt: skip
     if process_group is not None:
         # what ranks need is imported where there are some
         from .context_parallel import on_ranks
@@ -132,7 +138,23 @@ def scan(
     Arguments and results as above, autocast aside; general: as in `check_forward`.
     """
     states = return_final_states or return_varlen_states
-    if is_compiling():
+    form, call, compiling = None, None, is_compiling()
+    operands = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx)
+    if not compiling and cu_seqlens is None and not return_varlen_states:
+        form = form_of(operands, chunk_size, dt_softplus, dt_limit, states, state_dtype, general)
+        call = _calls.get(form)
+        if call is not None and call.forward is not None:
+            there = [operand for operand in operands if operand is not None]
+            y, ends = autograd.repeated(call, there, _needs_gradient(*there))
+            return (y, ends) if states else y
+    if not compiling and _is_autocast(x):
+        # what PyTorch does in place of kernels is not cast in its turn
+        with torch.autocast(x.device.type, enabled=False):
+            return scan(
+                *operands[:5], chunk_size, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+                return_final_states, return_varlen_states, state_dtype, general,
+            )  # fmt: skip
+    if compiling:
         # one operator, which checks its arguments itself: nothing below can be traced
         run = partial(autograd.scan, chunk_size=chunk_size, varlen_states=return_varlen_states)
     else:
@@ -152,6 +174,8 @@ def scan(
         x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states, seq_idx=seq_idx,
         cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit, final_states=states, state_dtype=state_dtype,
     )  # fmt: skip
+    if form is not None and call is None:
+        _calls.put(form, _call(problem, operands, dt_softplus, dt_limit, states, state_dtype))
 
     if not states:
         return y
@@ -160,6 +184,24 @@ def scan(
     if not return_varlen_states:
         return y, final
     return (y, final, ends) if return_final_states else (y, ends)
+
+
+def _call(problem, operands, dt_softplus, dt_limit, states, state_dtype) -> Call:
+    """What calls of the same form need, after the first one."""
+    low, high = dt_limit
+    limits = float(low), float(high)
+    given = dict(zip(OPERANDS, operands, strict=True))
+    names = tuple(name for name, operand in given.items() if operand is not None)
+    call = Call(problem, names, (dt_softplus, *limits), states, state_dtype)
+    if problem.batch and paths.runs_kernels(operands[0]):
+        call.forward = paths.forward_again(
+            problem, given, dt_softplus=dt_softplus, dt_limit=limits, final_states=states, state_dtype=state_dtype
+        )
+    return call
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast(tensor: Tensor | None) -> Tensor | None:

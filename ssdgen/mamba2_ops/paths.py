@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import OptionError, SsdWarning
 from .problem import Problem
+from .repeats import Again
 from .select import backward_config_for, config_for, gpu_of, replace, replace_backward
 
 
@@ -68,6 +71,45 @@ def mirror(problem: Problem, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
     """Run the emitted kernel for what is above the diagonal.  Arguments and results: `launchers.forward.mirror`."""
     launcher = forward_launcher(problem.layout)
     return _forward_on(launcher, "mirror", problem, (x, dt, A, B, C), options)
+
+
+def forward_again(problem: Problem, tensors: dict[str, Tensor | None], **options) -> Again | None:
+    """What makes a call again that `forward` has made, in `again`; None where operands have to be copied for it."""
+    if not _are_read_in_place(tensors):
+        return None
+    device = tensors["x"].device  # type: ignore[union-attr]
+    return forward_launcher(problem.layout).again(config_for(problem, device), tensors, **options)
+
+
+def backward_again(problem: Problem, tensors: dict[str, Tensor | None], **options) -> Again | None:
+    """The same of `backward`."""
+    launcher, d_y, d_states = backward_launcher(problem.layout), tensors["d_y"], tensors["d_final_states"]
+    if launcher is None or d_y is None or not _are_read_in_place(tensors):
+        return None
+    if any(gradient is not None and 0 in gradient.stride() for gradient in (d_y, d_states)):
+        return None
+    config = backward_config_for(problem, d_y.device)
+    return None if config is None else launcher.again(config, tensors, **options)
+
+
+def again(run: Again, names: Sequence[str], operands: Sequence[Tensor | None]) -> Any:
+    """Make a pass again with other tensors of the same form, on their device."""
+    tensors = dict(zip(names, operands, strict=True))
+    x = operands[0]
+    assert x is not None
+    device = x.device
+    if x.is_cuda and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return run(tensors, device)
+    return run(tensors, device)
+
+
+def _are_read_in_place(tensors: dict[str, Tensor | None]) -> bool:
+    """Whether no operand of a pass has to be copied because of its strides."""
+    return all(
+        tensor is None or name == "dt" or (name == "A" and tensor.dim() == 3) or tensor.stride(-1) == 1
+        for name, tensor in tensors.items()
+    )
 
 
 def _forward_on(launcher, name: str, problem: Problem, operands: tuple[Tensor, ...], options: dict):

@@ -53,6 +53,13 @@ _backward_configs: dict[tuple, dict[str, Any] | None] = {}
 # of decode steps, convolutions and norms
 _step_configs: dict[tuple, dict[str, Any]] = {}
 _warned: set[tuple] = set()
+# how often configs that were found have been replaced or forgotten
+_changes = 0
+
+
+def version() -> int:
+    """Another number after each `forget` and `replace`: what was found with a config before may not hold any more."""
+    return _changes
 
 
 def config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
@@ -71,6 +78,8 @@ def config_for(problem: Problem, device: torch.device) -> dict[str, Any]:
 
 def replace(problem: Problem, device: torch.device, config: dict[str, Any]) -> None:
     """Use another config for a bucket from now on, for one that turned out not to run."""
+    global _changes
+    _changes += 1
     _configs[problem.bucket(), device] = config
 
 
@@ -84,6 +93,8 @@ def backward_config_for(problem: Problem, device: torch.device) -> dict[str, Any
 
 def replace_backward(problem: Problem, device: torch.device, config: dict[str, Any] | None) -> None:
     """Use another config for the backward pass of a bucket from now on, or None: no kernel takes it."""
+    global _changes
+    _changes += 1
     _backward_configs[problem.bucket(), device] = config
 
 
@@ -109,6 +120,8 @@ def part_config_for(direction: str, problem: Problem, device: torch.device) -> d
 
 def forget() -> None:
     """Resolve everything again at the next call, records and environment included."""
+    global _changes
+    _changes += 1
     _configs.clear()
     _backward_configs.clear()
     _step_configs.clear()

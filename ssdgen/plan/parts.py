@@ -9,7 +9,7 @@ from ..spec.conv import WIDTHS, conv_adjoint, conv_graph
 from ..spec.graph import Graph
 from ..spec.norm import KINDS, norm_adjoint, norm_graph
 from .ir import Kernel
-from .schedules import conv_tile, conv_update, conv_walk, norm, sum_parts
+from .schedules import conv_tile, conv_update, conv_walk, norm, sum_heads, sum_parts
 
 
 @lru_cache(maxsize=1)
@@ -22,7 +22,8 @@ def kernels() -> dict[str, tuple[Kernel, Graph]]:
         found.append((conv_tile.kernel(conv_tile.Tile(width, backward)), graph))
     found += [(conv_update.kernel(width), conv_graph(width)) for width in WIDTHS]
     # they have no equation of their own: any graph does
-    found += [(sum_parts.kernel(early), conv_graph(WIDTHS[0])) for early in (False, True)]
+    sums = (sum_parts.kernel(), sum_parts.kernel(True), sum_heads.kernel())
+    found += [(kernel, conv_graph(WIDTHS[0])) for kernel in sums]
     for kind in KINDS:
         found += [(norm.kernel(norm.Rows(kind, False, tiles)), norm_graph(kind)) for tiles in norm.FORWARD_TILES]
         found += [(norm.kernel(norm.Rows(kind, True, tiles)), norm_adjoint(kind)) for tiles in norm.BACKWARD_TILES]

@@ -28,6 +28,8 @@ Pointer = tuple[int, str]
 Described = tuple[int, str, Callable[[Any], Any]]
 # of a part of a tensor: the tensor, bytes from its beginning, and what makes the part of it
 Place = tuple[str, int, Callable[[Tensor], Tensor]]
+# a function in C and its arguments
+Packed = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class DirectLaunch:
@@ -60,6 +62,11 @@ class DirectLaunch:
 
     def __call__(self, stream: int, addresses: dict[str, int], tensors: dict[str, Tensor | None]) -> None:
         """Launch.  addresses: those of `slots`; tensors: read where a descriptor has to be encoded."""
+        function, given = self.packed(stream, addresses, tensors)
+        function(*given)
+
+    def packed(self, stream: int, addresses: dict[str, int], tensors: dict[str, Tensor | None]) -> Packed:
+        """What a launch is: the C function and all that it is given.  Arguments as of a launch."""
         args = self._args.copy()
         for at, slot in self._pointers:
             args[at] = addresses[slot]
@@ -72,14 +79,18 @@ class DirectLaunch:
                     encoded.clear()
                 found = encoded[address] = encode(tensors[slot])
             args[at] = found
-        if self._after is None:
-            self._launch(*self._before, stream, *args)
-        else:
-            self._launch(*self._before, stream, *self._after, args)
+        rest = args if self._after is None else [*self._after, args]
+        return self._launch, (*self._before, stream, *rest)
 
 
 class DirectRecipe:
-    """The launches of a recipe, in order.  scratch: what they leave for each other; views: parts of tensors."""
+    """The launches of a recipe, in order.  scratch: what they leave for each other; views: parts of tensors.
+
+    What addresses and stream make of the arguments is kept, up to MOST times: of numbers and encoded descriptors alone.
+    """
+
+    # more than most networks have layers; a kilobyte for each launch
+    MOST = 128
 
     def __init__(
         self, launches: Sequence[DirectLaunch], scratch: Scratch, views: dict[str, Place] | None = None
@@ -93,6 +104,7 @@ class DirectRecipe:
         slots = {slot for launch in launches for slot in launch.slots}
         slots |= {self._views[slot][0] for slot in slots if slot in self._views}
         self._slots = sorted(slots - set(scratch.offsets) - set(self._views))
+        self._packed: dict[tuple[int, ...], list[Packed]] = {}
         self._hooks = knobs.runtime
         # torch's function in C, which makes no object of the stream
         self._stream_of: Callable[[int | None], int] = driver.active.get_current_stream
@@ -103,17 +115,28 @@ class DirectRecipe:
 
     def __call__(self, tensors: dict[str, Tensor | None], memory: Tensor | None, device: int | None) -> None:
         """Launch on the current stream of the device, which must be the current one.  memory: of what is scratch."""
-        stream = self._stream_of(device)
-        first = memory.data_ptr() if memory is not None else 0
+        where = [tensors[slot].data_ptr() for slot in self._slots]  # type: ignore[union-attr]
+        where.append(memory.data_ptr() if memory is not None else 0)
+        where.append(self._stream_of(device))
+        key = tuple(where)
+        packed = self._packed.get(key)
+        if packed is None:
+            if len(self._packed) >= self.MOST:
+                self._packed.clear()
+            packed = self._packed[key] = self._pack(tensors, memory, *key)
+        for function, given in packed:
+            function(*given)
+
+    def _pack(self, tensors: dict[str, Tensor | None], memory: Tensor | None, *where: int) -> list[Packed]:
+        """where: the addresses of `_slots`, that of the scratch memory, the stream."""
+        *known, first, stream = where
         addresses = {name: first + offset for name, offset in self._scratch.offsets.items()}
-        for slot in self._slots:
-            addresses[slot] = tensors[slot].data_ptr()  # type: ignore[union-attr]
+        addresses.update(zip(self._slots, known, strict=True))
         for name, (slot, offset, _) in self._views.items():
             addresses[name] = addresses[slot] + offset
         found = _Tensors(tensors)
         found.scratch, found.memory, found.views = self._scratch, memory, self._views
-        for launch in self._launches:
-            launch(stream, addresses, found)
+        return [launch.packed(stream, addresses, found) for launch in self._launches]
 
 
 class _Tensors(dict):

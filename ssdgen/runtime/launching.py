@@ -317,7 +317,9 @@ class Recipe:
         """Allocate the results, adding them to `tensors`, and launch."""
         for name, shape, strides, dtype in self._buffers:
             # given the strides, torch takes a third less of the host's time
-            place(tensors, name, torch.empty_strided(shape, strides, dtype=dtype, device=device))
+            made = tensors[name] = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            if "+" in name:
+                place(tensors, name, made)
         memory = self._scratch.allocate(device) if self._scratch.size else None
         if self._direct is None or self._direct.is_watched():
             everything = {**tensors, **self._scratch.tensors(memory)}

@@ -140,10 +140,10 @@ def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
         "initial_states": needs["initial_states"],
     }
     low, high = call.dt_limit
-    each = iter(
-        autograd.chunk_scan_backward(
-            None if d_y is None else d_y.unflatten(-1, (call.nheads, call.headdim)),
-            d_states,
+    gradients = autograd.gradients(
+        None if d_y is None else d_y.unflatten(-1, (call.nheads, call.headdim)),
+        d_states,
+        [
             x,
             step_sizes(dt, given),
             given.A,
@@ -155,13 +155,10 @@ def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
             given.initial_states,
             given.seq_idx,
             given.cu_seqlens,
-            True,
-            float(low),
-            float(high),
-            list(wanted.values()),
-        )
+        ],
+        (True, float(low), float(high)),
+        frozenset(name for name, needed in wanted.items() if needed),
     )
-    gradients = {name: next(each) for name, needed in wanted.items() if needed}
     found.update((name, gradients.get(name)) for name in ("A", "D", "dt_bias", "initial_states"))
     d_convolved = torch.cat([gradients[name].flatten(-2) for name in ("x", "B", "C")], dim=-1)
     d_dt = without_padding(gradients["dt"], given)

@@ -12,7 +12,7 @@ from .compile import Launch
 from .counted import Work, bytes_of, memory_of, moving
 
 # kernels that only move memory and add
-MOVING = ("dt_gradients", "adjoint_passing", "sum_parts")
+MOVING = ("dt_gradients", "adjoint_passing", "sum_heads", "sum_parts")
 # their arguments that hold states which stay between launches of a slice
 KEPT = ("states_ptr", "states_desc", "d_states_ptr", "d_states_desc")
 WALKS = ("segment_adjoint", "chunk_states", "chunk_adjoints", "segment_state")

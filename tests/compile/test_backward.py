@@ -17,6 +17,7 @@ from ssdgen.mamba2_ops.backward_defaults import default_backward
 from ssdgen.mamba2_ops.launchers import backward as launcher
 from ssdgen.mamba2_ops.problem import Problem
 from ssdgen.plan import catalogue
+from ssdgen.plan.schedules import sum_heads
 from ssdgen.tune.compile import compile_launch
 from tests.parity.cases import Case, draw
 from tests.parity.test_backward import EVERYTHING, arguments
@@ -108,7 +109,7 @@ def test_every_kernel_of_the_backward_pass_is_here() -> None:
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("name", sorted(catalogue.BACKWARD))
+@pytest.mark.parametrize("name", sorted((*catalogue.BACKWARD, sum_heads.NAME)))
 def test_compiles(name: str, gpu: str) -> None:
     target = gpus.find(gpu)
     compiled = compile_launch(every()[name], target)

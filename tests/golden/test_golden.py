@@ -90,6 +90,7 @@ PARTS = {
         "conv_update_3w",
         "layer_norm_2d",
         "rms_norm_gate_first_backward_3d",
+        "sum_heads",
         "sum_parts",
         "sum_parts_early",
     )

@@ -365,4 +365,5 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return backward(how, *operands, **options)
 
     monkeypatch.setattr(launcher, "backward", remembering)
+    monkeypatch.setattr(launcher, "again", lambda *given, **options: None)
     return used

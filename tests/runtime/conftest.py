@@ -32,9 +32,12 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, SimpleN
         calls.append(("backward", SimpleNamespace(config=config, **options)))
         return fallback.backward(*operands, **options, cu_seqlens=None)
 
+    def never(*given, **options):
+        return None
+
     launchers = ModuleType("ssdgen.runtime.launchers")
-    launchers.forward = SimpleNamespace(forward=forward, MINIMAL={})
-    launchers.backward = SimpleNamespace(backward=backward, MINIMAL_BACKWARD={"minimal": True})
+    launchers.forward = SimpleNamespace(forward=forward, again=never, MINIMAL={})
+    launchers.backward = SimpleNamespace(backward=backward, again=never, MINIMAL_BACKWARD={"minimal": True})
     defaults = ModuleType("ssdgen.runtime.backward_defaults")
     defaults.default_backward = lambda problem, sms, arch: {"chunk": 64}
     monkeypatch.setitem(sys.modules, defaults.__name__, defaults)

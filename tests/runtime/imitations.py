@@ -149,10 +149,11 @@ def encoding_list(launcher: Callable, layouts: list) -> Callable:
     return inner
 
 
-def installed(cuda: Cuda, layouts: list) -> Any:
+def installed(cuda: Cuda, layouts: list, signature: dict[str, str] = SIGNATURE) -> Any:
     """The launcher of the Triton that is here."""
     metadata = SimpleNamespace(
-        tensordesc_meta=layouts,
+        # of a kernel without descriptors there is none
+        tensordesc_meta=layouts or None,
         num_ctas=1,
         global_scratch_size=0,
         global_scratch_align=1,
@@ -161,7 +162,7 @@ def installed(cuda: Cuda, layouts: list) -> Any:
         launch_cooperative_grid=False,
         launch_pdl=True,
     )
-    return nvidia.CudaLauncher(SimpleNamespace(signature=SIGNATURE, constants={}), metadata)
+    return nvidia.CudaLauncher(SimpleNamespace(signature=signature, constants={}), metadata)
 
 
 FORMS: dict[str, Callable[[Cuda, list], Any]] = {
@@ -178,6 +179,21 @@ def compiled(launcher: Any) -> CompiledKernel:
         module=1, function=FUNCTION, packed_metadata=METADATA, name="kernel", src=None, metadata=None, _run=launcher
     )
     return kernel
+
+
+def compiled_for(cuda: Cuda, launch: Any) -> CompiledKernel:
+    """What Triton compiles for a launch of any kernel."""
+    signature = {name: _kind(name, value) for name, value in launch.args.items()}
+    described = [kind for kind in signature.values() if kind.startswith("tensordesc")]
+    return compiled(installed(cuda, [LAYOUT] * len(described), signature))
+
+
+def _kind(name: str, value: Any) -> str:
+    if value is None or name.isupper():
+        return "constexpr"
+    if hasattr(value, "block_shape"):
+        return f"tensordesc<fp32{value.block_shape},layout>"
+    return "*fp32" if isinstance(value, torch.Tensor) else "i32" if isinstance(value, int) else "fp32"
 
 
 def in_place_of_triton(monkeypatch: pytest.MonkeyPatch) -> Cuda:

@@ -33,7 +33,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         return torch.full_like(x, 7.0), states
 
     launchers = ModuleType("ssdgen.runtime.launchers")
-    launchers.forward = SimpleNamespace(forward=forward)
+    launchers.forward = SimpleNamespace(forward=forward, again=lambda *given, **options: None)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers", launchers)
     monkeypatch.setitem(sys.modules, "ssdgen.runtime.launchers.forward", launchers.forward)
     monkeypatch.setenv("TRITON_INTERPRET", "1")

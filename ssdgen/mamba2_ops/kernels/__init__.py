@@ -211,6 +211,7 @@ _NAMES = frozenset(
         "state_step_heads",
         "state_step_untied",
         "state_step_untied_2n",
+        "sum_heads",
         "sum_parts",
         "sum_parts_early",
     )

@@ -16,6 +16,8 @@ step sizes may go in slices of rows and heads, one after the other: kernels then
 
 from __future__ import annotations
 
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -49,10 +51,12 @@ from ..kernels import (
     segment_state_2n_multi_expand,
     segment_state_multi_expand,
     state_passing,
+    sum_heads,
 )
-from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, key_of
+from ..launching import TRITON_DTYPES, Plan, Recipe, Recipes, Sizes, key_of
+from ..repeats import Again
 from ..slices import Cut, Slice, slices
-from ..tiles import LARGEST
+from ..tiles import LARGEST, next_power_of_two
 
 # dimensions of the operands, as the kernels' stride parameters name them
 DIMS = {
@@ -147,6 +151,9 @@ AXES = {
 
 SLICES = Slicing(SHAPES, AXES, by_groups=False)
 
+# numbers of the kernels that add up parts
+SUM = {"num_warps": 4, "num_stages": 1}
+
 _recipes = Recipes()
 
 
@@ -194,12 +201,37 @@ def backward(
     key = key_of(tensors, id(config), x.device, *options, limit, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
-        recipe(tensors, x.device)
-    else:
-        plan = _plan(config, tensors, *options, limit)
-        _recipes.run(key, plan, config)
-        tensors = plan.tensors
-    return _results(tensors, needs)
+        return _again(recipe, _left_as(tensors, needs), tensors, x.device)
+    plan = _plan(config, tensors, *options, limit)
+    _recipes.run(key, plan, config)
+    return _results(plan.tensors, _left_as(tensors, needs))
+
+
+def again(
+    config: dict[str, Any],
+    given: dict[str, Tensor | None],
+    *,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs: frozenset[str],
+) -> Again | None:
+    """What makes a call of `backward` again; None before the first one, and where it copies an operand.
+
+    given: the operands by name, d_y and d_final_states; needs: of operands that are there.
+    """
+    tensors = _tensors(**given)
+    x = tensors["x"]
+    key = key_of(tensors, id(config), x.device, dt_softplus, dt_limit, needs, memory.limit(), precision(x))
+    recipe = _recipes.get(key)
+    same = all(tensors[name] is operand for name, operand in given.items())
+    return partial(_again, recipe, _left_as(tensors, needs)) if recipe is not None and same else None
+
+
+def _again(
+    recipe: Recipe, left: dict[str, str], tensors: dict[str, Tensor | None], device: torch.device
+) -> dict[str, Tensor]:
+    recipe(tensors, device)
+    return _results(tensors, left)
 
 
 def launches(
@@ -339,6 +371,7 @@ def _plan(
         _by_walk(sizes, config, cut, parts, entering, leaving, kept, several, needs)
     if steps:
         _finish_steps(sizes, config)
+    _add_chunks(sizes, needs)
     return sizes.plan()
 
 
@@ -451,7 +484,7 @@ def _results_by_chunks(sizes: Sizes, config: dict[str, Any], cut: Cut) -> None:
     names, tensors = sizes.names, sizes.tensors
     _tokens(sizes)
     if names["NEEDS_D"]:
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
+        sizes.scratch("d_D", (names["batch"], *(names[n] for n in ("nchunks", "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay", "d_left_decay"], ["d_centre_decay"])
     rows = (names["batch"], names["seqlen"], names["nheads"], names["DSTATE"])
     if names["NEEDS_B"]:
@@ -484,7 +517,7 @@ def _results_of_walk(sizes: Sizes, module: Any) -> None:
     if names["NEEDS_D"]:
         # where registers are short each chunk leaves a part, else each segment
         count = "nchunks" if hasattr(module, "blocks") else "nsegments"
-        sizes.allocate("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
+        sizes.scratch("d_D", (names["batch"], *(names[n] for n in (count, "nheads", "HEADDIM"))), torch.float32)
     _vectors(sizes, ["d_dA_cs_scores_rows", "d_dt_scores", "d_right_decay"], [], names["p_blocks"])
 
 
@@ -523,34 +556,70 @@ def _finish_steps(sizes: Sizes, config: dict[str, Any]) -> None:
     sizes.allocate("d_dt", tuple(dt.shape), dt.dtype)
     parts = (names["batch"], names["nchunks"], names["nheads"])
     whole = names["p_blocks"] == names["n_blocks"] == 1
+    sizes.scratch("d_dt_bias", parts, torch.float32)
     if (given := sizes.tensors["A"]).dim() == 3:
         sizes.allocate("d_A", tuple(given.shape), given.dtype)
-        sizes.allocate("d_dt_bias", parts, torch.float32)
         module = dt_gradients_gated if whole else dt_gradients_blocks_gated
     else:
-        sizes.allocate("d_A+d_dt_bias", (2, *parts), torch.float32)
+        sizes.scratch("d_A", parts, torch.float32)
         module = dt_gradients if whole else dt_gradients_blocks
     numbers = numbers_of(config, "dt_gradients")
     sizes.launch(module, numbers, {"dt_raw": "dt"}, BLOCK_H=heads_of_steps(sizes, config))
 
 
-def _results(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, Tensor]:
+def _add_chunks(sizes: Sizes, needs: frozenset[str]) -> None:
+    """The gradients of A, the bias and D, of which each chunk has left a part."""
+    names, tensors = sizes.names, sizes.tensors
+    left = _left_as(tensors, needs)
+    summed = {name: left[name] for name in ("A", "dt_bias", "D") if name in left and left[name] != "d_A"}
+    # one piece of memory for those that are alike: allocating costs the host as much as launching
+    alike: dict[tuple[tuple[int, ...], torch.dtype], list[str]] = {}
+    for name, slot in summed.items():
+        alike.setdefault((tuple(tensors[name].shape), tensors[name].dtype), []).append(slot)
+    for (shape, dtype), each in alike.items():
+        sizes.allocate("+".join(each), (len(each), *shape) if len(each) > 1 else shape, dtype)
+    if not alike:
+        return
+    nparts, nrows = names["batch"] * names["nchunks"], prod(tensors["d_D"].shape[:2]) if "D" in needs else 1
+    block_p = next_power_of_two(names["HEADDIM"])
+    sizes.launch(
+        sum_heads,
+        SUM,
+        nparts=nparts,
+        nrows=nrows,
+        BLOCK_T=min(128, next_power_of_two(nparts)),
+        BLOCK_R=max(1, min(4096 // block_p, next_power_of_two(nrows))),
+        BLOCK_P=block_p,
+        NEEDS_A="A" in summed,
+        D_BY_HEAD=left.get("D") == "d_D_sum",
+        D_BY_CHANNEL=left.get("D") == "d_D_rows",
+    )
+
+
+def _left_as(tensors: dict[str, Tensor | None], needs: frozenset[str]) -> dict[str, str]:
+    """Under which names the gradients of the inputs are found: those of a head's parameters are sums over chunks."""
+    left = {name: f"d_{name}" for name in sorted(needs)}
+    if "initial_states" in left:
+        left["initial_states"] = "d_initial"
+    if "A" in left and tensors["A"].dim() == 1:
+        left["A"] = "d_A_sum"
+    if "dt_bias" in left:
+        left["dt_bias"] = "d_dt_bias_sum"
+    if "D" in left:
+        left["D"] = "d_D_sum" if tensors["D"].dim() == 1 else "d_D_rows"
+    return left
+
+
+def _results(tensors: dict[str, Tensor | None], left: dict[str, str]) -> dict[str, Tensor]:
     """The gradients of the inputs in their shapes and dtypes, from what the kernels left of them."""
-    made = {name: tensors.get("d_initial" if name == "initial_states" else f"d_{name}") for name in needs}
-    if "d_A+d_dt_bias" in tensors and needs & {"A", "dt_bias"}:
-        made["A"], made["dt_bias"] = tensors["d_A+d_dt_bias"].sum((1, 2)).unbind()
-    elif "dt_bias" in needs:
-        made["dt_bias"] = tensors["d_dt_bias"].sum((0, 1))
-    return {name: _shaped(name, made[name], tensors[name]) for name in sorted(needs)}
+    return {name: _shaped(name, tensors[slot], tensors[name]) for name, slot in left.items()}
 
 
 def _shaped(name: str, made: Tensor, given: Tensor) -> Tensor:
-    if made.dim() == 4 and name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
+    if name in ("x", "B", "C") and made.shape[2] != given.shape[2]:
         # heads that share an operand, or slices of them
         made = made.unflatten(2, (given.shape[2], -1)).sum(3)
-    if name == "D":
-        made = made.sum((0, 1, 3) if given.dim() == 1 else (0, 1))
-    return made.to(given.dtype)
+    return made if made.dtype is given.dtype else made.to(given.dtype)
 
 
 def _vectors(sizes: Sizes, vectors: list[str], numbers: list[str], parts: int = 1) -> None:

@@ -7,6 +7,7 @@ split        step sizes, the state each chunk leaves, the scan over chunks, then
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ from ..kernels import (
     single_pass_multi_contract,
     state_passing,
 )
-from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_describe, key_of
+from ..launching import TRITON_DTYPES, Plan, Recipe, Recipes, Sizes, can_describe, key_of
+from ..repeats import Again
 from ..tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles, cut, next_power_of_two
 
 # dimensions of the operands, as the kernels' stride parameters name them
@@ -162,11 +164,38 @@ def forward(
     key = key_of(tensors, id(config), x.device, *options, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
-        recipe(tensors, x.device)
-        return tensors["y"], tensors.get("final_states")
+        return _again(recipe, tensors, x.device)
     plan = _plan(config, tensors, *options)
     _recipes.run(key, plan, config)
     return plan.y, plan.final_states
+
+
+def again(
+    config: dict[str, Any],
+    given: dict[str, Tensor | None],
+    *,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    final_states: bool,
+    state_dtype: torch.dtype | None,
+) -> Again | None:
+    """What makes a call of `forward` again; None before the first one, and where it copies an operand.
+
+    given: the operands by name, without cu_seqlens.
+    """
+    tensors = _tensors(**given, cu_seqlens=None)
+    x = tensors["x"]
+    key = key_of(
+        tensors, id(config), x.device, dt_softplus, dt_limit, final_states, state_dtype or torch.float32, precision(x)
+    )
+    recipe = _recipes.get(key)
+    same = all(tensors[name] is operand for name, operand in given.items())
+    return partial(_again, recipe) if recipe is not None and same else None
+
+
+def _again(recipe: Recipe, tensors: dict[str, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    recipe(tensors, device)
+    return tensors["y"], tensors.get("final_states")
 
 
 def states(
