@@ -226,3 +226,34 @@ def test_what_is_packed_for_addresses_is_bounded(cuda: Cuda, monkeypatch: pytest
         kept.append(given)
     ((recipe, _),) = forward_launcher._recipes._found.values()
     assert len(recipe._direct._packed) <= 2
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_that_is_repeated_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other tensors, at other addresses and on another stream, bit by bit."""
+
+    def draw() -> dict[str, Any]:
+        bf16 = {"device": "cuda", "dtype": torch.bfloat16}
+        B, C = (torch.randn(1, 2048, 1, 128, **bf16) for _ in range(2))
+        A, D, dt_bias = (-torch.rand(16, device="cuda") for _ in range(3))
+        given = {"x": torch.randn(1, 2048, 16, 64, **bf16), "dt": torch.rand(1, 2048, 16, **bf16)}
+        return differentiable({**given, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias})
+
+    each = [draw() for _ in range(3)]
+    d_y = torch.randn_like(each[0]["x"])
+    with monkeypatch.context() as patch:
+        patch.setattr(repeats.Forms, "get", lambda self, form: None)
+        expected = [{"y": run(given), **step(given, d_y)} for given in each]
+    found = [{"y": run(given), **step(given, d_y)} for given in each * 2]
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
+        found += [{"y": run(given), **step(given, d_y)} for given in each]
+    torch.cuda.synchronize()
+    for ours, theirs in zip(found, expected * 3, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not torch.equal(expected[0]["A"], expected[1]["A"])
+    with monkeypatch.context() as patch:
+        patch.setattr(interface, "check_forward", None)
+        patch.setattr(paths, "backward", None)
+        step(draw(), d_y)
