@@ -45,7 +45,7 @@ def findings(found: dict) -> dict[str, str]:
 
 
 def test_a_shape_with_a_record_says_which(tmp_path: Path) -> None:
-    result = run("--gpu", "h100", "--shape", "2.7b")
+    result = run("--gpu", "h200", "--shape", "2.7b")
     said = " ".join(result.output.split())
     assert result.exit_code == 0, result.output
     assert "The forward pass of 2.7b would run" in said and "config from the bundled records" in said
