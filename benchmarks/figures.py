@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FOLDER = ROOT / "docs" / "figures"
-GPU = "nvidia_h100_80gb_hbm3"
+GPU = "nvidia_h200"
 
 # on a card of their own colour, so that a light and a dark page show the same; told apart without colours too
 CARD, INK, LINE, OURS, PEER = "#ffffff", "#1f2937", "#9ca3af", "#1d6fb8", "#e0a458"
@@ -164,7 +164,7 @@ def training() -> str:
 
 def decode() -> str:
     results = _read("decode")
-    panels = {f"batch {batch}": of_decode(results, batch) for batch in (16, 256)}
+    panels = {f"batch {batch}": of_decode(results, batch) for batch in (1, 256)}
     return figure(panels, "GPU time of a step, us", results["peer"])
 
 
