@@ -1,7 +1,8 @@
 """The split layer's gradient, which keeps as little as possible.  split -> operators of the scan, convolution, norm
 
 Kept are the operands and, where something follows that reads it, the scan's y.  The convolution and the norm are
-computed again: each is one pass over what it reads, and cheaper than what it would keep.
+computed again: each is one pass over what it reads, and cheaper than what it would keep.  Kernels write the gradients
+of zxbcdt's parts where they belong: to join them afterwards would take as long as the convolution's gradients.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd
+from . import autograd, conv_paths, norm_paths
 from .split_forward import Operands, Split, compose, convolve, gate, join, step_sizes, without_padding
 
 # operands of the convolution, and all those that the scan's y depends on
@@ -68,46 +69,101 @@ def _backward(
     d_conv_states: Tensor | None,
     needs: dict[str, bool],
 ) -> dict[str, Tensor | None]:
-    """{operand: gradient}; those of zxbcdt's parts are joined at the end."""
+    """{operand: gradient}."""
     zx0, z, xBC, dt = call.parts(given.zxbcdt)
+    whole = torch.empty(given.zxbcdt.shape, dtype=z.dtype, device=z.device) if needs["zxbcdt"] else None
+    places = call.parts(whole) if whole is not None else (None,) * 4
     found: dict[str, Tensor | None] = {}
     d_y = d_z = d_zx0 = None
     if d_out is not None:
-        d_y, d_z, d_zx0 = _after_scan(call, given, y, z, zx0, d_out, needs, found)
+        d_y, d_z, d_zx0 = _after_scan(call, given, y, z, zx0, d_out, needs, found, places[1])
     if not any(needs[name] for name in _BEFORE_NORM):
         return found
 
+    in_place = whole is not None and given.attention_mask is None and call.process_group is None
+    in_place = in_place and xBC.numel() > 0 and conv_paths.runs_kernels(xBC)
     leaves = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
-    with torch.enable_grad():
+    with torch.set_grad_enabled(not in_place):
         own = given._replace(**{name: leaves[name] for name in _CONVOLUTION})
         convolved, conv_states = convolve(call, leaves["xBC"], own)
 
-    d_convolved = d_dt = None
+    d_parts = d_dt = d_xBC = None
     if d_y is not None or d_states is not None:
-        d_convolved, d_dt, scan_d_z = _scan(call, given, convolved.detach(), z, dt, d_y, d_states, needs, found)
+        d_parts, d_dt, scan_d_z = _scan(call, given, convolved.detach(), z, dt, d_y, d_states, needs, found)
         d_z = d_z if scan_d_z is None else scan_d_z
-    pairs = [(out, d) for out, d in ((convolved, d_convolved), (conv_states, d_conv_states)) if d is not None]
-    d_xBC = None
-    if pairs:
+    if d_parts is not None and in_place:
+        d_xBC = places[2]
+        found.update(_convolution(call, given, xBC, d_parts, d_conv_states, d_xBC))
+    elif d_parts is not None or d_conv_states is not None:
+        if in_place:
+            with torch.enable_grad():
+                convolved, conv_states = convolve(call, leaves["xBC"], own)
+        d_convolved = None if d_parts is None else torch.cat(d_parts, dim=-1)
+        pairs = [(out, d) for out, d in ((convolved, d_convolved), (conv_states, d_conv_states)) if d is not None]
         wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
         outputs, d_outputs = zip(*pairs, strict=True)
         each = torch.autograd.grad(outputs, list(wanted.values()), d_outputs, allow_unused=True)
         found.update(zip(wanted, each, strict=True))
         d_xBC = found.pop("xBC")
-    if needs["zxbcdt"]:
-        d_parts = zip((d_zx0, d_z, d_xBC, d_dt), (zx0, z, xBC, dt), strict=True)
-        found["zxbcdt"] = torch.cat([torch.zeros_like(part) if d is None else d for d, part in d_parts], dim=-1)
+    if whole is not None:
+        for place, gradient in zip(places, (d_zx0, d_z, d_xBC, d_dt), strict=True):
+            _put(place, gradient)
+        found["zxbcdt"] = whole
     return found
 
 
-def _after_scan(call, given, y, z, zx0, d_out, needs, found):
-    """Gradients of y, z and zx0; those of the norm and the output projection go into `found`."""
+def _put(place: Tensor, gradient: Tensor | None) -> None:
+    """A gradient to its place, where it may be already; None: zeros."""
+    if gradient is None:
+        place.zero_()
+    elif gradient.data_ptr() != place.data_ptr():
+        place.copy_(gradient)
+
+
+def _convolution(
+    call: Split, given: Operands, xBC: Tensor, d_parts: Sequence[Tensor], d_states: Tensor | None, d_xBC: Tensor
+) -> dict[str, Tensor]:
+    """Gradients of the convolution's operands, by kernels, that of xBC in `d_xBC`.
+
+    d_parts: of what it made, [batch, seqlen, channels] each, side by side: channels know nothing of each other, so each
+    part is a convolution of its own, and nobody joins them.
+    """
+    made: list[dict[str, Tensor]] = []
+    first = 0
+    for d_part in d_parts:
+        own = slice(first, first + d_part.shape[-1])
+        weight, bias = (t if t is None else t[own] for t in (given.conv1d_weight, given.conv1d_bias))
+        initial, d_ends = (t if t is None else t[:, own] for t in (given.initial_conv_states, d_states))
+        made.append(
+            conv_paths.backward(
+                d_part.mT, d_ends, xBC[..., own].mT, weight, bias, initial, given.seq_idx, given.cu_seqlens,
+                call.activation, d_xBC[..., own].mT,
+            )
+        )  # fmt: skip
+        first = own.stop
+    names = {"weight": "conv1d_weight", "bias": "conv1d_bias", "initial_states": "initial_conv_states"}
+    return {
+        whole: torch.cat([each[name] for each in made], dim=int(name == "initial_states"))
+        for name, whole in names.items()
+        if name in made[0]
+    }
+
+
+def _after_scan(call, given, y, z, zx0, d_out, needs, found, place):
+    """Gradients of y, z and zx0; those of the norm and the output projection go into `found`.
+
+    place: where the gradient of z belongs, or None; it may be there already.
+    """
     names = ("y", "z", "zx0", "rmsnorm_weight")
     leaves = dict(zip(names, (y, z, zx0, given.rmsnorm_weight), strict=True))
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
     plain = given.rmsnorm_weight is None and not call.d_nonssm
-    with torch.enable_grad():
+    group_size = call.d_ssm // call.ngroups
+    in_place = not (plain or call.d_nonssm or place is None) and norm_paths.runs_kernels(y, group_size)
+    if in_place and given.outproj_weight is None:
+        return _norm(call, given, y, z, d_out, group_size, found, place)
+    with torch.set_grad_enabled(not in_place):
         h = leaves["y"] if plain else join(call, leaves["y"], leaves["z"], leaves["zx0"], leaves["rmsnorm_weight"])
     if given.outproj_weight is not None:
         rows = d_out.flatten(0, 1)
@@ -118,6 +174,8 @@ def _after_scan(call, given, y, z, zx0, d_out, needs, found):
         d_out = d_out @ given.outproj_weight
     if plain:
         return d_out, None, None
+    if in_place:
+        return _norm(call, given, y, z, d_out, group_size, found, place)
     wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
     each = torch.autograd.grad(h, list(wanted.values()), d_out, allow_unused=True)
     gradients = dict(zip(wanted, each, strict=True))
@@ -125,8 +183,16 @@ def _after_scan(call, given, y, z, zx0, d_out, needs, found):
     return gradients["y"], gradients["z"], gradients["zx0"]
 
 
+def _norm(call, given, y, z, d_out, group_size, found, place):
+    """`_after_scan` of the norm alone, by kernels, with the gradient of z in `place`."""
+    options = (call.eps, group_size, call.norm_before_gate, True)
+    gradients = norm_paths.backward(d_out, y, given.rmsnorm_weight, None, z, *options, place)
+    found["rmsnorm_weight"] = gradients["weight"]
+    return gradients["x"], place, None
+
+
 def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
-    """Gradients of what the convolution made, of dt and of the scan's gate; the others' go into `found`."""
+    """Gradients of what the convolution made, in parts, of dt and of the scan's gate; the others' go into `found`."""
     x, B, C = call.heads(convolved)
     wanted = {
         "x": True,
@@ -160,7 +226,8 @@ def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
         frozenset(name for name, needed in wanted.items() if needed),
     )
     found.update((name, gradients.get(name)) for name in ("A", "D", "dt_bias", "initial_states"))
-    d_convolved = torch.cat([gradients[name].flatten(-2) for name in ("x", "B", "C")], dim=-1)
+    # B and C are few channels, and go together
+    d_parts = (gradients["x"].flatten(-2), torch.cat([gradients[name].flatten(-2) for name in ("B", "C")], dim=-1))
     d_dt = without_padding(gradients["dt"], given)
     d_z = gradients["z"].flatten(-2) if "z" in gradients else None
-    return d_convolved, d_dt, d_z
+    return d_parts, d_dt, d_z

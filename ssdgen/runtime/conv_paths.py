@@ -48,8 +48,12 @@ def backward(
     seq_idx: Tensor | None,
     cu_seqlens: Tensor | None,
     silu: bool,
+    d_x: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the operands."""
+    """Gradients by the names of the operands.
+
+    d_x: memory for the gradient of x, of its shape, with a stride of 1 where x has it; None: of its own, dense.
+    """
     from .launchers import conv as launcher
 
     last = channels_last(x)
@@ -59,11 +63,11 @@ def backward(
     if d_y.stride(1 if _walks(given["x"]) else 2) != 1 or 0 in d_y.stride():
         d_y = _dense(d_y, _walks(given["x"]))
     with on_device(x.device):
-        found = launcher.backward(_config(True, given), d_y, d_states, **given, silu=silu)
+        found = launcher.backward(_config(True, given), d_y, d_states, **given, silu=silu, d_x=d_x)
     if initial_states is not None:
         # where there was one row for the first sequence, the others started from zero
         found["initial_states"] = found["initial_states"][: initial_states.shape[0]].contiguous()
-    return {**found, "x": _dense(found["x"], last)}
+    return found if d_x is not None else {**found, "x": _dense(found["x"], last)}
 
 
 def update(

@@ -49,15 +49,19 @@ def backward(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    d_z: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the operands."""
+    """Gradients by the names of the operands.
+
+    d_z: memory for the gradient of z, of its shape, whose rows are evenly spaced; None: of its own, dense.
+    """
     from .launchers import norm as launcher
 
     config = _config(True, x, group_size)
     options = (eps, group_size, norm_before_gate, is_rms_norm)
     rows = (_rows(d_y), _rows(x), *_vectors(weight, bias), None if z is None else _rows(z))
     with on_device(x.device):
-        found = launcher.backward(config, *rows, *options)
+        found = launcher.backward(config, *rows, *options, None if d_z is None else d_z.view(-1, d_z.shape[-1]))
     return {name: value.view(x.shape) if name in ("x", "z") else value for name, value in found.items()}
 
 

@@ -121,11 +121,17 @@ def backward(
     seq_idx: Tensor | None,
     cu_seqlens: Tensor | None,
     silu: bool,
+    d_x: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the operands; arguments as in `forward`, d_y with a stride of 1 where x has it."""
+    """Gradients by the names of the operands; arguments as in `forward`, d_y with a stride of 1 where x has it.
+
+    d_x: memory for the gradient of x, as d_y; None: of its own.
+    """
     walk = _walks(x)
     tensors = _tensors(x, weight, bias, initial_states, seq_idx, cu_seqlens)
     tensors |= {"d_y": _turned(d_y, walk), "d_states": d_states}
+    if d_x is not None:
+        tensors["d_x"] = _turned(d_x, walk)
     tensors = _run(config, tensors, walk, _plan_backward, (silu,))
     found = {"x": _turned(tensors["d_x"], walk), "weight": tensors["d_weight"]}
     if bias is not None:
@@ -205,7 +211,8 @@ def _plan_backward(config, tensors, walk: bool, silu: bool) -> Plan:
     numbers = config["kernels"][numbers]
     blocks = _blocks(numbers, names, walk, early)
     parts = blocks["nsegments"] if walk else blocks["ntiles"]
-    sizes.allocate("d_x", tuple(x.shape), x.dtype)
+    if "d_x" not in tensors:
+        sizes.allocate("d_x", tuple(x.shape), x.dtype)
     weight, bias = sizes.tensors["weight"], sizes.tensors["bias"]
     sizes.allocate("d_weight", tuple(weight.shape), weight.dtype)
     if bias is not None:

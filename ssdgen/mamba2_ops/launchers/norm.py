@@ -109,9 +109,15 @@ def backward(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    d_z: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the operands; arguments as in `forward`, d_y as x."""
+    """Gradients by the names of the operands; arguments as in `forward`, d_y as x.
+
+    d_z: memory for the gradient of z, as x; None: of its own.
+    """
     tensors = {"x": x, "weight": weight, "bias": bias, "z": z, "d_y": d_y}
+    if d_z is not None:
+        tensors["d_z"] = d_z
     found = _run(config, tensors, True, (eps, group_size, norm_before_gate, is_rms_norm))
     gradients = {"x": found["d_x"], "weight": found["d_weight"]}
     if z is not None:
@@ -165,7 +171,7 @@ def launches(
     )
     if backward:
         sizes.allocate("d_x", (rows, dim), x.dtype)
-        if z is not None:
+        if z is not None and "d_z" not in tensors:
             sizes.allocate("d_z", (rows, dim), z.dtype)
         sizes.allocate("d_weight", (dim,), weight.dtype)
         if bias is not None:
