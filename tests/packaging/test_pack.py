@@ -73,7 +73,7 @@ def test_build_verify_install_use(home: Path) -> None:
     assert step == "the installed pack h100 True" and has_ssdgen == "False"
 
     (record,) = (home / "env" / "lib").glob("python*/site-packages/ssdgen_pack_h100/tuned/*/ssd_forward.json")
-    record.write_text(record.read_text().replace("measured", "measured "))
+    record.write_text(record.read_text().replace("predicted", "predicted "))
     said = run(home, cli, "pack", "verify", "h100", "--no-numbers", checkout=True, fails=True)
     assert "is not what the manifest of h100 says" in said and "Traceback" not in said
 

@@ -266,16 +266,16 @@ def test_only_kernels_that_are_needed_are_launched() -> None:
     passed = ["segment_state", "state_passing", "segment_adjoint", "adjoint_passing"]
     kept = ["chunk_states", "chunk_adjoints"]
     assert names(WALK, "x", "B", "C", "dt", "A") == [
-        "dt_cumsum", "chunk_states", "reverse_walk", "group_gradients", "dt_gradients",
+        "dt_cumsum", "chunk_states", "reverse_walk", "group_gradients", "dt_gradients", "sum_heads",
     ]  # fmt: skip
     assert names({**WALK, "kernels": {"reverse_walk": {"share": 8}}}, "x", "dt") == names(WALK, "x", "dt")
     assert names(WALK, "x") == ["dt_cumsum", "reverse_walk"]
     assert names(WALK, "B") == ["dt_cumsum", "chunk_states", "reverse_walk", "group_gradients"]
     assert names(CONFIGS["split"], "B") == ["dt_cumsum", *passed, "group_gradients"]
     assert names(CONFIGS["segments"], "z") == ["dt_cumsum", *passed, "chunk_states", "reverse_walk"]
-    assert names(CHUNKS, "x", "A") == ["dt_cumsum", *kept, "chunk_gradients", "dt_gradients"]
+    assert names(CHUNKS, "x", "A") == ["dt_cumsum", *kept, "chunk_gradients", "dt_gradients", "sum_heads"]
     assert names(CHUNKS, "B") == ["dt_cumsum", *kept, "chunk_gradients"]
-    assert names(CONFIGS["chunks-segments"], "D") == ["dt_cumsum", *passed, *kept, "chunk_gradients"]
+    assert names(CONFIGS["chunks-segments"], "D") == ["dt_cumsum", *passed, *kept, "chunk_gradients", "sum_heads"]
     assert names(CONFIGS["chunks-split"], "dt") == ["dt_cumsum", *passed, "chunk_gradients", "dt_gradients"]
 
 
