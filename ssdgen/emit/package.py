@@ -17,7 +17,7 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, mirror, prepare, sum_heads, sum_parts
+from ..plan.schedules import adjoint, common, diagonal, mirror, prepare, sum_heads, sum_parts
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
@@ -175,6 +175,9 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
             f'"{shape.state_major}", {shape.prepared}, {shape.descriptors})'
         )
 
+    def terms(shape: Walk) -> str:
+        return f'"{space.APART}"' if shape.apart else "2" if shape.two_terms else "1"
+
     walks = [
         (
             table,
@@ -191,8 +194,7 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
             table,
             [
                 (
-                    f"({shape.consumers}, {shape.n_tiles}, {2 if shape.two_terms else 1}, {shape.ahead}, "
-                    f"{not shape.prepared})",
+                    f"({shape.consumers}, {shape.n_tiles}, {terms(shape)}, {shape.ahead}, {not shape.prepared})",
                     shape.name,
                 )
                 for shape in catalogue.walks(outputs)
@@ -207,10 +209,11 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
     return render(
         "launchers/forward.py.jinja",
         modules=sorted(names),
-        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        dims=[(name, _literal_names(dims)) for name, dims in sorted(strided.items())],
         walks=walks,
         consumers=consumers,
         scans=scans,
+        diagonal=common.diagonal_owner(layer)[1] if diagonal.NAME in names else "",
         mirrors=[(f"{n}", name) for n in (1, 2) if (name := f"{mirror.name_of(n)}{suffix}") in names],
         gated=[
             (key(shape), name)
@@ -256,7 +259,7 @@ def _backward_launcher(
     return render(
         "launchers/backward.py.jinja",
         modules=sorted(used),
-        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        dims=[(name, _literal_names(dims)) for name, dims in sorted(strided.items())],
         axes=[(name, "".join(AXES.get(dim, ".") for dim in dims)) for name, dims in sorted(strided.items())],
         tables=[(kernel, rows) for kernel, rows in there.items() if rows],
         consumers=[(kernel, rows) for kernel, rows in consumers.items() if rows],
@@ -288,7 +291,7 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     return render(
         "launchers/decode.py.jinja",
         modules=sorted(names),
-        dims=[(name, ", ".join(f'"{dim}"' for dim in dims)) for name, dims in sorted(strided.items())],
+        dims=[(name, _literal_names(dims)) for name, dims in sorted(strided.items())],
         steps=[row for row in steps if row[1] in names],
         replays=[row for row in replays if row[1] in names],
         of_heads=[row for row in of_heads if row[1] in names],
@@ -343,6 +346,11 @@ def _torch(expr: sympy.Expr) -> str:
 
 def _torch_text(source: str) -> str:
     return ast.unparse(ast.parse(source))
+
+
+def _literal_names(names: tuple[str, ...]) -> str:
+    """What stands between the parentheses of a tuple of strings."""
+    return ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "")
 
 
 def _literal(value: dict) -> str:

@@ -23,6 +23,7 @@ from .ir import Kernel
 from .schedules import (
     adjoint,
     decode,
+    diagonal,
     gradients,
     groups,
     mirror,
@@ -127,6 +128,7 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for terms, tiles, consumers in product((True, False) if outputs else (False,), (1, 2), CONSUMERS)
     ]
+    shapes += [replace(shape, apart=True) for shape in shapes if outputs and shape.consumers and not shape.two_terms]
     one = [shape for shape in shapes if outputs and shape.consumers == 1 and shape.n_tiles == 1]
     shapes += [replace(shape, ahead=True) for shape in one]
     shapes += [replace(shape, prepared=False) for shape in shapes if made_aside(shape)]
@@ -150,6 +152,7 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
     found = [prepare.kernel(layer)]
     found += [walk.kernel(layer, shape) for shape in walks(outputs=False)]
     found.append(passing.kernel(layer))
+    found.append(diagonal.kernel(layer))
     found += [walk.kernel(layer, shape) for shape in walks(outputs=True)]
     found += [scan.kernel(layer, shape) for shape in scans()]
     return tuple(found)
@@ -264,7 +267,8 @@ def graph(kernel: Kernel, layer: Layer) -> Graph:
         layer = replace(layer, family=GATED)
     if kernel.spare:
         return reverse_tiles.graph(layer)
-    forward = chunk_graph(layer)
+    apart = any(tensor.name == "CB_diagonal" for tensor in kernel.tensors)
+    forward = chunk_graph(layer, apart)
     return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 
 
@@ -278,5 +282,5 @@ def every_shape() -> Iterator[Walk | Scan]:
         Walk(outputs, n_tiles=tiles, descriptors=True, state_major="p", two_terms=terms, consumers=consumers)
         for outputs, tiles, terms, consumers in product((True, False), (1, 2), (False, True), (1, 2, 3))
     )
-    yield from (shape for shape in walks(outputs=True) if shape.ahead)
+    yield from (shape for shape in walks(outputs=True) if shape.ahead or shape.apart)
     yield from scans()

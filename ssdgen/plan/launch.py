@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..spec.layer import Layer
 from . import tiles
-from .schedules import passing, prepare, scan, walk
+from .schedules import common, diagonal, passing, prepare, scan, walk
 from .schedules.scan import Scan
 from .schedules.walk import Walk
 
@@ -48,7 +48,7 @@ class Call:
         shared = [inputs[name].shape[2] for name in ("x", "B", "C") if not layer.layout.per_head(name)]
         flags = {f"HAS_{name.upper()}": tensors[name] is not None for name in OPTIONS}
         flags |= {"DT_SOFTPLUS": layer.dt_softplus, "HAS_ENTERING": flags["HAS_INITIAL_STATES"], "STORE_FINAL": True}
-        flags["HAS_SUMMARIES"] = False
+        flags["HAS_SUMMARIES"] = flags["D_BY_HEAD"] = False
         sizes = {
             "batch": batch,
             "seqlen": seqlen,
@@ -66,6 +66,7 @@ class Call:
         least = {"HEADDIM": headdim, "DSTATE": dstate, "CHUNK": chunk, "BLOCK_M": half, "BLOCK_K": half}
         least |= {"BLOCK_H": min(4, tiles.next_power_of_two(nheads)), "BLOCK": 32}
         low, high = inputs.get("dt_limit", (0.0, float("inf")))
+        tensors["D_head"] = inputs["D"] if flags["HAS_D"] and inputs["D"].ndim == 1 else None
         if flags["HAS_D"] and inputs["D"].ndim == 1:
             tensors["D"] = _repeated(inputs["D"], empty(nheads, headdim))
         tensors["y"] = empty(batch, seqlen, nheads, headdim)
@@ -97,7 +98,7 @@ class Call:
 
     def _segments(self, shape: Walk, segment: int, joined: bool) -> None:
         steps = self.steps(shape.prepared)
-        states = replace(shape, outputs=False, two_terms=False, ahead=False)
+        states = replace(shape, outputs=False, two_terms=False, ahead=False, apart=False)
         if joined:
             if not shape.consumers:
                 raise ValueError(f"{shape.name} takes the states that enter from state_passing; give it consumers")
@@ -135,6 +136,15 @@ class Call:
         buffers = {name: self.buffer("batch", "nheads", "padded") for name in ("dt", "dA_cs")}
         self.launch(prepare.kernel(self.layer), {"dt_raw": self.tensors["dt"], **buffers})
         return buffers
+
+    def diagonal(self) -> Arrays:
+        """What each token's C and B give together."""
+        made = self.buffer(*common.diagonal_tensor(self.layer).dims)
+        tensors = {**self.tensors, "CB_diagonal": made}
+        # in one tile of dstate, however many the walk has
+        whole = {**self.constants, "BLOCK_N": tiles.next_power_of_two(self.constants["DSTATE"])}
+        self.run(diagonal.kernel(self.layer), tensors, self.sizes, whole, self.flags, self.reals)
+        return {"CB_diagonal": made}
 
     def _entering(self, shape: Walk, steps: Arrays, segment: int) -> Any:
         """The state that enters each segment; the final states are stored on the way."""
@@ -178,6 +188,10 @@ class Call:
         if shape.consumers and shape.n_tiles > 1:
             block = -(-self.constants["DSTATE"] // shape.n_tiles)
             rows["BLOCK_N"] = max(tiles.SMALLEST, tiles.next_power_of_two(block))
+        if shape.apart:
+            tensors = {**tensors, **self.diagonal()}
+            if self.tensors["D_head"] is not None:
+                flags |= {"D_BY_HEAD": True, "HAS_D": False}
         self.launch(walk.kernel(self.layer, shape), tensors, rows, **flags)
 
     def launch(self, kernel: Any, tensors: Arrays, constants: Mapping[str, int] | None = None, **flags: bool) -> None:

@@ -29,10 +29,12 @@ HALF_OF_THE_REGISTERS = 128
 
 # in which the scores go into their product, if a config says nothing
 TERMS = 2
+# in one, but for the diagonal, which reaches y in float32
+APART = "apart"
 
 # axes that came after records were made, of which the first value is what these mean: records stay as new as they were
 LATER: dict[str, tuple[Value, ...]] = {
-    "single_pass.terms": (TERMS, 1),
+    "single_pass.terms": (TERMS, 1, APART),
     "single_pass.ahead": (False, True),
     "aside": (False, True),
 }
@@ -202,7 +204,7 @@ def _starts_of_consumers(problem: Problem, gpu: Gpu) -> list[Config]:
         for kernel in WALKS:
             wanted |= {f"{kernel}.consumers": consumers, f"{kernel}.num_stages": stages}
             wanted |= {f"{kernel}.maxnreg": registers}
-        for terms, ahead, aside in product((TERMS, 1), (True, False), (True, False)):
+        for terms, ahead, aside in product((TERMS, APART, 1), (True, False), (True, False)):
             chosen = {**wanted, "single_pass.terms": terms, "single_pass.ahead": ahead, "aside": aside}
             found.append(_nearest("single_pass", problem, gpu, chosen))
             if problem.batch * problem.nheads < 2 * gpu.sms:
@@ -317,8 +319,11 @@ def _walk_axes(kernel: str, problem: Problem, gpu: Gpu) -> list[Axis]:
         why = "a cap on the registers lets two programs of one consumer share a multiprocessor"
         found.append(Axis(f"{kernel}.maxnreg", (0, HALF_OF_THE_REGISTERS), why))
         if kernel == "single_pass":
-            why = "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do"
-            found.append(Axis(f"{kernel}.terms", (TERMS, 1), why))
+            why = (
+                "scores go into their product in two terms of 16 bits, or in one: less accurate, and less to do; "
+                "apart: in one without their diagonal, half of the error, which reaches y in float32"
+            )
+            found.append(Axis(f"{kernel}.terms", (TERMS, 1, APART), why))
             why = "True: C B^T of the next chunk is made while this one ends, which takes one consumer and two stages"
             found.append(Axis(f"{kernel}.ahead", (False, True), why))
     if problem.headdim >= 32 and not problem.layout:

@@ -13,7 +13,7 @@ import sympy
 
 from . import layer as formulas
 from .dims import COL, ROW, entry
-from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node
+from .graph import Contract, Cumsum, Graph, Input, Last, Map, Node, Sum
 from .layer import Layer
 
 DIAGONAL = ("CB", "scores", "y_diag")
@@ -37,18 +37,24 @@ def _keep(value: sympy.Expr, condition: sympy.Basic) -> sympy.Expr:
     return sympy.Piecewise((value, condition), (0, True))
 
 
-def chunk_graph(layer: Layer) -> Graph:
-    """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n]."""
-    return _made(layer, (decay, _keep, *formulas.pointwise()))
+def chunk_graph(layer: Layer, apart: bool = False) -> Graph:
+    """The graph of one chunk: y[h, i, p] and state_out[h, p, n] from the operands and the entering state[h, p, n].
+
+    apart: the diagonal of C B^T stands apart from the scores, as nothing decays there: it is a number for each token,
+    by which its input is multiplied as by D.  Raises ValueError where it stands apart anyhow.
+    """
+    if apart and layer.discretisation.own:
+        raise ValueError(f"{layer.discretisation.name} has a weight of its own on the diagonal; leave out apart")
+    return _made(layer, apart, (decay, _keep, *formulas.pointwise()))
 
 
 @lru_cache(maxsize=64)
-def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
+def _made(layer: Layer, apart: bool, _: tuple[object, ...]) -> Graph:
     """The graph, made once for a layer and what its formulas are now: they belong to the key, whoever replaces one."""
     hx, hb, hc = (_head(layer, operand) for operand in ("x", "B", "C"))
     hcb = ("h",) if hb or hc else ()
     dt, seq_before = entry("dt", "h", "j"), sympy.Symbol("seq_before", real=True)
-    own = layer.discretisation.own
+    own = layer.discretisation.own or apart
     read = CAUSAL[1] if own else CAUSAL[0]
     seq_i, seq_j, seq_last = entry("seq", "i"), entry("seq", "j"), sympy.Symbol("seq_last", real=True)
 
@@ -105,7 +111,8 @@ def _made(layer: Layer, _: tuple[object, ...]) -> Graph:
             ("h", "i", "p"),
             entry("left_decay", "h", "i") * entry("y_state", "h", "i", "p") + entry("y_diag", "h", "i", "p"),
         ),
-        *(_own_input(hx) if own else ()),
+        *(_diagonal(hb, hc, weight) if apart else ()),
+        *(_own_input(hx, "own_skip" if apart else "own") if own else ()),
         Map(
             "y_skip",
             ("h", "i", "p"),
@@ -173,7 +180,21 @@ def _steps(layer: Layer) -> list[Node]:
     return found
 
 
-def _own_input(hx: tuple[str, ...]) -> list[Node]:
+def _diagonal(hb: tuple[str, ...], hc: tuple[str, ...], dt_weight: sympy.Expr) -> list[Node]:
+    """The diagonal of the chunk's block, a number for each token: with D, where that is one for a head."""
+    axes = ("h", "j") if hb or hc else ("j",)
+    products = entry("C", *hc, "j", "n") * entry("B", *hb, "j", "n")
+    own = entry("own", "h", "j")
+    return [
+        Input("D_head", ("h",), "skip weight of all channels of a head"),
+        Map("CB_products", (*axes, "n"), products),
+        Sum("CB_diagonal", axes, entry("CB_products", *axes, "n"), ("n",)),
+        Map("own", ("h", "j"), entry("CB_diagonal", *axes) * dt_weight),
+        Map("own_skip", ("h", "j"), own + entry("D_head", "h"), "D_BY_HEAD", own),
+    ]
+
+
+def _own_input(hx: tuple[str, ...], weight: str) -> list[Node]:
     """The diagonal of the chunk's block, with its own weight."""
-    y, own, x = entry("y_later", "h", "i", "p"), entry("own", "h", "i"), entry("x", *hx, "i", "p")
+    y, own, x = entry("y_later", "h", "i", "p"), entry(weight, "h", "i"), entry("x", *hx, "i", "p")
     return [Map("y_ssm", ("h", "i", "p"), formulas.own_input(y, own, x))]

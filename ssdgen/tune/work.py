@@ -12,7 +12,15 @@ from . import backward_work
 from .compile import Launch
 from .counted import Work, memory_of, moving
 
-KERNELS = ("dt_cumsum", "single_pass", "segment_state", "state_passing", "chunk_scan", "state_step")
+KERNELS = (
+    "dt_cumsum",
+    "diagonal_products",
+    "single_pass",
+    "segment_state",
+    "state_passing",
+    "chunk_scan",
+    "state_step",
+)
 
 
 def kernel_of(function_name: str) -> str:
@@ -42,7 +50,7 @@ def of_launch(launch: Launch, config: dict[str, Any], problem: Problem) -> Work:
     if kernel == "state_passing":
         # it goes through the states of a head in order
         return moving(ctas, -(-problem.seqlen // length), memory, chunk)
-    if kernel == "dt_cumsum":
+    if kernel in ("dt_cumsum", "diagonal_products"):
         return moving(ctas, 1, memory, chunk)
     if kernel == "chunk_scan":
         return _of_scan(ctas, memory, numbers, chunk, problem)

@@ -29,6 +29,7 @@ from ssdgen.mamba2_ops.defaults import default_config
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import catalogue, parts, space
 from ssdgen.plan.problem import Problem
+from ssdgen.plan.schedules import diagonal
 from ssdgen.spec.layer import Layer
 from ssdgen.tune.compile import compile_launch, source_of
 from tests.parity import configs
@@ -85,7 +86,7 @@ def launches() -> dict[str, Any]:
             for config in configs.one_of_each(schedule, configs.problem(case)).values():
                 for launch in configs.launches(config, call).launches:
                     found.setdefault(launch.kernel.__name__, launch)
-    every = product((64, 200), (1, 2), (2, 1), (False, True), (False, True))
+    every = product((64, 200), (1, 2), (2, 1, space.APART), (False, True), (False, True))
     for dstate, consumers, terms, ahead, aside in every:
         for launch in consumer_launches(dstate, consumers, 2, terms=terms, ahead=ahead, aside=aside):
             found.setdefault(launch.kernel.__name__, launch)
@@ -97,7 +98,7 @@ def consumer_launches(
     consumers: int,
     stages: int,
     options: tuple[str, ...] = OPTIONS,
-    terms: int = 2,
+    terms: int | str = 2,
     ahead: bool = False,
     aside: bool = False,
 ) -> list[Any]:
@@ -110,9 +111,11 @@ def consumer_launches(
         launch
         for how in ({"schedule": "single_pass", "kernels": {"single_pass": numbers}}, segments)
         for launch in configs.launches({**config, **how}, call).launches
-        if "consumer" in launch.kernel.__name__
+        if "consumer" in launch.kernel.__name__ or launch.kernel.__name__ == diagonal.NAME
     ]
-    assert len(found) == 3 and {launch.num_stages for launch in found} == {stages}
+    found = sorted(found, key=lambda launch: launch.kernel.__name__ == diagonal.NAME)
+    assert len(found) == (5 if terms == space.APART else 3)
+    assert {launch.num_stages for launch in found[:3]} == {stages}
     return found
 
 
@@ -140,11 +143,12 @@ def test_two_consumers_keep_everything_in_registers() -> None:
         assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0, launch.kernel.__name__
 
 
-@pytest.mark.parametrize("terms", [2, 1])
+@pytest.mark.parametrize("skip", ["D", "D_headdim"])
+@pytest.mark.parametrize("terms", [2, 1, space.APART])
 @pytest.mark.parametrize("aside", [False, True])
-def test_what_is_issued_ahead_is_under_way(aside: bool, terms: int) -> None:
+def test_what_is_issued_ahead_is_under_way(aside: bool, terms: int | str, skip: str) -> None:
     """At a model's sizes nothing spills, and ptxas neither runs products one by one nor puts in waits of its own."""
-    options = ("D_headdim", "dt_bias", "dt_softplus")
+    options = (skip, "dt_bias", "dt_softplus")
     launch = replace(consumer_launches(128, 1, 2, options, terms, True, aside)[0], maxnreg=128)
     assert launch.kernel.__name__.endswith("inline_1consumer_ahead" if aside else "1consumer_ahead")
     assert compile_launch(launch, gpus.find("h200")).resources.spilled == 0

@@ -12,7 +12,7 @@ import pytest
 from ssdgen.emit import kernel as emission
 from ssdgen.pack import templates
 from ssdgen.plan import catalogue, mamba3, parts
-from ssdgen.plan.schedules import passing, prepare, scan, walk
+from ssdgen.plan.schedules import diagonal, passing, prepare, scan, walk
 from ssdgen.plan.schedules.scan import Scan
 from ssdgen.plan.schedules.walk import Walk
 from ssdgen.spec.layer import Layer
@@ -24,6 +24,7 @@ SSD = {
     "dt_cumsum": prepare.kernel,
     "segment_state": lambda layer: walk.kernel(layer, Walk(outputs=False)),
     "state_passing": passing.kernel,
+    "diagonal_products": diagonal.kernel,
     "single_pass": lambda layer: walk.kernel(layer, Walk()),
     "chunk_scan": lambda layer: scan.kernel(layer, Scan()),
 }
@@ -38,6 +39,7 @@ SHAPES = {
         Walk(consumers=2, descriptors=True, state_major="p", two_terms=True),
         Walk(consumers=2, descriptors=True, state_major="p"),
         Walk(consumers=1, descriptors=True, state_major="p", two_terms=True, ahead=True),
+        Walk(consumers=1, descriptors=True, state_major="p", ahead=True, prepared=False, apart=True),
         Walk(outputs=False, consumers=1, descriptors=True, state_major="p"),
     )
 }

@@ -21,6 +21,7 @@ from ssdgen.mamba2_ops.errors import SsdWarning
 from ssdgen.mamba2_ops.launchers import forward as launcher
 from ssdgen.mamba2_ops.problem import Problem as CallProblem
 from ssdgen.plan import catalogue, parts, space
+from ssdgen.plan.schedules import diagonal
 from ssdgen.spec.layer import Layer
 from tests.parity import configs, settings
 from tests.parity import test_consumers as consumers
@@ -64,7 +65,7 @@ def test_every_kernel_is_there() -> None:
     """What `test_every_kernel` runs, with the kernels for Hopper that `test_consumers` runs, is all that ships."""
     launched = {kernel for _, name, _ in KERNELS for kernel in name.split("-")}
     of_hopper = {name for how, case in consumers.CALLS for name in consumers.launched(how, case)}
-    by_consumers = {name for name in of_hopper if "consumer" in name}
+    by_consumers = {name for name in of_hopper if "consumer" in name or name == diagonal.NAME}
     shipped = {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS}
     others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *catalogue.TILED, *parts.kernels()}
     others |= catalogue.beside(Layer())

@@ -27,7 +27,7 @@ def config(
     joined: bool = False,
     stages: int = 2,
     maxnreg: int = 0,
-    terms: int = 2,
+    terms: int | str = 2,
     ahead: bool = False,
     aside: bool = False,
 ) -> dict[str, Any]:
@@ -50,6 +50,9 @@ SCHEDULES = {
     "joined in one term, ahead": config(1, segment=64, joined=True, terms=1, ahead=True),
     "joined, steps aside": config(1, segment=64, joined=True, ahead=True, aside=True),
     "ahead, steps aside": config(1, maxnreg=128, ahead=True, aside=True),
+    "diagonal apart": config(2, terms="apart"),
+    "diagonal apart, ahead": config(1, maxnreg=128, terms="apart", ahead=True),
+    "joined, diagonal apart, steps aside": config(1, segment=64, joined=True, terms="apart", ahead=True, aside=True),
     "one term, ahead, steps aside": config(1, segment=128, stages=3, terms=1, ahead=True, aside=True),
 }
 
@@ -61,7 +64,10 @@ OVERHANGING = [(64, 16), (64, 96), (80, 128), (128, 256), (256, 200)]
 def overhanging(headdim: int, dstate: int, consumers: int) -> list[tuple[dict[str, Any], Case]]:
     case = replace(BASE, headdim=headdim, dstate=dstate, batch=1)
     hows = [config(consumers, stages=1), config(consumers, 64, True, stages=1), config(consumers, stages=1, terms=1)]
-    hows += [config(consumers, ahead=True, aside=aside) for aside in (False, True)] if dstate <= 128 else []
+    hows += [config(consumers, stages=1, terms="apart")]
+    ahead = [config(consumers, ahead=True, aside=aside) for aside in (False, True)]
+    ahead += [config(consumers, terms="apart", ahead=True, aside=True)]
+    hows += ahead if dstate <= 128 else []
     return [(how, case) for how in hows]
 
 
@@ -111,6 +117,7 @@ def test_heads_that_do_not_pair_up(nheads: int, ngroups: int, consumers: int) ->
     verify(config(consumers, 64, True), replace(BASE, nheads=nheads, ngroups=ngroups))
     verify(config(consumers, ahead=True), replace(BASE, nheads=nheads, ngroups=ngroups))
     verify(config(consumers, 64, True, ahead=True, aside=True), replace(BASE, nheads=nheads, ngroups=ngroups))
+    verify(config(consumers, terms="apart", ahead=True, aside=True), replace(BASE, nheads=nheads, ngroups=ngroups))
 
 
 def test_fp16() -> None:

@@ -30,6 +30,7 @@ from ..kernels import (
     chunk_scan_2n,
     chunk_scan_2n_2p,
     chunk_scan_2p,
+    diagonal_products,
     dt_cumsum,
     dt_cumsum_gated,
     mirror_walk,
@@ -61,6 +62,8 @@ from ..kernels import (
     single_pass_2n_2p_inline_gated,
     single_pass_2n_2terms_1consumer,
     single_pass_2n_2terms_2consumers,
+    single_pass_2n_apart_1consumer,
+    single_pass_2n_apart_2consumers,
     single_pass_2n_inline,
     single_pass_2n_inline_gated,
     single_pass_2p,
@@ -70,6 +73,10 @@ from ..kernels import (
     single_pass_2terms_1consumer_ahead,
     single_pass_2terms_2consumers,
     single_pass_2terms_inline_1consumer_ahead,
+    single_pass_apart_1consumer,
+    single_pass_apart_1consumer_ahead,
+    single_pass_apart_2consumers,
+    single_pass_apart_inline_1consumer_ahead,
     single_pass_inline,
     single_pass_inline_1consumer_ahead,
     single_pass_inline_gated,
@@ -88,6 +95,7 @@ DIMS = {
     "B": ("batch", "seqlen", "ngroups", "DSTATE"),
     "C": ("batch", "seqlen", "ngroups", "DSTATE"),
     "D": ("nheads", "HEADDIM"),
+    "D_head": ("nheads",),
     "dt": ("batch", "seqlen", "nheads"),
     "dt_raw": ("batch", "seqlen", "nheads"),
     "x": ("batch", "seqlen", "nheads", "HEADDIM"),
@@ -120,8 +128,8 @@ SEGMENT_STATE = {
     (1, 1, 1, "p", True, False): segment_state_pmajor,
     (1, 1, 1, "p", True, True): segment_state_pmajor_tma,
 }
-# kernels that are specialised by warps, for Hopper: consumers of a program, tiles of dstate, terms of the scores,
-# whether C B^T is issued ahead, whether step sizes are made aside
+# kernels that are specialised by warps, for Hopper: consumers of a program, tiles of dstate, terms of the scores
+# ("apart": one, without their diagonal), whether C B^T is issued ahead, whether step sizes are made aside
 SINGLE_PASS_CONSUMERS = {
     (1, 1, 2, False, False): single_pass_2terms_1consumer,
     (2, 1, 2, False, False): single_pass_2terms_2consumers,
@@ -131,10 +139,16 @@ SINGLE_PASS_CONSUMERS = {
     (2, 1, 1, False, False): single_pass_2consumers,
     (1, 2, 1, False, False): single_pass_2n_1consumer,
     (2, 2, 1, False, False): single_pass_2n_2consumers,
+    (1, 1, "apart", False, False): single_pass_apart_1consumer,
+    (2, 1, "apart", False, False): single_pass_apart_2consumers,
+    (1, 2, "apart", False, False): single_pass_2n_apart_1consumer,
+    (2, 2, "apart", False, False): single_pass_2n_apart_2consumers,
     (1, 1, 2, True, False): single_pass_2terms_1consumer_ahead,
     (1, 1, 1, True, False): single_pass_1consumer_ahead,
+    (1, 1, "apart", True, False): single_pass_apart_1consumer_ahead,
     (1, 1, 2, True, True): single_pass_2terms_inline_1consumer_ahead,
     (1, 1, 1, True, True): single_pass_inline_1consumer_ahead,
+    (1, 1, "apart", True, True): single_pass_apart_inline_1consumer_ahead,
 }
 SEGMENT_STATE_CONSUMERS = {
     (1, 1, 1, False, False): segment_state_1consumer,
@@ -171,6 +185,9 @@ MINIMAL = {
     "kernels": {"dt_cumsum": {}, "single_pass": {"block_p": 16, "num_warps": 2, "num_stages": 1}},
     "prepared": True,
 }
+
+# of a program that moves memory, and holds two tiles
+DIAGONAL = {"num_warps": 8}
 
 _recipes = Recipes()
 
@@ -444,6 +461,7 @@ def _plan(
         HAS_ENTERING=tensors["initial_states"] is not None,
         STORE_FINAL=final_states,
         HAS_SUMMARIES=False,
+        D_BY_HEAD=tensors["D"] is not None and tensors["D"].dim() == 1,
     )
     if C is not None:
         sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
@@ -518,8 +536,14 @@ def _walk(
         block, _ = consumer_tiles(names["DSTATE"])
         aside = _aside(sizes, config)
         module = _specialised(sizes, config, kernel, aside)
+        apart = kernel == "single_pass" and numbers.get("terms") == "apart"
         numbers = {"num_stages": numbers.get("num_stages", 2), "maxnreg": numbers.get("maxnreg", 0)}
         slots = slots if aside else {**slots, "dt": "dt_ready"}
+        if apart:
+            _multiply_diagonal(sizes)
+            # with D of a head the diagonal is all that x is multiplied by
+            slots = {**slots, "D_head": "D"}
+            flags = {"HAS_D": names["HAS_D"] and not names["D_BY_HEAD"], **flags}
         sizes.launch(module, numbers, slots, BLOCK_N=block, BLOCK_P=CONSUMER_ROWS, **flags)
         return
     if numbers.get("consumers"):
@@ -558,6 +582,13 @@ def _walk(
         **constants_of("BLOCK_P", p_tiles),
         **flags,
     )
+
+
+def _multiply_diagonal(sizes: Sizes) -> None:
+    """C B^T of each token with itself."""
+    names = sizes.names
+    sizes.scratch("CB_diagonal", (names["batch"], names["ngroups"], names["padded"]), torch.float32)
+    sizes.launch(diagonal_products, DIAGONAL, BLOCK_N=max(SMALLEST, next_power_of_two(names["DSTATE"])))
 
 
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:

@@ -73,8 +73,8 @@ SEGMENT_STATE = {
     (1, 1, 2, "n", True, False): segment_state_2p_multi_expand,
     (1, 2, 2, "n", True, False): segment_state_2n_2p_multi_expand,
 }
-# kernels that are specialised by warps, for Hopper: consumers of a program, tiles of dstate, terms of the scores,
-# whether C B^T is issued ahead, whether step sizes are made aside
+# kernels that are specialised by warps, for Hopper: consumers of a program, tiles of dstate, terms of the scores
+# ("apart": one, without their diagonal), whether C B^T is issued ahead, whether step sizes are made aside
 SINGLE_PASS_CONSUMERS = {}
 SEGMENT_STATE_CONSUMERS = {}
 # tiles of dstate, tiles of headdim

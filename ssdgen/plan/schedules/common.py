@@ -31,6 +31,7 @@ RENAME = {
     "y_ssm": "y",
     "y_skip": "y",
     "y_later": "y",
+    "own_skip": "own",
     "y_state": "y",
     "state_out": "state",
 }
@@ -72,6 +73,31 @@ def prepared_tensors(layer: Layer, out: bool = False, outputs: bool = False) -> 
     names = ("dt", "dA_cs") if layer.family.decays else ("dt",)
     names += ("own",) if outputs and layer.discretisation.own else ()
     return tuple(Tensor(name, ("batch", "nheads", "padded"), "float32", out=out) for name in names)
+
+
+def diagonal_owner(layer: Layer) -> tuple[str, str]:
+    """Whose C B^T it is, and how many there are: a head's, unless it shares both B and C with its group."""
+    per_head = layer.layout.per_head("B") or layer.layout.per_head("C")
+    return ("head", "nheads") if per_head else ("group", "ngroups")
+
+
+def diagonal_tensor(layer: Layer, out: bool = False) -> Tensor:
+    """C B^T of each token with itself, fp32."""
+    return Tensor("CB_diagonal", ("batch", diagonal_owner(layer)[1], "padded"), "float32", out=out)
+
+
+def diagonal_sources(layer: Layer, batch: str, level: Level = 1, descriptor: bool = False) -> dict[str, Source]:
+    """The diagonal of C B^T from `diagonal_products`, which needs no mask, and the D of a head."""
+
+    def index(at: Pieces) -> tuple[Index, ...]:
+        span = on(at["j"], "j")
+        assert isinstance(span, Span)
+        return batch, diagonal_owner(layer)[0], replace(span, mask=None)
+
+    return {
+        "CB_diagonal": Source("CB_diagonal", index, level=level, descriptor=descriptor),
+        "D_head": Source("D_head", lambda at: (on(at["h"], "h"),), level=0, flag="D_BY_HEAD"),
+    }
 
 
 def raw_tensors(layer: Layer) -> tuple[Tensor, ...]:

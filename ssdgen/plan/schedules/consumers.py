@@ -72,13 +72,17 @@ def joined(outer: Lowering, state_axes: tuple[str, ...]) -> tuple[Stmt, ...]:
     return tuple(lowering.scopes[1])
 
 
-def steps(outer: Lowering, layer: Layer, batch: str, zero_past_end: frozenset[str]) -> Aside:
-    """The step sizes and running sums of a chunk from what the caller passes, made aside and bound in `outer`."""
-    raw = {name: replace(source, level=1) for name, source in common.raw_sources(layer, batch).items()}
+def steps(outer: Lowering, layer: Layer, batch: str, zero_past_end: frozenset[str], apart: bool) -> Aside:
+    """The step sizes and running sums of a chunk from what the caller passes, made aside and bound in `outer`.
+
+    apart: the weights of the tokens' own inputs too.
+    """
+    sources = common.raw_sources(layer, batch) | (common.diagonal_sources(layer, batch) if apart else {})
+    raw = {name: replace(source, level=1) for name, source in sources.items()}
     lowering = Lowering(outer.graph, outer.pieces, raw, rename=common.RENAME, zero_past_end=zero_past_end)
     (head,), (row,) = outer.pieces["h"], outer.pieces["j"]
     values, sizes = [], []
-    for name in common.prepared_sources(layer, batch, last=""):
+    for name in (*common.prepared_sources(layer, batch, last=""), *(("own_skip",) if apart else ())):
         at = {"h": head, "j": row}
         made = lowering.need(name, at)
         assert made is not None and row.span is not None

@@ -31,6 +31,8 @@ class Walk:
     walks for one head or one tile of headdim; all are of one group of heads and share B and C.
     ahead: C B^T of the next chunk is issued once y is stored, and made while this one ends; scores are made while the
     state's part of y is under way.
+    apart: the diagonal of the scores, which is half of what rounding them costs, reaches y in float32 beside D, from
+    what `diagonal_products` has made.
     """
 
     outputs: bool = True
@@ -44,6 +46,7 @@ class Walk:
     two_terms: bool = False
     consumers: int = 0
     ahead: bool = False
+    apart: bool = False
 
     @property
     def name(self) -> str:
@@ -54,7 +57,7 @@ class Walk:
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
         parts += ["pmajor"] if self.state_major == "p" and not self.consumers else []
-        parts += ["2terms"] if self.two_terms else []
+        parts += ["2terms"] if self.two_terms else ["apart"] if self.apart else []
         parts += [] if self.prepared else ["inline"]
         parts += ["tma"] if self.descriptors and not self.consumers else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
@@ -74,13 +77,15 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         _check_consumers(shape)
     elif shape.descriptors and (shape.n_tiles > 1 or shape.p_tiles > 1 or not shape.prepared):
         raise ValueError("tensor descriptors need one tile of dstate, one of headdim, and prepared step sizes")
+    if shape.apart and not (shape.outputs and shape.consumers and not shape.two_terms):
+        raise ValueError(f"the diagonal is apart from scores in one term of walks that have consumers, not of {shape}")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
     if shape.ahead and not (shape.outputs and shape.consumers == 1 and shape.n_tiles == 1):
         # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice; two consumers
         # are slower with it (281 us against 230 on an H200)
         raise ValueError("C B^T is issued ahead in walks with outputs, one consumer and one tile of dstate")
-    graph = chunk_graph(layer)
+    graph = chunk_graph(layer, shape.apart)
     aside = shape.consumers > 0 and not shape.prepared
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
@@ -141,7 +146,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue.append(Full(total, ()))
         lowering.bind("total", {"h": h}, total, 1)
 
-    steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer))] if aside else []
+    steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer), shape.apart)] if aside else []
     # C B^T is there already: what is issued first runs while scores are made
     for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
         lowering.need("y_state", at)
@@ -149,7 +154,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
     # with consumers the products of the state run while what follows y's own products is worked out
-    for name in (("y_ssm",) if shape.consumers else ("y",)) if shape.outputs else ():
+    first = ("y_later" if shape.apart else "y_ssm") if shape.consumers else "y"
+    for name in (first,) if shape.outputs else ():
         for at in lowering.combinations(("h", "i", "p")):
             lowering.need(name, at)
     for at in lowering.combinations(state_axes):
@@ -187,7 +193,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0, prepared=True, ahead=False) != plain:
+    if replace(shape, consumers=0, prepared=True, ahead=False, apart=False) != plain:
         raise ValueError(
             "consumers go with one head each, one tile of headdim, tensor descriptors and states by rows of headdim, "
             f"not with {shape}"
@@ -197,7 +203,7 @@ def _check_consumers(shape: Walk) -> None:
 def _sizes(shape: Walk) -> tuple[str, ...]:
     sizes = ("batch", "seqlen", "nheads", "ngroups", "nsegments", "segment_len")
     sizes += ("nentering", "nsummaries") if shape.outputs and shape.consumers else ()
-    return (*sizes, "padded") if shape.prepared else sizes
+    return (*sizes, "padded") if shape.prepared or shape.apart else sizes
 
 
 def _programs(layer: Layer, shape: Walk, p_sizes: tuple[str, ...]) -> str:
@@ -230,6 +236,8 @@ def _sources(layer: Layer, shape: Walk, batch: str) -> dict[str, Source]:
         sources |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=shape.consumers > 0)
     elif not shape.consumers:
         sources |= common.raw_sources(layer, batch)
+    if shape.apart and shape.prepared:
+        sources |= common.diagonal_sources(layer, "b", descriptor=True)
     return sources
 
 
@@ -292,7 +300,7 @@ def _headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:
     through shared memory, and the scores, which must, are half as large as the state.
     """
     per_head = ("h",) if layer.layout.per_head("B") or layer.layout.per_head("C") else ()
-    names = ("y_state", "y_diag", "y_ssm", "y_skip", "y", "z")
+    names = ("y_state", "y_diag", "y_later", "y_ssm", "y_skip", "y", "z")
     found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("h", "p", "i"))
     found.update(dict.fromkeys(("scores", "scores_whole"), ("h", "j", "i")))
     return found | {"CB": (*per_head, "j", "i"), "x_weighted": ("h", "p", "j")}
@@ -337,6 +345,8 @@ def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
     found.append(common.seq_tensor())
     if varlen:
         found.append(Tensor("cu_seqlens", ("sequences + 1",), "index", flag="HAS_CU_SEQLENS"))
+    if shape.apart:
+        found += [common.diagonal_tensor(layer), Tensor("D_head", ("nheads",), "any", strided="all", flag="D_BY_HEAD")]
     if shape.outputs:
         found += [common.skip_tensor(), common.gate_tensor()]
         entering = "nentering" if shape.consumers else "nsegments"
@@ -357,6 +367,7 @@ def _flags(shape: Walk, varlen: bool) -> tuple[str, ...]:
     flags += [] if shape.prepared else ["HAS_DT_BIAS", "DT_SOFTPLUS"]
     flags += ["HAS_D", "HAS_Z", "HAS_ENTERING", "STORE_FINAL"] if shape.outputs else []
     flags += ["HAS_SUMMARIES"] if shape.outputs and shape.consumers else []
+    flags += ["D_BY_HEAD"] if shape.apart else []
     flags += ["HAS_CU_SEQLENS"] if varlen else []
     return tuple(flags)
 
