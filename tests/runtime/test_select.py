@@ -15,10 +15,10 @@ from ssdgen.runtime import ladder, select
 from ssdgen.runtime.backward_defaults import default_backward
 from ssdgen.runtime.defaults import default_config
 from ssdgen.runtime.errors import RecordError, SsdWarning, UntunedError
-from ssdgen.runtime.match import Gpu, is_same
+from ssdgen.runtime.match import Gpu
 from ssdgen.runtime.part_problem import of_conv, of_norm
 from ssdgen.runtime.problem import Problem
-from ssdgen.runtime.records import DIRECTIONS, PARTS, GpuRecords
+from ssdgen.runtime.records import DIRECTIONS, PARTS
 
 H200 = Gpu("NVIDIA H200", "sm90", 132)
 PROBLEM = Problem(8, 2048, 80, 64, 128, 1, "bfloat16")
@@ -210,26 +210,6 @@ def test_where_bundled_records_are_found(tmp_path: Path, place: str) -> None:
     assert ladder.bundled_root(package) is None
     put(tmp_path / place, [])
     assert ladder.bundled_root(package) == tmp_path / place
-
-
-@pytest.mark.parametrize(
-    ("device", "recorded", "same"),
-    [
-        ("NVIDIA H200", "NVIDIA H200", True),
-        ("NVIDIA H200", "H200", True),
-        ("NVIDIA A100-SXM4-80GB", "A100", True),
-        ("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-80GB", False),
-        ("NVIDIA H100 80GB HBM3", "H100", True),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090", True),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090", False),
-        ("NVIDIA L40S", "L40", False),
-        ("NVIDIA H200", "NVIDIA", False),
-        ("NVIDIA H200", "", False),
-    ],
-)
-def test_which_names_mean_the_same_gpu(device: str, recorded: str, same: bool) -> None:
-    assert is_same(Gpu(device, "sm90", 1), GpuRecords(Path(), recorded, "sm90", ())) is same
-    assert not is_same(Gpu(device, "sm90", 1), GpuRecords(Path(), recorded, "sm80", ()))
 
 
 def test_a_look_up_is_resolved_once_per_bucket(roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
