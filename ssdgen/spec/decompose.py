@@ -111,7 +111,7 @@ def _made(layer: Layer, apart: bool, _: tuple[object, ...]) -> Graph:
             ("h", "i", "p"),
             entry("left_decay", "h", "i") * entry("y_state", "h", "i", "p") + entry("y_diag", "h", "i", "p"),
         ),
-        *(_diagonal(hb, hc, weight) if apart else ()),
+        *(_diagonal(hb, hc, hcb, weight) if apart else ()),
         *(_own_input(hx, "own_skip" if apart else "own") if own else ()),
         Map(
             "y_skip",
@@ -180,16 +180,19 @@ def _steps(layer: Layer) -> list[Node]:
     return found
 
 
-def _diagonal(hb: tuple[str, ...], hc: tuple[str, ...], dt_weight: sympy.Expr) -> list[Node]:
-    """The diagonal of the chunk's block, a number for each token: with D, where that is one for a head."""
-    axes = ("h", "j") if hb or hc else ("j",)
+def _diagonal(hb: tuple[str, ...], hc: tuple[str, ...], hcb: tuple[str, ...], weight: sympy.Expr) -> list[Node]:
+    """The diagonal of the chunk's block, a number for each token: with D, where that is one for a head.
+
+    hb, hc, hcb: the axis of heads in B, in C and in C B^T, where they have one.
+    """
+    axes = (*hcb, "j")
     products = entry("C", *hc, "j", "n") * entry("B", *hb, "j", "n")
     own = entry("own", "h", "j")
     return [
         Input("D_head", ("h",), "skip weight of all channels of a head"),
         Map("CB_products", (*axes, "n"), products),
         Sum("CB_diagonal", axes, entry("CB_products", *axes, "n"), ("n",)),
-        Map("own", ("h", "j"), entry("CB_diagonal", *axes) * dt_weight),
+        Map("own", ("h", "j"), entry("CB_diagonal", *axes) * weight),
         Map("own_skip", ("h", "j"), own + entry("D_head", "h"), "D_BY_HEAD", own),
     ]
 

@@ -78,10 +78,8 @@ def test_plans_interpreted_with_what_they_would_get(skip: tuple[str, ...], how: 
 
 def _interpret(launch: Any, tensors: dict[str, Any], case: Case) -> None:
     kernel = kernels()[launch.kernel.__name__]
-    names = {"batch": case.batch, "nheads": case.nheads, "ngroups": case.ngroups, **launch.args}
-    names |= {"nsegments": launch.grid[1], "padded": -(-case.seqlen // 64) * 64}
-    if launch.kernel.__name__ == "state_passing":
-        names["nsegments"] = launch.args["nsegments"]
+    names = {"batch": case.batch, "nheads": case.nheads, "ngroups": case.ngroups, "nsegments": launch.grid[1]}
+    names |= {"padded": -(-case.seqlen // 64) * 64, **launch.args}
     slots = {argument.rpartition("_")[0]: slot for argument, slot in launch.slots.items()}
     arrays: dict[str, Any] = {}
     for tensor in kernel.tensors:
