@@ -187,13 +187,16 @@ def _diagonal(hb: tuple[str, ...], hc: tuple[str, ...], hcb: tuple[str, ...], we
     """
     axes = (*hcb, "j")
     products = entry("C", *hc, "j", "n") * entry("B", *hb, "j", "n")
-    own = entry("own", "h", "j")
+    own, x = entry("own", "h", "j"), sympy.Symbol("x", real=True)
+    given = sympy.expand(formulas.skip(formulas.own_input(sympy.Integer(0), own, x), entry("D_head", "h"), x))
+    if sympy.diff(given, x, 2) != 0 or given.subs(x, 0) != 0:
+        raise ValueError(f"what a token's own input gives, {given}, is no multiple of it; leave out apart")
     return [
         Input("D_head", ("h",), "skip weight of all channels of a head"),
         Map("CB_products", (*axes, "n"), products),
         Sum("CB_diagonal", axes, entry("CB_products", *axes, "n"), ("n",)),
         Map("own", ("h", "j"), entry("CB_diagonal", *axes) * weight),
-        Map("own_skip", ("h", "j"), own + entry("D_head", "h"), "D_BY_HEAD", own),
+        Map("own_skip", ("h", "j"), sympy.diff(given, x), "D_BY_HEAD", own),
     ]
 
 

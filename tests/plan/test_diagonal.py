@@ -10,7 +10,10 @@ import pytest
 from ssdgen.plan.interpret import run
 from ssdgen.plan.schedules import diagonal, walk
 from ssdgen.plan.schedules.walk import Walk
+from ssdgen.spec import layer as layer_formulas
 from ssdgen.spec.decompose import chunk_graph
+from ssdgen.spec.dims import entry
+from ssdgen.spec.graph import Map
 from ssdgen.spec.layer import Layer
 from ssdgen.spec.layouts import LAYOUTS, HeadLayout
 from ssdgen.spec.mamba3 import LAYER as MAMBA3
@@ -73,6 +76,19 @@ def test_without_the_diagonal_it_is_another_layer(seed: int) -> None:
 def test_what_it_does_not_go_with(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="the diagonal is apart from scores in one term of walks that have consumers"):
         walk.kernel(Layer(), replace(APART, **changes))
+
+
+def test_the_skip_of_a_head_is_that_of_the_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another skip is another weight of the tokens' own inputs; one that is no multiple of them has none."""
+    before = chunk_graph(Layer(), apart=True)["own_skip"]
+    monkeypatch.setattr(layer_formulas, "skip", lambda y, d, x: y - 2 * d * x)
+    after = chunk_graph(Layer(), apart=True)["own_skip"]
+    assert isinstance(before, Map) and isinstance(after, Map)
+    own, D = entry("own", "h", "j"), entry("D_head", "h")
+    assert (before.formula, after.formula) == (own + D, own - 2 * D)
+    monkeypatch.setattr(layer_formulas, "skip", lambda y, d, x: y + d * x**2)
+    with pytest.raises(ValueError, match="is no multiple of it; leave out apart"):
+        chunk_graph(Layer(), apart=True)
 
 
 def test_a_diagonal_that_has_a_weight_is_apart_anyhow() -> None:
