@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 
 CHUNK = 64
-# of the states between chunks, of one slice of heads
-STATE_BYTES = 3 << 30
+# of the device memory that is free: what the states between chunks of one slice of heads may take
+STATE_SHARE = 1 / 8
 
 Tensors = dict[str, torch.Tensor]
 OPERANDS = ("x", "dt", "A", "B", "C", "D", "dt_bias")
@@ -49,7 +49,7 @@ def walk(args: Tensors, d_y: torch.Tensor, emit: Callable[[str, tuple, torch.Ten
     batch, seqlen, nheads, headdim = args["x"].shape
     ngroups, dstate = args["B"].shape[2:]
     chunks = [slice(start, min(start + CHUNK, seqlen)) for start in range(0, seqlen, CHUNK)]
-    fitting = STATE_BYTES // (8 * len(chunks) * batch * headdim * dstate)
+    fitting = int(STATE_SHARE * _free(args["x"].device)) // (8 * len(chunks) * batch * headdim * dstate)
     for heads, group in slices(nheads, ngroups, max(1, fitting)):
         places = {"A": (heads,), "D": (heads,), "dt_bias": (heads,)}
         fixed = {name: args[name][heads].double() for name in places}
@@ -80,6 +80,11 @@ def walk(args: Tensors, d_y: torch.Tensor, emit: Callable[[str, tuple, torch.Ten
             d_state = found[0]
             for name, gradient in zip(leaves, found[1:], strict=True):
                 emit(name, {**index, **places}[name], gradient)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free on the device; of a CPU, as many as a small one has."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 8 << 30
 
 
 def slices(nheads: int, ngroups: int, most: int) -> list[tuple[slice, int]]:

@@ -18,6 +18,7 @@ RUNTIME = (
     "direct.py",
     "errors.py",
     "kernel_shapes.py",
+    "compiling.py",
     "launching.py",
     "packs.py",
     "precompiled.py",

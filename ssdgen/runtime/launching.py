@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import precompiled
+from . import compiling, precompiled
 from .direct import DirectRecipe, Place, direct_launch
 from .scratch import Buffer, Scratch
 
@@ -355,6 +355,7 @@ class Recipes:
 
     def run(self, key: tuple, plan: Plan, keep: Any) -> None:
         """Launch a plan and remember it.  keep: an object whose id is in the key, and so must live on."""
+        compiling.side_by_side(plan.launches)
         compiled = [launch() for launch in plan.launches]
         if all(code is not None for code in compiled):
             if len(self._found) >= self.LARGEST:

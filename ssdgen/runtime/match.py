@@ -17,6 +17,9 @@ _SAYS_LITTLE = re.compile(r"nvidia|geforce|tesla|amd|instinct|radeon|graphics|pc
 # headdim and dstate decide which tiles fit and are quick; the rest only says how many of them there are
 _TILE_WEIGHT = 16.0
 
+# of headdim, what one of the walks has that a program walks back
+_WALK_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -53,9 +56,10 @@ def nearest(
 def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
     """Whether the record's config is known to run a pass of the problem: same pass and dtype, tiles, heads that divide.
 
-    Tiles must be no smaller; a kernel whose warps are specialised for one headdim is slow as a plain one for another.
+    Tiles must be no smaller; a kernel whose warps are specialised for one headdim, or for an even number of walks in a
+    group, is slow as the plain one that takes its place elsewhere.
     """
-    tuned = record.problem
+    tuned, kernels = record.problem, record.config["kernels"]
     return (
         record.direction == direction
         and tuned.layout == problem.layout
@@ -64,14 +68,15 @@ def fits(problem: Problem, record: Record, direction: str = FORWARD) -> bool:
         and tuned.dstate >= problem.dstate
         and part_problem.fits(problem, tuned, direction)
         # heads that one CTA takes must share a group
-        and all(
-            (problem.nheads // problem.ngroups) % kernel.get("heads", 1) == 0
-            for kernel in record.config["kernels"].values()
-        )
-        and (
-            tuned.headdim == problem.headdim or not record.config["kernels"].get("chunk_gradients", {}).get("consumers")
-        )
+        and all((problem.nheads // problem.ngroups) % kernel.get("heads", 1) == 0 for kernel in kernels.values())
+        and (tuned.headdim == problem.headdim or not kernels.get("chunk_gradients", {}).get("consumers"))
+        and _walks(problem) % max(1, kernels.get("reverse_walk", {}).get("consumers", 0)) == 0
     )
+
+
+def _walks(problem: Problem) -> int:
+    """Walks back of a group where each has a tile of headdim."""
+    return problem.nheads // problem.ngroups * -(-problem.headdim // _WALK_ROWS)
 
 
 def distance(a: Problem, b: Problem) -> float:

@@ -27,13 +27,13 @@ def differentiated(args: dict, d_y: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(zip(gradient_reference.OPERANDS, found, strict=True))
 
 
-@pytest.mark.parametrize("bytes_of_states", [1, 1 << 30])
+@pytest.mark.parametrize("share", [0, 1])
 @pytest.mark.parametrize("sizes", [(2, 130, 6, 8, 5, 3), (1, 64, 2, 4, 3, 1), (1, 7, 4, 3, 2, 4)])
 def test_gradients_of_the_reference(
-    sizes: tuple[int, ...], bytes_of_states: int, seed: int, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, ...], share: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many heads are taken at a time."""
-    monkeypatch.setattr(gradient_reference, "STATE_BYTES", bytes_of_states)
+    monkeypatch.setattr(gradient_reference, "STATE_SHARE", share)
     args, d_y = wide(sizes, seed)
     exact = differentiated(args, d_y)
     off = {name: value * 1.01 for name, value in exact.items()}

@@ -1,0 +1,82 @@
+"""Kernels that have to be compiled, side by side.  launches -> compiling -> Triton
+
+The first call in a new form compiles each of its kernels where it is launched: one after the other, on one processor.
+Most of that time is the compiler's own, of LLVM, of ptxas and, for Triton 3.6, of a C compiler, and none of them waits
+for Python.  So before the first launch they are all started in threads.  What fails here fails once more at its launch,
+where the error belongs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any, Protocol
+
+import torch
+
+from . import precompiled
+
+
+class Compilable(Protocol):
+    """What is read of a launch."""
+
+    @property
+    def kernel(self) -> Any: ...
+    @property
+    def grid(self) -> tuple[int, int, int]: ...
+    @property
+    def args(self) -> dict[str, Any]: ...
+    @property
+    def options(self) -> dict[str, Any]: ...
+
+
+def side_by_side(launches: Iterable[Compilable]) -> None:
+    """Compile and load the kernels of launches for the current device, where this is more than one and takes time.
+
+    Nothing is launched.  Triton's own cache, in memory and on disk, has them afterwards.
+    """
+    processors = _processors()
+    if processors < 2 or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
+        return
+    waiting = [launch for launch in launches if _is_compiled_here(launch)]
+    if len(waiting) < 2:
+        return
+    from triton.runtime import _async_compile
+
+    if _async_compile.active_mode.get() is not None:
+        # someone else compiles side by side already
+        return
+    device = torch.cuda.current_device()
+    with ThreadPoolExecutor(
+        min(processors, len(waiting)), initializer=torch.cuda.set_device, initargs=(device,)
+    ) as pool:
+        with _async_compile.AsyncCompileMode(pool, ignore_errors=True):
+            begun = [_begun(launch) for launch in waiting]
+        # code is loaded, and a launcher built for it, when it is asked for first; no launch may find that half done
+        wait([pool.submit(_load, kernel) for kernel in begun if hasattr(kernel, "result")])
+
+
+def _is_compiled_here(launch: Compilable) -> bool:
+    """Whether the code of a launch is Triton's to find or to make: not an interpreter's, nor a pack's."""
+    return (
+        hasattr(launch.kernel, "device_caches") and precompiled.find(launch.kernel, launch.args, launch.options) is None
+    )
+
+
+def _begun(launch: Compilable) -> Any:
+    """The kernel if Triton has it in memory, else what will be one; None where it cannot even begin."""
+    with suppress(Exception):
+        return launch.kernel.warmup(*launch.args.values(), grid=launch.grid, **launch.options)
+    return None
+
+
+def _load(kernel: Any) -> None:
+    with suppress(Exception):
+        _ = kernel.result().run
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
