@@ -709,13 +709,14 @@ def _add_chunks(sizes: Sizes, needs: frozenset[str]) -> None:
         return
     nparts, nrows = names["batch"] * names["nchunks"], prod(tensors["d_D"].shape[:2]) if "D" in needs else 1
     block_p = next_power_of_two(names["HEADDIM"])
+    # few programs, each of which waits for memory at every trip: so much at once that there are few trips
     sizes.launch(
         sum_heads,
-        SUM,
+        {"num_warps": 8},
         nparts=nparts,
         nrows=nrows,
-        BLOCK_T=min(128, next_power_of_two(nparts)),
-        BLOCK_R=max(1, min(4096 // block_p, next_power_of_two(nrows))),
+        BLOCK_T=min(1024, next_power_of_two(nparts)),
+        BLOCK_R=max(1, min(16384 // block_p, next_power_of_two(nrows))),
         BLOCK_P=block_p,
         NEEDS_A="A" in summed,
         D_BY_HEAD=left.get("D") == "d_D_sum",

@@ -1,0 +1,168 @@
+"""How near a short `ssdgen tune` comes to the best that half an hour finds.  -> a table and a JSON file
+
+    python benchmarks/tuning_time.py [--shape 2,4096,128,64,128,1] [--short 300] [--long 1800] [--jobs N] [--out FILE]
+
+Needs a CUDA GPU.  One process searches for --short seconds.  Beside it, each on a GPU of its own, others share a study
+until they have had --long seconds of GPU time together; on a machine with one GPU they come one after the other.  Both
+start from nothing but the bundled records of other shapes: those of the shape itself, which is one of a Granite 4
+hybrid, must not be there.  What both found is then timed in turns in one process, as `ssdgen tune` times its finalists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import report  # noqa: E402
+from ssdgen.mamba2_ops import ladder  # noqa: E402
+from ssdgen.pack import store  # noqa: E402
+from ssdgen.pack.records import BACKWARD, FORWARD, Record  # noqa: E402
+from ssdgen.tune import device, measure, session, shapes  # noqa: E402
+from ssdgen.tune.results import Result  # noqa: E402
+
+SHAPE = "2,4096,128,64,128,1"
+PASSES = (FORWARD, BACKWARD)
+# how much slower than the best what a short search finds may be
+LIMIT = 1.03
+# until a study is there to work on
+WAIT_S = 60
+
+
+@dataclass(frozen=True)
+class Searching:
+    """A search under way: its processes and the folder that its records go to."""
+
+    processes: list[subprocess.Popen]
+    out: Path
+
+    def wait(self) -> None:
+        """Errors: RuntimeError where it found nothing."""
+        for process in self.processes:
+            process.wait()
+        if self.processes[0].returncode:
+            raise RuntimeError(f"the search in {self.out} ended with {self.processes[0].returncode}; see its log there")
+
+
+def command(shape: str, out: Path, jobs: int, *more: str) -> list[str]:
+    """`ssdgen tune` for the shape, with records and trials of its own."""
+    wanted = ["--shapes", shape, "--out", str(out / "tuned"), "--storage", str(out / "trials.journal")]
+    return [sys.executable, str(ROOT / "cli.py"), "tune", *wanted, "--jobs", str(jobs), *more]
+
+
+def search(shape: str, seconds: float, gpus: list[int], out: Path, jobs: int) -> Searching:
+    """Begin a search of so many seconds on each of these GPUs, all in one study."""
+    out.mkdir()
+    first = start(command(shape, out, jobs, "--budget", f"{seconds:.0f}s"), gpus[0], out / "search.log")
+    journal, end = out / "trials.journal", time.monotonic() + WAIT_S
+    while len(gpus) > 1 and not (journal.exists() and "shape 1 of" in (out / "search.log").read_text()):
+        if first.poll() is not None or time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    others = [
+        start(command(shape, out, jobs, "--worker"), gpu, out / f"worker_{at}.log")
+        for at, gpu in enumerate(gpus[1:], start=1)
+    ]
+    return Searching([first, *others], out)
+
+
+def start(arguments: list[str], gpu: int, log: Path) -> subprocess.Popen:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = visible.split(",")[gpu] if visible else str(gpu)
+    with log.open("w") as file:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": chosen, "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(arguments, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def found(out: Path) -> dict[str, Record]:
+    """{pass: its record}."""
+    (folder,) = (out / "tuned").iterdir()
+    return {direction: record for direction in PASSES for record in store.read(folder, direction)}
+
+
+def in_turns(shape: str, records: list[dict[str, Record]], jobs: int) -> dict[str, list[float]]:
+    """{pass: microseconds of each of the records}, timed side by side on the current GPU."""
+    gpu = device.gpu_here()
+    users = measure.Users(device.identity(gpu), ladder.current_fingerprint())
+    times = {}
+    with measure.benches(gpu, jobs, 0, "graph", "cold", users) as bench_of:
+        for task in session.tasks_of(shapes.parse(shape), PASSES):
+            each = [record[task.direction] for record in records]
+            batch = [Result(r.config, r.time_us, r.spread_us, r.error, r.error_limit) for r in each]
+            timed = bench_of(task).finals(batch)
+            if len(timed) < len(batch):
+                raise RuntimeError(f"{task.name}: what was found is not right when it is run again")
+            times[task.direction] = [result.time_us for result in timed]
+    return times
+
+
+def rows(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """What a short and a long search found: their times, and how far the short one is from the better of both."""
+    return [
+        {"pass": name, "short_us": short, "long_us": long, "ratio": short / min(short, long)}
+        for name, (short, long) in times.items()
+    ]
+
+
+def table(document: dict[str, Any]) -> str:
+    lines = [
+        f"{document['gpu']}; {document['shape']}, bf16; {document['short_s']:.0f} s alone beside "
+        f"{document['long_s']:.0f} s of GPU time",
+        f"{'':<10} {'short us':>10} {'long us':>10} {'from the best':>14}",
+    ]
+    lines += [
+        f"{row['pass']:<10} {row['short_us']:>10.1f} {row['long_us']:>10.1f} {row['ratio']:>14.3f}"
+        for row in document["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default=SHAPE, help="b,L,H,P,N,G, without a bundled record")
+    parser.add_argument("--short", type=float, default=300, metavar="SECONDS", help="one process, both passes")
+    parser.add_argument("--long", type=float, default=1800, metavar="SECONDS", help="of GPU time, all others together")
+    parser.add_argument("--jobs", type=int, help="processes that compile for each GPU; default: all cores shared out")
+    parser.add_argument("--out", type=Path, help="JSON file to write; default: benchmarks/results/tuning_time_GPU.json")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("benchmarks/tuning_time.py measures on a CUDA GPU, and torch sees none here.", file=sys.stderr)
+        return 2
+    gpus = list(range(torch.cuda.device_count()))
+    jobs = options.jobs or max(1, session.default_jobs() // len(gpus))
+    others = gpus[1:] or gpus
+    with tempfile.TemporaryDirectory() as folder:
+        short = search(options.shape, options.short, gpus[:1], Path(folder) / "short", jobs)
+        if others == gpus:
+            short.wait()
+        long = search(options.shape, options.long / len(others), others, Path(folder) / "long", jobs)
+        print(f"searching on {len(gpus)} GPUs; logs are in {folder}", file=sys.stderr, flush=True)
+        short.wait()
+        long.wait()
+        records = [found(search.out) for search in (short, long)]
+    document: dict[str, Any] = {**report.environment(), "shape": options.shape, "gpus": len(gpus)}
+    document |= {"short_s": options.short, "long_s": options.long, "limit": LIMIT}
+    document["configs"] = [{name: record.config for name, record in each.items()} for each in records]
+    document["rows"] = rows(in_turns(options.shape, records, jobs))
+    out = options.out or ROOT / "benchmarks" / "results" / f"tuning_time_{report.slug(document['gpu'])}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    print(table(document))
+    print(f"written: {out}")
+    return 0 if all(row["ratio"] <= LIMIT for row in document["rows"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
