@@ -27,7 +27,8 @@ from .gate import Checked
 # |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
 STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
 LARGEST = 127
-# inputs that a replay keeps, as many as public reports of it found best; how many are kept when its time is taken
+# inputs that a replay keeps, as many as public reports of it found best; how many are kept before its time is taken, in
+# which it goes round and round: the median is that of a step with half of them
 KEPT, KEPT_THEN = 15, 7
 
 

@@ -79,7 +79,9 @@ class Judge:
         """Check a candidate, then time it.  Errors: RejectedError."""
         given, expected = self._loaded()
         checked = self._checked(lambda: self._launched(config, given, expected, False))
-        timing = measure(self._timer.sampler(lambda: self._pass.run(config, given, False)), best_us)
+        # of its own: a step that is made again and again moves on, and the next candidate is checked with what was drawn
+        timed = self._pass.fresh(given)
+        timing = measure(self._timer.sampler(lambda: self._pass.run(config, timed, False)), best_us)
         return Result(config, timing.time_us, timing.spread_us, checked.error, checked.limit)
 
     def finals(self, results: list[Result]) -> list[Result]:
@@ -88,7 +90,7 @@ class Judge:
         That check takes the way that users take.  Errors: RejectedError if it does not fit.
         """
         standing = self._still_right(results)
-        given, _ = self._loaded()
+        given = self._pass.fresh(self._loaded()[0])
         with torch.no_grad():
             samplers = [
                 self._timer.sampler(lambda c=result.config: self._pass.run(c, given, False)) for result, _ in standing

@@ -46,7 +46,7 @@ class Pass(Protocol):
         ...
 
     def fresh(self, given: Any) -> Any:
-        """The arguments for a run that is checked: others where a run before has written to them."""
+        """The arguments for a run that is checked, or for those that are timed: others where a run writes to them."""
         ...
 
     def expect(self, given: Any, problem: Problem) -> Any:

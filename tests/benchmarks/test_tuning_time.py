@@ -58,7 +58,9 @@ def test_records_are_read_and_compared(tmp_path: Path) -> None:
     identity = Identity("sm90", "h200", "NVIDIA H200", "1", "2", "3", {})
     for direction in tuning_time.PASSES:
         config = {"schedule": "single_pass", "chunk": 64, "kernels": {}}
-        record = Record(problem, config, "measured", 10.0, 1.0, None, 1e-3, 5e-3, {"single_pass": "ab"}, "cd", direction)
+        record = Record(
+            problem, config, "measured", 10.0, 1.0, None, 1e-3, 5e-3, {"single_pass": "ab"}, "cd", direction
+        )
         store.save(tmp_path / "tuned", identity, [record], {})
     assert sorted(tuning_time.found(tmp_path)) == sorted(tuning_time.PASSES)
     slow, fast = tuning_time.rows({"forward": [103.0, 100.0], "backward": [90.0, 100.0]})

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from ssdgen import gpus
 from ssdgen.mamba2_ops.errors import OptionError
+from ssdgen.pack.records import Direction
 from ssdgen.plan import backward_space
 from ssdgen.plan.problem import Problem
 from ssdgen.runtime import fallback
@@ -143,6 +145,28 @@ def test_the_launchers_pass_the_gate(schedule: str, segment: int) -> None:
     result = made.run(config, None)
     assert 0 < (result.error or 0) < 1e-4
     assert [final.config for final in made.finals([result])] == [config]
+
+
+class OftenTimer(StillTimer):
+    """Makes each call that it times again and again."""
+
+    def sampler(self, call):
+        for _ in range(3):
+            call()
+        return super().sampler(call)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("direction", ["decode", "replay", "conv_update"])
+def test_a_step_that_moves_on_is_judged_from_where_it_began(direction: Direction) -> None:
+    """States, what is kept and how much of it: timing one candidate changes nothing for the next one."""
+    made, problem = Judge(OftenTimer(), "cpu"), Problem(2, 1, 4, 16, 16, 2, "float32")
+    problem = replace(problem, dstate=4) if direction == "conv_update" else problem
+    made.load(direction, problem, 0)
+    config = passes.PASSES[direction].space.default(problem, gpus.find("h200"))
+    results = [made.run(config, None) for _ in range(3)]
+    assert len({result.error for result in results}) == 1
+    assert len(made.finals(results)) == 3
 
 
 class FakeWorker(Worker):
