@@ -44,7 +44,8 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
                 (table, _dims([kernel for kernel, _ in kernels_of().values()]))
                 for table, kernels_of in (
                     ("BEFORE_DIMS", mamba3.before),
-                    ("CHUNK_DIMS", mamba3.chunks),
+                    # where both have a tensor, strides are asked for by the plain kernels alone
+                    ("CHUNK_DIMS", lambda: {**mamba3.by_warps(), **mamba3.chunks()}),
                     ("TOKEN_DIMS", mamba3.token),
                 )
             ],
@@ -53,6 +54,7 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
         "reference.py": render("mamba3/reference.py.jinja", functions=_functions()),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
         "kernels/functions.py": functions["functions"],
+        "kernels/warpgroup_functions.py": functions["warpgroup_functions"],
         "manifest.json": _manifest(fingerprint.of_kernels(modules, *functions.values())),
     }
     return dict(sorted(texts.items()))

@@ -93,8 +93,11 @@ class StatementPrinter:
     def _block(self, stmt: ir.Stmt, indent: int) -> list[str]:
         pad = " " * indent
         if isinstance(stmt, ir.When):
-            lines = [f"{pad}if {stmt.condition}:", *self.lines(stmt.body, indent + 4)]
-            return lines + ([f"{pad}else:", *self.lines(stmt.otherwise, indent + 4)] if stmt.otherwise else [])
+            body, otherwise = (self.lines(part, indent + 4) for part in (stmt.body, stmt.otherwise))
+            if not body:
+                # where warps are specialised, a tile that it loads may be there already
+                return [f"{pad}if not ({stmt.condition}):", *otherwise] if otherwise else []
+            return [f"{pad}if {stmt.condition}:", *body, *([f"{pad}else:", *otherwise] if otherwise else [])]
         if isinstance(stmt, ir.For):
             # of the loop that this one stands in, which goes on after it
             outer = dict(self.bases), self._inner

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
+from ..spec.layouts import MULTI_INPUT
 from ..spec.mamba3 import LAYER, entering_adjoint, entering_graph, step_graph, tokens_adjoint, tokens_graph
 from .ir import Kernel
 from .schedules import adjoint, gradients, mamba3, mamba3_adjoint, mamba3_step, states, walk
 
+# the same layer, each head a group of its own: kernels that are specialised by warps read operands of groups
+GROUPED = replace(LAYER, layout=MULTI_INPUT)
 # of what the chunks leave for the adjoints of the steps
 VECTORS = tuple(name for name in adjoint.VECTORS if name in adjoint.graph(LAYER))
 
@@ -44,6 +48,20 @@ def chunks() -> dict[str, tuple[Kernel, Graph]]:
 
 
 @cache
+def by_warps() -> dict[str, tuple[Kernel, Graph]]:
+    """The same kernels for Hopper, specialised by warps: those that Mamba-2 has, for this layer."""
+    forward, backward = chunk_graph(GROUPED), adjoint.graph(GROUPED)
+    one = walk.Walk(descriptors=True, state_major="p", two_terms=True, consumers=1)
+    found = [
+        (walk.kernel(GROUPED, one), forward),
+        (states.kernel(GROUPED, states.States(consumers=1)), forward),
+        (states.kernel(GROUPED, states.States(adjoint=True, consumers=1)), backward),
+        (gradients.kernel(GROUPED, gradients.Gradients(specialised=True)), backward),
+    ]
+    return {kernel.name: (kernel, graph) for kernel, graph in found}
+
+
+@cache
 def token() -> dict[str, tuple[Kernel, Graph]]:
     """The same of one token."""
     kernel = mamba3_step.kernel()
@@ -51,7 +69,7 @@ def token() -> dict[str, tuple[Kernel, Graph]]:
 
 
 def every() -> dict[str, tuple[Kernel, Graph]]:
-    return {**before(), **chunks(), **token()}
+    return {**before(), **chunks(), **by_warps(), **token()}
 
 
-__all__ = ["VECTORS", "before", "chunks", "every", "token"]
+__all__ = ["GROUPED", "VECTORS", "before", "by_warps", "chunks", "every", "token"]

@@ -79,7 +79,7 @@ class Judge:
         """Check a candidate, then time it.  Errors: RejectedError."""
         given, expected = self._loaded()
         checked = self._checked(lambda: self._launched(config, given, expected, False))
-        # arguments of its own: a step that is made again and again moves on, and the next one begins with what was drawn
+        # arguments of its own: a step that is made again and again moves on, and the next begins with what was drawn
         timed = self._pass.fresh(given)
         timing = measure(self._timer.sampler(lambda: self._pass.run(config, timed, False)), best_us)
         return Result(config, timing.time_us, timing.spread_us, checked.error, checked.limit)

@@ -53,7 +53,12 @@ def launches() -> dict[str, Any]:
         "x_before": empty(*heads, HEADDIM),
     }
     launch = importlib.import_module(f"{calls.package().__name__}.launch")
-    found = [made for backward in (False, True) for made in launch.launches(tensors, 64, backward)]
+    found = [
+        made
+        for by_warps in (False, True)
+        for backward in (False, True)
+        for made in launch.launches(tensors, 64, backward, by_warps)
+    ]
     alone = ("x", "z", "B", "C", "adt", "step", "mix", "rate")
     found += launch.token(
         {name: tensor[:, 0] if name in alone else tensor for name, tensor in tensors.items()}

@@ -44,6 +44,8 @@ def test_one_token_on_a_gpu(sizes: dict[str, Any], dtype: Any, seed: int):
     (
         {},
         {**PLAIN, "headdim": 64, "dstate": 128, "rates": 32, "seqlen": 300, "nheads": 8, "ngroups": 1},
+        # with all options, for kernels that are specialised by warps in both passes, and forwards alone
+        {"headdim": 64, "dstate": 128, "rates": 32, "seqlen": 129},
         {"headdim": 128, "dstate": 64, "rates": 32, "seqlen": 129},
         {"headdim": 64, "dstate": 256, "rates": 128, "seqlen": 65},
     ),

@@ -122,3 +122,57 @@ def test_plans_are_well_formed(name: str):
     asked = {stmt.condition for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.When)}
     assert set(kernel.flags) == {flag for flag in asked if flag.isupper()}
     assert all(equation in graph for equation in kernel.equations)
+
+
+# ---- the chunks' kernels
+
+PAIRS_OF_KERNELS = [
+    ("single_pass", "single_pass_2terms_1consumer"),
+    ("chunk_states", "chunk_states_1consumer"),
+    ("chunk_adjoints", "chunk_adjoints_1consumer"),
+    ("chunk_gradients", "chunk_gradients_2consumers"),
+]
+
+
+def of_chunks(name: str, seqlen: int, flag: bool, seed: int) -> dict[str, Any]:
+    """The outputs of a kernel of the chunks for random operands; every head has a B and a C of its own."""
+    batch, nheads, headdim, dstate, chunk = 2, 3, 5, 6, 8
+    nchunks = -(-seqlen // chunk)
+    random, (kernel, _) = np.random.default_rng(seed), mamba3.every()[name]
+    sizes = {"batch": batch, "seqlen": seqlen, "nheads": nheads, "ngroups": nheads, "padded": nchunks * chunk}
+    sizes |= {"nchunks": nchunks, "nsegments": 1, "segment_len": nchunks * chunk, "parts": 1}
+    sizes |= {"nentering": 1, "nsummaries": 0}
+    constants = {"CHUNK": chunk, "HEADDIM": headdim, "DSTATE": dstate, "BLOCK_P": 8, "BLOCK_N": 8}
+    heads, tokens = (batch, nheads), (batch, seqlen, nheads)
+    vectors = (*heads, nchunks, chunk)
+    states = (batch, nchunks, nheads, headdim, dstate)
+    there = np.arange(nchunks * chunk) < seqlen
+    tensors = {name: random.normal(size=(*tokens, headdim)) for name in ("x", "z", "d_y")}
+    tensors |= {name: random.normal(size=(*tokens, dstate)) for name in ("B", "C")}
+    tensors |= {name: random.normal(size=states) for name in ("states", "d_states")}
+    tensors |= {name: random.normal(size=(batch, 1, *states[2:])) for name in ("entering", "leaving")}
+    decays = -np.cumsum(random.uniform(0, 0.3, vectors) * there.reshape(nchunks, chunk), -1).reshape(*heads, -1)
+    tensors |= {"dA_cs": decays, "D": random.normal(size=(nheads, headdim))}
+    tensors |= {name: random.normal(size=decays.shape) * there for name in ("dt", "own")}
+    extents = {**sizes, **constants}
+    outs = {
+        tensor.name: np.full([eval(dim, {}, extents) for dim in tensor.dims], np.nan)
+        for tensor in kernel.tensors
+        if tensor.out
+    }
+    flags = dict.fromkeys(kernel.flags, flag) | {"HAS_SEQ_IDX": False, "HAS_SUMMARIES": False}
+    run(kernel, {**tensors, "total": None, "summary": None, **outs}, sizes, constants, flags, {})
+    return outs
+
+
+@pytest.mark.parametrize("flag", (False, True), ids=("nothing more", "all options"))
+@pytest.mark.parametrize("seqlen", (1, 8, 21))
+@pytest.mark.parametrize(("plain", "by_warps"), PAIRS_OF_KERNELS)
+def test_kernels_that_are_specialised_by_warps_do_what_plain_ones_do(
+    plain: str, by_warps: str, seqlen: int, flag: bool, seed: int
+):
+    wanted, found = (of_chunks(name, seqlen, flag, seed) for name in (plain, by_warps))
+    assert wanted.keys() == found.keys() and by_warps in mamba3.by_warps()
+    for name, value in wanted.items():
+        assert flag or name in ("y", "states", "d_states") or np.isnan(value).all()
+        same(found[name].reshape(value.shape), value, name)
