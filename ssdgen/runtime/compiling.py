@@ -33,14 +33,15 @@ class Compilable(Protocol):
 
 
 def side_by_side(launches: Iterable[Compilable]) -> None:
-    """Compile and load the kernels of launches for the current device, where this is more than one and takes time.
+    """Compile and load those kernels of launches that the current device has no code of, where these are several.
 
-    Nothing is launched.  Triton's own cache, in memory and on disk, has them afterwards.
+    Nothing is launched.  Triton's own cache, in memory and on disk, has them afterwards.  A kernel with code for other
+    arguments is left to its launch: to look for more would cost every call in a new form.
     """
     processors = _processors()
     if processors < 2 or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
         return
-    waiting = [launch for launch in launches if _is_compiled_here(launch)]
+    waiting = [launch for launch in launches if _is_new(launch)]
     if len(waiting) < 2:
         return
     from triton.runtime import _async_compile
@@ -58,15 +59,17 @@ def side_by_side(launches: Iterable[Compilable]) -> None:
         wait([pool.submit(_load, kernel) for kernel in begun if hasattr(kernel, "result")])
 
 
-def _is_compiled_here(launch: Compilable) -> bool:
-    """Whether the code of a launch is Triton's to find or to make: not an interpreter's, nor a pack's."""
-    return (
-        hasattr(launch.kernel, "device_caches") and precompiled.find(launch.kernel, launch.args, launch.options) is None
-    )
+def _is_new(launch: Compilable) -> bool:
+    """Whether there is no code of a kernel yet, and Triton is to find or to make it: not an interpreter, nor a pack."""
+    kernel = launch.kernel
+    if not hasattr(kernel, "device_caches"):
+        return False
+    compiled, *_ = kernel.device_caches[torch.cuda.current_device()]
+    return not compiled and precompiled.find(kernel, launch.args, launch.options) is None
 
 
 def _begun(launch: Compilable) -> Any:
-    """The kernel if Triton has it in memory, else what will be one; None where it cannot even begin."""
+    """What will be a kernel; None where it cannot even begin."""
     with suppress(Exception):
         return launch.kernel.warmup(*launch.args.values(), grid=launch.grid, **launch.options)
     return None

@@ -29,16 +29,16 @@ class Code:
 class Kernel:
     """As `triton.jit` makes them, as far as compiling goes.  compile: what a compiler does."""
 
-    device_caches: dict[int, Any] = {}
-
     def __init__(self, compile: Any = Code) -> None:
         self.compile, self.code, self.asked = compile, None, []
+        self.known: dict[str, Code] = {}
+        self.device_caches = {0: (self.known, "and more")}
 
     def warmup(self, *args: Any, grid: tuple[int, int, int], **options: Any) -> Any:
         self.asked.append((args, grid, options))
         mode = _async_compile.active_mode.get()
         assert mode is not None
-        return self.code or mode.submit(id(self), self.compile, self._found)
+        return mode.submit(id(self), self.compile, self._found)
 
     def _found(self, code: Code) -> None:
         self.code = code
@@ -83,12 +83,12 @@ def test_what_fails_is_left_to_its_launch() -> None:
 
 
 def test_what_is_there_is_left_alone() -> None:
-    there, of_a_pack, new = Kernel(), Kernel(), Kernel()
-    there.code = Code()
+    there, of_a_pack, *new = (Kernel() for _ in range(4))
+    there.known["for other arguments"] = Code()
     of_a_pack.of_a_pack = Code()  # type: ignore[attr-defined]
-    compiling.side_by_side(map(launch, [there, of_a_pack, new, SimpleNamespace()]))
-    assert of_a_pack.asked == [] and not there.code.loaded
-    assert new.code is not None
+    compiling.side_by_side(map(launch, [there, of_a_pack, *new, SimpleNamespace()]))
+    assert of_a_pack.asked == [] == there.asked
+    assert all(kernel.code is not None for kernel in new)
 
 
 @pytest.mark.parametrize("reason", ["one processor", "no GPU", "capture", "one kernel", "another mode"])
