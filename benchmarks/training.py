@@ -32,7 +32,7 @@ from benchmarks import (  # noqa: E402
     training_report,
     workload,
 )
-from ssdgen.mamba2_ops import mamba_chunk_scan_combined  # noqa: E402
+from ssdgen.mamba2_ops import mamba_chunk_scan_combined, memory  # noqa: E402
 
 OURS = forward.OURS
 OPERANDS = gradient_reference.OPERANDS
@@ -182,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     ceilings = {"copy_tbs": timing.copy_tbs(), "bf16_tflops": timing.matmul_tflops()}
     clock.say("ceilings: {copy_tbs:.2f} TB/s copied, {bf16_tflops:.0f} TFLOP/s in bf16".format(**ceilings))
     timer = timing.ColdGpuTimer()
-    document = {**report.environment(), "peer": about, "ceilings": ceilings, "rows": []}
+    document = {**report.environment(), "peer": about, "ceilings": ceilings, "keeps_states": memory.keeps_states()}
+    document["rows"] = []
     out = options.out or ROOT / "benchmarks" / "results" / f"training_{report.slug(document['gpu'])}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     for shape in options.shapes:

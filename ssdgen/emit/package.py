@@ -178,6 +178,9 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
     def terms(shape: Walk) -> str:
         return f'"{space.APART}"' if shape.apart else "2" if shape.two_terms else "1"
 
+    def of_consumers(shape: Walk) -> str:
+        return f"({shape.consumers}, {shape.n_tiles}, {terms(shape)}, {shape.ahead}, {not shape.prepared})"
+
     walks = [
         (
             table,
@@ -193,15 +196,17 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
         (
             table,
             [
-                (
-                    f"({shape.consumers}, {shape.n_tiles}, {terms(shape)}, {shape.ahead}, {not shape.prepared})",
-                    shape.name,
-                )
+                (of_consumers(shape), shape.name)
                 for shape in catalogue.walks(outputs)
                 if shape.name in names and shape.consumers
             ],
         )
         for table, outputs in (("SINGLE_PASS_CONSUMERS", True), ("SEGMENT_STATE_CONSUMERS", False))
+    ]
+    keeping = [
+        (of_consumers(shape) if shape.consumers else key(shape), shape.name)
+        for shape in catalogue.keeping()
+        if shape.name in names
     ]
     scans = [(f"({s.n_tiles}, {s.p_tiles})", s.name) for s in catalogue.scans() if s.name in names]
     strided = {tensor.name: tensor.dims for kernel in chosen for tensor in kernel.tensors if tensor.stride_parameters()}
@@ -212,6 +217,7 @@ def _launchers(layer: Layer, chosen: list[Kernel], gated: list[Kernel], suffix: 
         dims=[(name, _literal_names(dims)) for name, dims in sorted(strided.items())],
         walks=walks,
         consumers=consumers,
+        keeping=keeping,
         scans=scans,
         diagonal=common.diagonal_owner(layer)[1] if diagonal.NAME in names else "",
         mirrors=[(f"{n}", name) for n in (1, 2) if (name := f"{mirror.name_of(n)}{suffix}") in names],

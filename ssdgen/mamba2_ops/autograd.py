@@ -4,12 +4,16 @@
 Their namespace is that of the package, so that two packages in one process have operators of their own.  In eager mode
 an autograd function runs the same code: an operator written in Python costs the host as much as several launches.
 
-Kept for the backward pass are the operands alone; chunk states are computed again.  No kernel adds atomically, so
+Kept for the backward pass are the operands alone, and the states of chunks where `memory.keeps_states` says so; else
+they are computed again.  No kernel adds atomically, so
 torch.use_deterministic_algorithms has nothing to switch.  Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from math import inf
 from typing import NoReturn
@@ -37,8 +41,11 @@ _PACKAGE = __package__ or _OWN
 NAMESPACE = "ssdgen" if _PACKAGE == f"ssdgen.{_OWN}" else _PACKAGE.replace(".", "_")
 
 # what kernels of the backward pass are given, and how those of earlier calls are called again
-_GIVEN = (*OPERANDS, "d_y", "d_final_states")
+_GIVEN = (*OPERANDS, "d_y", "d_final_states", "states")
 _backwards: Forms[Again] = Forms(4096)
+
+# where a call inside of another autograd function leaves the states that it keeps
+_handed: ContextVar[list[Tensor | None] | None] = ContextVar("handed", default=None)
 
 _OPERANDS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
@@ -95,9 +102,38 @@ def scan(
     return y, ends if final_states else None
 
 
+@contextmanager
+def handing_over() -> Iterator[list[Tensor | None]]:
+    """The states that enter the chunks of each call in here, None where none are kept, for `gradients`.
+
+    For autograd functions that call others in their own forward pass, where nothing is differentiated.
+    """
+    handed: list[Tensor | None] = []
+    token = _handed.set(handed)
+    try:
+        yield handed
+    finally:
+        _handed.reset(token)
+
+
+def keeps(differentiable: bool) -> bool:
+    """Whether a call keeps the states that enter its chunks."""
+    return _handed.get() is not None or (differentiable and memory.keeps_states())
+
+
 def repeated(call: Call, operands: tuple[Tensor, ...], differentiable: bool) -> tuple[Tensor, Tensor | None]:
     """`scan` for a call in a form that is known.  operands: those of `Call.names`."""
-    return _Scan.apply(call, *operands) if differentiable else paths.again(call.forward, call.names, operands)
+    if differentiable:
+        return _Scan.apply(call, *operands)
+    return _left(paths.again(call.again(keeps(False)), call.names, operands))
+
+
+def _left(found: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
+    """y and the final states; states that a call was asked to hand over go there."""
+    handed = _handed.get()
+    if handed is not None:
+        handed.append(found[2])
+    return found[0], found[1]  # type: ignore[return-value]
 
 
 def _checked(
@@ -111,9 +147,12 @@ def _checked(
 
 def _forward(
     problem, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_min, dt_max,
-    chunk_size, final_states, state_dtype,
+    chunk_size, final_states, state_dtype, keeps=False,
 ):  # fmt: skip
-    """y, and the last state of each row or packed sequence, or None where states are not wanted."""
+    """y, and the last state of each row or packed sequence, or None where states are not wanted.
+
+    keeps: and the states that enter the chunks, None where no kernel keeps them.
+    """
     options = {
         "D": D,
         "z": z,
@@ -126,12 +165,15 @@ def _forward(
         "final_states": final_states,
         "state_dtype": state_dtype,
     }
+    states = None
     if problem.batch and paths.runs_kernels(x):
-        y, ends = paths.forward(problem, x, dt, A, B, C, **options)
+        y, ends, *kept = paths.forward(problem, x, dt, A, B, C, **options, **({"keeps": True} if keeps else {}))
+        states = kept[0] if kept else None
     else:
         with torch.autocast(x.device.type, enabled=False):
             y, ends = fallback.forward(x, dt, A, B, C, **options)
-    return y.contiguous(), None if ends is None else ends.contiguous()
+    found = y.contiguous(), None if ends is None else ends.contiguous()
+    return (*found, states) if keeps else found
 
 
 def _forward_checked(*given):
@@ -172,14 +214,14 @@ def _backward(
     return [found[name] for name in names]
 
 
-def _gradients(problem, d_y, d_states, operands, cu_seqlens, options) -> dict[str, Tensor]:
-    """Gradients by name.  operands: by name, those that may be None too, cu_seqlens apart."""
+def _gradients(problem, d_y, d_states, operands, cu_seqlens, options, states=None) -> dict[str, Tensor]:
+    """Gradients by name.  operands: by name, those that may be None too, cu_seqlens apart; states: see `gradients`."""
     x, dt, B = operands["x"], operands["dt"], operands["B"]
     _check_gradients(d_y, d_states, x, dt, B, cu_seqlens)
     given = {**operands, **options, "d_y": d_y, "d_final_states": d_states}
     found = None
     if problem.batch and cu_seqlens is None and paths.runs_kernels(x) and paths.backward_launcher(problem.layout):
-        found = paths.backward(problem, **given)
+        found = paths.backward(problem, **given, **({} if states is None else {"states": states}))
     if found is None:
         found = fallback.backward(**given, cu_seqlens=cu_seqlens)
     return {name: gradient.contiguous() for name, gradient in found.items()}
@@ -260,23 +302,30 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, *operands):
-        ctx.call = call
-        ctx.save_for_backward(*operands)
+        ctx.call, ctx.kept = call, keeps(any(ctx.needs_input_grad))
         # a result that nobody used has no gradient, instead of one full of zeros
         ctx.set_materialize_grads(False)
-        if call.forward is not None:
-            return paths.again(call.forward, call.names, operands)
-        given = dict(zip(call.names, operands, strict=True))
-        return _forward(call.problem, *map(given.get, TENSORS), *call.options, 64, call.final_states, call.state_dtype)
+        again = call.again(ctx.kept)
+        if again is not None:
+            found = paths.again(again, call.names, operands)
+        else:
+            given = dict(zip(call.names, operands, strict=True))
+            given = (*map(given.get, TENSORS), *call.options, 64, call.final_states, call.state_dtype)
+            found = _forward(call.problem, *given, keeps=ctx.kept)
+        ctx.save_for_backward(*operands, *found[2:])
+        return _left(found)
 
     @staticmethod
     def backward(ctx, d_y, d_states):  # type: ignore[override]
         call, needs = ctx.call, ctx.needs_input_grad[1:]
         if d_y is None and d_states is None:
             return (None,) * (1 + len(needs))
-        given = dict(zip(call.names, ctx.saved_tensors, strict=True))
+        operands, states = ctx.saved_tensors, None
+        if ctx.kept:
+            *operands, states = operands
+        given = dict(zip(call.names, operands, strict=True))
         wanted = frozenset(name for name, needed in zip(call.names, needs, strict=True) if needed)
-        found = gradients(d_y, d_states, [*map(given.get, TENSORS)], call.options, wanted, call.problem)
+        found = gradients(d_y, d_states, [*map(given.get, TENSORS)], call.options, wanted, call.problem, states)
         return (None, *map(found.get, call.names))
 
 
@@ -287,10 +336,12 @@ def gradients(
     options: tuple[bool, float, float],
     wanted: frozenset[str],
     problem: Problem | None = None,
+    states: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`chunk_scan_backward` past the dispatcher: the gradients of the operands in `wanted`, by name.
 
-    tensors: those of TENSORS; options: dt_softplus and both limits; problem: None for operands that nobody has checked.
+    tensors: those of TENSORS; options: dt_softplus and both limits; problem: None for operands that nobody has checked;
+    states: those that enter the chunks, which the forward pass has kept.
     Several may be parts of one tensor.  Errors: GradientError, those of `check_forward`.
     """
     if torch.is_grad_enabled():
@@ -301,16 +352,17 @@ def gradients(
     *operands, cu_seqlens = tensors
     form = None
     if cu_seqlens is None:
-        form = form_of((*operands, d_y, d_states), options, wanted, memory.limit())
+        form = form_of((*operands, d_y, d_states, states), options, wanted, memory.limit())
         again = _backwards.get(form)
         if again is not None:
-            return paths.again(again, _GIVEN, (*operands, d_y, d_states))
+            return paths.again(again, _GIVEN, (*operands, d_y, d_states, states))
     problem = problem or _checked(*tensors, *options[1:])
     given = dict(zip(OPERANDS, operands, strict=True))
     how = {"dt_softplus": options[0], "dt_limit": options[1:], "needs": wanted}
-    found = _gradients(problem, d_y, d_states, given, cu_seqlens, how)
+    found = _gradients(problem, d_y, d_states, given, cu_seqlens, how, states)
     if form is not None and problem.batch and paths.runs_kernels(tensors[0]):
-        again = paths.backward_again(problem, {**given, "d_y": d_y, "d_final_states": d_states}, **how)
+        made = {"d_y": d_y, "d_final_states": d_states, "states": states}
+        again = paths.backward_again(problem, {**given, **made}, **how)
         if again is not None:
             _backwards.put(form, again)
     return found

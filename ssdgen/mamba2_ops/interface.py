@@ -143,10 +143,12 @@ def scan(
     if not compiling and cu_seqlens is None and not return_varlen_states:
         form = form_of(operands, chunk_size, dt_softplus, dt_limit, states, state_dtype, general)
         call = _calls.get(form)
-        if call is not None and call.forward is not None:
+        if call is not None:
             there = [operand for operand in operands if operand is not None]
-            y, ends = autograd.repeated(call, there, _needs_gradient(*there))
-            return (y, ends) if states else y
+            differentiable = _needs_gradient(*there)
+            if call.again(autograd.keeps(differentiable)) is not None:
+                y, ends = autograd.repeated(call, there, differentiable)
+                return (y, ends) if states else y
     if not compiling and _is_autocast(x):
         # what PyTorch does in place of kernels is not cast in its turn
         with torch.autocast(x.device.type, enabled=False):
@@ -164,7 +166,7 @@ def scan(
         )  # fmt: skip
         if not (problem.batch and paths.runs_kernels(x)):
             run = fallback.forward
-        elif _needs_gradient(x, dt, A, B, C, D, z, dt_bias, initial_states):
+        elif autograd.keeps(False) or _needs_gradient(x, dt, A, B, C, D, z, dt_bias, initial_states):
             run = partial(autograd.scan, problem=problem, varlen_states=return_varlen_states)
         else:
             run = partial(paths.forward, problem)
@@ -174,7 +176,8 @@ def scan(
         x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, initial_states=initial_states, seq_idx=seq_idx,
         cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit, final_states=states, state_dtype=state_dtype,
     )  # fmt: skip
-    if form is not None and call is None:
+    if form is not None:
+        # of a form that is known too: with gradients and without, and with states that are kept, other plans are made
         _calls.put(form, _call(problem, operands, dt_softplus, dt_limit, states, state_dtype))
 
     if not states:
@@ -194,9 +197,9 @@ def _call(problem, operands, dt_softplus, dt_limit, states, state_dtype) -> Call
     names = tuple(name for name, operand in given.items() if operand is not None)
     call = Call(problem, names, (dt_softplus, *limits), states, state_dtype)
     if problem.batch and paths.runs_kernels(operands[0]):
-        call.forward = paths.forward_again(
-            problem, given, dt_softplus=dt_softplus, dt_limit=limits, final_states=states, state_dtype=state_dtype
-        )
+        how = {"dt_softplus": dt_softplus, "dt_limit": limits, "final_states": states, "state_dtype": state_dtype}
+        call.forward = paths.forward_again(problem, given, **how)
+        call.keeping = paths.forward_again(problem, given, **how, keeps=True)
     return call
 
 

@@ -83,7 +83,8 @@ class Call:
     """A call of some form.
 
     names: of the operands that are there, in the order in which they are given; options: dt_softplus and both limits.
-    forward: makes the forward pass again; None: everything is looked up.
+    forward, keeping: make the forward pass again, the latter with states that are kept for the backward pass; None:
+    everything is looked up.
     """
 
     problem: Problem
@@ -92,3 +93,7 @@ class Call:
     final_states: bool
     state_dtype: torch.dtype | None
     forward: Again | None = None
+    keeping: Again | None = None
+
+    def again(self, keeps: bool) -> Again | None:
+        return self.keeping if keeps else self.forward

@@ -135,6 +135,13 @@ def walks(outputs: bool) -> tuple[Walk, ...]:
     return tuple(shapes)
 
 
+def keeping() -> tuple[Walk, ...]:
+    """Shapes of the single pass that also store the state that enters each chunk: plain ones, and with consumers."""
+    shapes = [Walk(n_tiles=n, p_tiles=p) for n, p in TILES]
+    shapes += [shape for shape in walks(outputs=True) if shape.consumers and (shape.two_terms or shape.apart)]
+    return tuple(replace(shape, keeps=True) for shape in shapes)
+
+
 def made_aside(shape: Walk) -> bool:
     """Whether a walk of this shape also comes with step sizes that a warp of its own makes.
 
@@ -153,7 +160,7 @@ def kernels(layer: Layer) -> tuple[Kernel, ...]:
     found += [walk.kernel(layer, shape) for shape in walks(outputs=False)]
     found.append(passing.kernel(layer))
     found.append(diagonal.kernel(layer))
-    found += [walk.kernel(layer, shape) for shape in walks(outputs=True)]
+    found += [walk.kernel(layer, shape) for shape in (*walks(outputs=True), *keeping())]
     found += [scan.kernel(layer, shape) for shape in scans()]
     return tuple(found)
 

@@ -55,6 +55,7 @@ class Call:
             "nheads": nheads,
             "ngroups": shared[0] if shared else nheads,
             "padded": -(-seqlen // chunk) * chunk,
+            "nchunks": -(-seqlen // chunk),
             "sequences": len(inputs["cu_seqlens"]) - 1 if flags["HAS_CU_SEQLENS"] else batch,
             "state_size": headdim * dstate,
             "nsegments": 1,
@@ -98,7 +99,7 @@ class Call:
 
     def _segments(self, shape: Walk, segment: int, joined: bool) -> None:
         steps = self.steps(shape.prepared)
-        states = replace(shape, outputs=False, two_terms=False, ahead=False, apart=False)
+        states = replace(shape, outputs=False, two_terms=False, ahead=False, apart=False, keeps=False)
         if joined:
             if not shape.consumers:
                 raise ValueError(f"{shape.name} takes the states that enter from state_passing; give it consumers")
@@ -192,6 +193,9 @@ class Call:
             tensors = {**tensors, **self.diagonal()}
             if self.tensors["D_head"] is not None:
                 flags |= {"D_BY_HEAD": True, "HAS_D": False}
+        if shape.keeps:
+            kept = self.buffer("batch", "nchunks", "nheads", "HEADDIM", "DSTATE")
+            tensors = {**tensors, "states": self.tensors.setdefault("states", kept)}
         self.launch(walk.kernel(self.layer, shape), tensors, rows, **flags)
 
     def launch(self, kernel: Any, tensors: Arrays, constants: Mapping[str, int] | None = None, **flags: bool) -> None:

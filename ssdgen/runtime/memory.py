@@ -1,6 +1,11 @@
-"""How much memory a backward pass may take for what it keeps.  -> launchers, which cut it into slices
+"""What is kept for a backward pass, and how much memory it may take itself.  -> autograd; launchers, which cut slices
 
+    SSDGEN_KEEP_STATES=1        a forward pass with gradients keeps the states that enter its chunks
     SSDGEN_MEMORY_LIMIT=512M    bytes for what a backward pass keeps, with K, M, G or T (powers of 1024)
+
+States that the forward pass keeps need not be made again, which is a tenth of a training step or more.  They take
+batch * seqlen / 64 * nheads * headdim * dstate numbers of each layer until its backward pass: 320 MiB in bf16 of 16384
+tokens with 80 heads of 64 and a dstate of 128.  With activation checkpointing that is of one block at a time.
 
 What is kept are the states that enter the chunks and the adjoints of those that leave them, and parts of d_B and d_C
 where programs share out the heads of a group.  Less is kept at a time in slices (slices.py), and launches are more.
@@ -15,8 +20,18 @@ from functools import cache
 
 from .errors import SettingError, SsdWarning
 
-_NAME = "SSDGEN_MEMORY_LIMIT"
+_NAME, _KEEP = "SSDGEN_MEMORY_LIMIT", "SSDGEN_KEEP_STATES"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def keeps_states() -> bool:
+    """Whether a forward pass keeps the states of its chunks for the backward pass.  Errors: SettingError."""
+    text = os.environ.get(_KEEP, "0")
+    if text not in ("0", "1"):
+        raise SettingError(
+            f"{_KEEP} is {text!r}; give 1 to keep the states of chunks, 0 to make them again, or unset it"
+        )
+    return text == "1"
 
 
 def limit() -> int:

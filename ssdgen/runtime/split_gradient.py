@@ -1,6 +1,7 @@
 """The split layer's gradient, which keeps as little as possible.  split -> operators of the scan, convolution, norm
 
-Kept are the operands and, where something follows that reads it, the scan's y.  The convolution and the norm are
+Kept are the operands and, where something follows that reads it, the scan's y; the states of its chunks where
+`memory.keeps_states` says so.  The convolution and the norm are
 computed again: each is one pass over what it reads, and cheaper than what it would keep.  Kernels write the gradients
 of zxbcdt's parts where they belong: to join them afterwards would take as long as the convolution's gradients.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, conv_paths, norm_paths
+from . import autograd, conv_paths, memory, norm_paths
 from .split_forward import Operands, Split, compose, convolve, gate, join, step_sizes, without_padding
 
 # operands of the convolution, and all those that the scan's y depends on
@@ -26,24 +27,30 @@ class Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Split, *tensors):  # type: ignore[override]
         given = Operands(*tensors)
-        found = compose(call, given)
+        states = None
+        if call.process_group is None and any(ctx.needs_input_grad) and memory.keeps_states():
+            with autograd.handing_over() as handed:
+                found = compose(call, given)
+            (states,) = handed or (None,)
+        else:
+            found = compose(call, given)
         ctx.call = call
         follows = given.rmsnorm_weight is not None or given.outproj_weight is not None
-        ctx.save_for_backward(*tensors, found.y if follows else None)
+        ctx.save_for_backward(*tensors, found.y if follows else None, states)
         # a result that nobody used has no gradient, instead of one full of zeros
         ctx.set_materialize_grads(False)
         return found.out, found.states, found.conv_states
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
-        *tensors, y = ctx.saved_tensors
+        *tensors, y, states = ctx.saved_tensors
         given = Operands(*tensors)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
         if torch.is_grad_enabled():
             # with create_graph the gradient may be differentiated in its turn: by what records every step
             return (None, *_by_steps(ctx.call, given, gradients, needs))
         with torch.autocast(given.zxbcdt.device.type, enabled=False):
-            found = _backward(ctx.call, given, y, *gradients, needs)
+            found = _backward(ctx.call, given, y, states, *gradients, needs)
         return (None, *(found.get(name) if needed else None for name, needed in needs.items()))
 
 
@@ -64,12 +71,13 @@ def _backward(
     call: Split,
     given: Operands,
     y: Tensor | None,
+    states: Tensor | None,
     d_out: Tensor | None,
     d_states: Tensor | None,
     d_conv_states: Tensor | None,
     needs: dict[str, bool],
 ) -> dict[str, Tensor | None]:
-    """{operand: gradient}."""
+    """{operand: gradient}.  states: those that enter the scan's chunks, where they were kept."""
     zx0, z, xBC, dt = call.parts(given.zxbcdt)
     whole = torch.empty(given.zxbcdt.shape, dtype=z.dtype, device=z.device) if needs["zxbcdt"] else None
     places = call.parts(whole) if whole is not None else (None,) * 4
@@ -90,7 +98,7 @@ def _backward(
 
     d_parts = d_dt = d_xBC = None
     if d_y is not None or d_states is not None:
-        d_parts, d_dt, scan_d_z = _scan(call, given, convolved.detach(), z, dt, d_y, d_states, needs, found)
+        d_parts, d_dt, scan_d_z = _scan(call, given, convolved.detach(), z, dt, d_y, d_states, needs, found, states)
         d_z = d_z if scan_d_z is None else scan_d_z
     if d_parts is not None and in_place:
         d_xBC = places[2]
@@ -191,7 +199,7 @@ def _norm(call, given, y, z, d_out, group_size, found, place):
     return gradients["x"], place, None
 
 
-def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
+def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found, states):
     """Gradients of what the convolution made, in parts, of dt and of the scan's gate; the others' go into `found`."""
     x, B, C = call.heads(convolved)
     wanted = {
@@ -224,6 +232,7 @@ def _scan(call, given, convolved, z, dt, d_y, d_states, needs, found):
         ],
         (True, float(low), float(high)),
         frozenset(name for name, needed in wanted.items() if needed),
+        states=states,
     )
     found.update((name, gradients.get(name)) for name in ("A", "D", "dt_bias", "initial_states"))
     # B and C are few channels, and go together

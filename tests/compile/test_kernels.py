@@ -31,6 +31,7 @@ from ssdgen.plan import catalogue, parts, space
 from ssdgen.plan.problem import Problem
 from ssdgen.plan.schedules import diagonal
 from ssdgen.spec.layer import Layer
+from ssdgen.tune import resources
 from ssdgen.tune.compile import compile_launch, source_of
 from tests.parity import configs
 from tests.parity.cases import DTYPES, Case, draw
@@ -83,12 +84,13 @@ def launches() -> dict[str, Any]:
     for schedule in space.SCHEDULES:
         for case in CASES:
             call = draw(case).on("meta")
-            for config in configs.one_of_each(schedule, configs.problem(case)).values():
-                for launch in configs.launches(config, call).launches:
+            configured = configs.one_of_each(schedule, configs.problem(case)).values()
+            for config, keeps in product(configured, (False, True)):
+                for launch in configs.launches(config, call, keeps=keeps).launches:
                     found.setdefault(launch.kernel.__name__, launch)
-    every = product((64, 200), (1, 2), (2, 1, space.APART), (False, True), (False, True))
-    for dstate, consumers, terms, ahead, aside in every:
-        for launch in consumer_launches(dstate, consumers, 2, terms=terms, ahead=ahead, aside=aside):
+    every = product((64, 200), (1, 2), (2, 1, space.APART), (False, True), (False, True), (False, True))
+    for dstate, consumers, terms, ahead, aside, keeps in every:
+        for launch in consumer_launches(dstate, consumers, 2, terms=terms, ahead=ahead, aside=aside, keeps=keeps):
             found.setdefault(launch.kernel.__name__, launch)
     return found
 
@@ -101,6 +103,7 @@ def consumer_launches(
     terms: int | str = 2,
     ahead: bool = False,
     aside: bool = False,
+    keeps: bool = False,
 ) -> list[Any]:
     """Of the kernels that are specialised by warps: the single pass, and segments that are joined by their walks."""
     call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", options)).on("meta")
@@ -110,7 +113,7 @@ def consumer_launches(
     found = [
         launch
         for how in ({"schedule": "single_pass", "kernels": {"single_pass": numbers}}, segments)
-        for launch in configs.launches({**config, **how}, call).launches
+        for launch in configs.launches({**config, **how}, call, keeps=keeps).launches
         if "consumer" in launch.kernel.__name__ or launch.kernel.__name__ == diagonal.NAME
     ]
     found = sorted(found, key=lambda launch: launch.kernel.__name__ == diagonal.NAME)
@@ -135,6 +138,17 @@ def test_compiles(name: str, gpu: str) -> None:
     assert compiled.name == name
     assert compiled.resources.shared <= target.smem_per_cta
     assert compiled.resources.registers > 0
+
+
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("terms", [2, space.APART])
+def test_two_programs_that_keep_states_fit_a_multiprocessor(terms: int | str, aside: bool) -> None:
+    """At a model's sizes: what is kept goes to memory from registers, and hardly any are spilled for it."""
+    gpu = gpus.find("h200")
+    first, *_ = consumer_launches(128, 1, 2, ("D", "dt_bias", "dt_softplus"), terms, True, aside, keeps=True)
+    needs = compile_launch(replace(first, maxnreg=128), gpu).resources
+    assert first.kernel.__name__.endswith("_keeping")
+    assert needs.spilled <= 24 and resources.ctas_per_sm(needs, gpu) == 2
 
 
 def test_two_consumers_keep_everything_in_registers() -> None:

@@ -64,7 +64,8 @@ def consumers_of(n_tiles: int, *p_tiles: int) -> set[str]:
 
     The walk back has twice as many, half as wide.
     """
-    forward = {shape.name for outputs in (True, False) for shape in catalogue.walks(outputs) if shape.consumers}
+    walks = (*catalogue.walks(True), *catalogue.walks(False), *catalogue.keeping())
+    forward = {shape.name for shape in walks if shape.consumers}
     found = {name for name in forward | {*catalogue.SPECIALISED} if not name.startswith(("reverse", "group"))}
     found = {name for name in found if ("_2n_" in name) == (n_tiles == 2)}
     found |= {name for name in catalogue.SPECIALISED if name.startswith(f"reverse_walk_{2 * n_tiles}n")}

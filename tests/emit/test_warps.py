@@ -33,7 +33,8 @@ from tests.emit.roles import (
     stage_loop,
 )
 
-SHAPES = {shape.name: shape for outputs in (True, False) for shape in catalogue.walks(outputs) if shape.consumers}
+WALKS = (*catalogue.walks(True), *catalogue.walks(False), *catalogue.keeping())
+SHAPES = {shape.name: shape for shape in WALKS if shape.consumers}
 NAMES = sorted((*SHAPES, *catalogue.SPECIALISED))
 # with decays and B and C shared; without decays; with B and C per head, where the backward pass has no such kernels
 CASES = [

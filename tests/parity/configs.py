@@ -117,10 +117,10 @@ def prepared(call: Call, final_states: bool = True) -> tuple[tuple[Any, ...], di
     return tuple(call.operands.values()), {**options, "final_states": final_states}
 
 
-def launches(config: Config, call: Call, final_states: bool = True) -> Any:
+def launches(config: Config, call: Call, final_states: bool = True, keeps: bool = False) -> Any:
     """The launches of a config, not yet made."""
     operands, options = prepared(call, final_states)
-    return launcher.launches(config, *operands, **options)
+    return launcher.launches(config, *operands, **options, keeps=keeps)
 
 
 def run(config: Config, call: Call, final_states: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:

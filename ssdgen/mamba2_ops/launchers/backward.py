@@ -273,6 +273,7 @@ def backward(
     dt_softplus: bool,
     dt_limit: tuple[float, float],
     needs: frozenset[str],
+    states: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of sum(d_y * y) + sum(d_final_states * final_states) by the inputs in `needs`, by their names.
 
@@ -287,12 +288,14 @@ def backward(
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
     A may have the shape of dt: the log-decay of every token, whatever its step size.
     initial_states, d_final_states: [batch, nheads, headdim, dstate]; seq_idx: [batch, seqlen].
+    states: those that enter the chunks, as the forward pass has kept them, or None; made again where they are not those
+    that this pass would make.
     needs: any of "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", those that are there.
     Returns: each in the shape and dtype of its input, d_dt of the step size before its transform; the same bits from
     call to call.
     Errors: OptionError for a headdim or dstate over 512; Triton's OutOfResources if the config does not fit.
     """
-    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx, states)
     needs = frozenset(name for name in needs if tensors[name] is not None)
     options = (dt_softplus, dt_limit, needs)
     limit = memory.limit()
@@ -350,13 +353,16 @@ def launches(
     dt_softplus: bool,
     dt_limit: tuple[float, float],
     needs: frozenset[str],
+    states: Tensor | None = None,
 ) -> Plan:
     """The launches of a call, not yet made.  Arguments as in `backward`; tensors may be on "meta"."""
-    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx)
+    tensors = _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx, states)
     return _plan(config, tensors, dt_softplus, dt_limit, frozenset(n for n in needs if tensors[n] is not None))
 
 
-def _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx) -> dict[str, Tensor | None]:
+def _tensors(
+    x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states, seq_idx, states=None
+) -> dict[str, Tensor | None]:
     """The operands by name, as the kernels take them."""
 
     def whole(tensor: Tensor | None) -> Tensor | None:
@@ -377,6 +383,7 @@ def _tensors(x, dt, A, B, C, d_y, d_final_states, D, z, dt_bias, initial_states,
         "dt_bias": dt_bias,
         "initial_states": whole(initial_states),
         "seq_idx": whole(seq_idx),
+        "states": states,
     }
 
 
@@ -450,6 +457,9 @@ def _plan(
         names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
     parts = slices(cut, batch, nheads, names["ngroups"])
     names |= {"shares": parts[0].shares, "pieces": cut.pieces}
+    # the forward pass may have kept them
+    there = kept and not only_states and len(parts) == 1 and _are_those(tensors["states"], sizes, config)
+    tensors["states"] = tensors["states"] if there else None
     vector = (batch, nheads, whole)
     sizes.scratch("dt_ready", vector, torch.float32)
     sizes.scratch("dA_cs", vector, torch.float32)
@@ -460,13 +470,13 @@ def _plan(
         initial = tensors["initial_states"]
         sizes.allocate("d_initial", tuple(initial.shape), initial.dtype)
     several = names["nsegments"] > 1
-    entering, leaving = _pass_states(sizes, config) if several else ("initial_states", "d_final_states")
+    entering, leaving = _pass_states(sizes, config, there) if several else ("initial_states", "d_final_states")
     if several and only_states:
         return sizes.plan()
     if by_chunks:
-        _by_chunks(sizes, config, cut, parts, entering, leaving, kept, several, only_states)
+        _by_chunks(sizes, config, cut, parts, entering, leaving, kept, there, several, only_states)
     else:
-        _by_walk(sizes, config, cut, parts, entering, leaving, kept, several, needs)
+        _by_walk(sizes, config, cut, parts, entering, leaving, kept, there, several, needs)
     if steps:
         _finish_steps(sizes, config)
     _add_chunks(sizes, needs)
@@ -481,6 +491,7 @@ def _by_chunks(
     entering: str,
     leaving: str,
     kept: bool,
+    there: bool,
     several: bool,
     only_states: bool,
 ) -> None:
@@ -489,13 +500,13 @@ def _by_chunks(
     if kept:
         walks = ("chunk_adjoints",) if only_states else ("chunk_adjoints", "chunk_states")
         made += [SHAPES.states(sizes, config, walk) for walk in walks]
-        for name in ("d_states",) if only_states else ("states", "d_states"):
+        for name in ("d_states",) if only_states or there else ("states", "d_states"):
             keep(sizes, config, name, cut, made)
     if not only_states:
         _results_by_chunks(sizes, config, cut)
     for part in parts:
         if kept:
-            if not only_states:
+            if not (only_states or there):
                 _keep_states(sizes, config, part, entering)
             _keep_adjoints(sizes, config, part, leaving, several)
         if not only_states:
@@ -511,6 +522,7 @@ def _by_walk(
     entering: str,
     leaving: str,
     kept: bool,
+    there: bool,
     several: bool,
     needs: frozenset[str],
 ) -> None:
@@ -522,7 +534,7 @@ def _by_walk(
     added = SHAPES.groups(sizes, config) if steps or groups else None
     states = kept and (steps or groups or "z" in needs)
     made = [each for each in (back if stored or states else None, added) if each]
-    if states:
+    if states and not there:
         keep(sizes, config, "states", cut, [SHAPES.states(sizes, config, "chunk_states"), *made])
     adjoints = "d_states" if not several or kept else leaving
     if adjoints == "d_states" and (steps or groups):
@@ -532,7 +544,7 @@ def _by_walk(
     if added:
         _results_of_groups(sizes)
     for part in parts:
-        if states:
+        if states and not there:
             _keep_states(sizes, config, part, entering)
         before = "states" if states else entering
         if back:
@@ -541,17 +553,30 @@ def _by_walk(
             _add_groups(sizes, part, added, before, adjoints)
 
 
-def _pass_states(sizes: Sizes, config: dict[str, Any]) -> tuple[str, str]:
-    """The states that enter the segments and the adjoints of those that leave them, by name."""
+def _are_those(states: Tensor | None, sizes: Sizes, config: dict[str, Any]) -> bool:
+    """Whether states are those that this pass would make."""
+    return (
+        states is not None
+        and tuple(states.shape) == _states(sizes, "nchunks")
+        and states.dtype is dtype_of_states(config)
+    )
+
+
+def _pass_states(sizes: Sizes, config: dict[str, Any], there: bool) -> tuple[str, str]:
+    """The states that enter the segments and the adjoints of those that leave them, by name.
+
+    there: the states that enter the chunks are, and none of segments has to be passed on.
+    """
     names, dtype = sizes.names, dtype_of_states(config)
     for name in ("summary", "d_summary"):
         sizes.scratch(name, _states(sizes, "nsegments"), dtype)
     sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
     module, numbers, blocks = SHAPES.states(sizes, config, "segment_state")
     sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
-    numbers, block = numbers_of(config, "state_passing"), block_of_states(sizes, config)
-    entering = sizes.tensors["initial_states"] is not None
-    sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
+    block = block_of_states(sizes, config)
+    if not there:
+        numbers, entering = numbers_of(config, "state_passing"), sizes.tensors["initial_states"] is not None
+        sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
     module, numbers, blocks = SHAPES.states(sizes, config, "segment_adjoint")
     sizes.launch(module, numbers, {"summary": "d_summary"}, **blocks)
     slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}

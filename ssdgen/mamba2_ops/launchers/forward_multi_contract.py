@@ -77,6 +77,8 @@ SEGMENT_STATE = {
 # ("apart": one, without their diagonal), whether C B^T is issued ahead, whether step sizes are made aside
 SINGLE_PASS_CONSUMERS = {}
 SEGMENT_STATE_CONSUMERS = {}
+# single passes of either kind that also store the state that enters each chunk
+KEEPING = {}
 # tiles of dstate, tiles of headdim
 CHUNK_SCAN = {}
 # of the same, the walks that make the sums of decays that are given for every token
@@ -122,10 +124,11 @@ def launches(
     dt_limit: tuple[float, float],
     final_states: bool,
     state_dtype: torch.dtype | None,
+    keeps: bool = False,
 ) -> Plan:
     """The launches of a call, not yet made.  Arguments as in `forward`; tensors may be on "meta"."""
     tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
-    return _plan(config, tensors, dt_softplus, dt_limit, final_states, state_dtype or torch.float32)
+    return _plan(config, tensors, dt_softplus, dt_limit, final_states, state_dtype or torch.float32, keeps)
 
 
 def forward(
@@ -146,7 +149,8 @@ def forward(
     dt_limit: tuple[float, float],
     final_states: bool,
     state_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None]:
+    keeps: bool = False,
+) -> tuple[Tensor | None, ...]:
     """y, and the final states if `final_states`.  On the current device; arguments already checked, batch at least 1.
 
     config: {"schedule", "chunk", "segment", "state_dtype", "prepared", "kernels": {kernel: numbers}}; never changed.
@@ -155,19 +159,21 @@ def forward(
     A may have the shape of dt: the log-decay of every token, whatever its step size.
     initial_states: [rows, nheads, headdim, dstate]; seq_idx: [batch, seqlen]; cu_seqlens: [sequences + 1].
     All but dt have a last stride of 1.
-    Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate].
+    keeps: with a third result, the states that enter the chunks, for the backward pass.
+    Returns: y [batch, seqlen, nheads, headdim]; final states [batch or sequences, nheads, headdim, dstate]; states
+    [batch, chunks, nheads, headdim, dstate], or None where no kernel keeps them.
     Errors: OptionError for a dstate over 512; Triton's OutOfResources if the config does not fit.
     """
     tensors = _tensors(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
     state_dtype = state_dtype or torch.float32
-    options = (dt_softplus, dt_limit, final_states, state_dtype)
+    options = (dt_softplus, dt_limit, final_states, state_dtype, keeps)
     key = key_of(tensors, id(config), x.device, *options, precision(x))
     recipe = _recipes.get(key)
     if recipe is not None:
-        return _again(recipe, tensors, x.device)
+        return _again(recipe, keeps, tensors, x.device)
     plan = _plan(config, tensors, *options)
     _recipes.run(key, plan, config)
-    return plan.y, plan.final_states
+    return _results(plan.tensors, keeps)
 
 
 def again(
@@ -178,6 +184,7 @@ def again(
     dt_limit: tuple[float, float],
     final_states: bool,
     state_dtype: torch.dtype | None,
+    keeps: bool = False,
 ) -> Again | None:
     """What makes a call of `forward` again; None before the first one, and where it copies an operand.
 
@@ -185,17 +192,23 @@ def again(
     """
     tensors = _tensors(**given, cu_seqlens=None)
     x = tensors["x"]
-    key = key_of(
-        tensors, id(config), x.device, dt_softplus, dt_limit, final_states, state_dtype or torch.float32, precision(x)
-    )
-    recipe = _recipes.get(key)
+    options = (dt_softplus, dt_limit, final_states, state_dtype or torch.float32, keeps)
+    recipe = _recipes.get(key_of(tensors, id(config), x.device, *options, precision(x)))
     same = all(tensors[name] is operand for name, operand in given.items())
-    return partial(_again, recipe) if recipe is not None and same else None
+    return partial(_again, recipe, keeps) if recipe is not None and same else None
 
 
-def _again(recipe: Recipe, tensors: dict[str, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _again(
+    recipe: Recipe, keeps: bool, tensors: dict[str, Tensor | None], device: torch.device
+) -> tuple[Tensor | None, ...]:
     recipe(tensors, device)
-    return tensors["y"], tensors.get("final_states")
+    return _results(tensors, keeps)
+
+
+def _results(tensors: dict[str, Tensor | None], keeps: bool) -> tuple[Tensor | None, ...]:
+    """y, the final states and, of a call that keeps them, the states that enter the chunks."""
+    found = tensors["y"], tensors.get("final_states")
+    return (*found, tensors.get("states")) if keeps else found
 
 
 def states(
@@ -329,6 +342,7 @@ def _plan(
     dt_limit: tuple[float, float],
     final_states: bool,
     state_dtype: torch.dtype,
+    keeps: bool = False,
 ) -> Plan:
     tensors = tensors.copy()
     x, B, C, cu_seqlens = tensors["x"], tensors["B"], tensors["C"], tensors["cu_seqlens"]
@@ -340,7 +354,8 @@ def _plan(
         )
     nheads, ngroups = tensors["dt"].shape[2], min(t.shape[2] for t in (x, B, C) if t is not None)
     # packed sequences start anywhere, so their chunks and running sums are the walk's own
-    prepared = config.get("prepared", True) and cu_seqlens is None
+    keeps = keeps and bool(KEEPING) and cu_seqlens is None and config["schedule"] != "split"
+    prepared = (config.get("prepared", True) or keeps) and cu_seqlens is None
     chunk = config["chunk"] if cu_seqlens is None else min(config["chunk"], 64)
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     sizes = Sizes(
@@ -373,12 +388,18 @@ def _plan(
         HAS_ENTERING=tensors["initial_states"] is not None,
         STORE_FINAL=final_states,
         HAS_SUMMARIES=False,
+        KEEPS=False,
     )
     if C is not None:
         sizes.allocate("y", (batch, seqlen, nheads, headdim), x.dtype)
     if final_states:
         sizes.allocate("final_states", (sequences, nheads, headdim, dstate), state_dtype)
 
+    if keeps and _keeping(sizes, config):
+        sizes.names |= {"KEEPS": True, "nchunks": sizes.names["padded"] // chunk}
+        shape = (batch, sizes.names["nchunks"], nheads, headdim, dstate)
+        # fp16 states could overflow
+        sizes.allocate("states", shape, torch.bfloat16 if x.element_size() == 2 else torch.float32)
     if prepared and not _aside(sizes, config):
         _prepare(sizes, config)
     length = chunk if config["schedule"] == "split" else config.get("segment", seqlen)
@@ -467,6 +488,8 @@ def _walk(
         can_describe(sizes.tensors[name]) for name in _described(kernel)
     )
     tiles = (len(n_tiles), len(p_tiles))
+    if kernel == "single_pass" and names["KEEPS"]:
+        table, heads, major, described = KEEPING, 1, "n", False
     # shapes from the best to one that always exists
     wanted = (
         (heads, *tiles, major, prepared, described),
@@ -489,6 +512,15 @@ def _walk(
     )
 
 
+def _keeping(sizes: Sizes, config: dict[str, Any]) -> bool:
+    """Whether there is a kernel for the single pass of a call that keeps states."""
+    if _consumers(sizes, config, "single_pass"):
+        return True
+    numbers = numbers_of(config, "single_pass")
+    p_tiles = _p_tiles(sizes.names["HEADDIM"], {} if numbers.get("consumers") else numbers)
+    return (1, len(cut(sizes.names["DSTATE"])), len(p_tiles), "n", True, False) in KEEPING
+
+
 def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     """How many consumers a program of a walk has; 0 where its warps cannot be specialised: that is Hopper's alone."""
     wanted = numbers_of(config, kernel).get("consumers", 0)
@@ -505,9 +537,13 @@ def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
 def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool) -> Any:
     """The kernel of a walk whose warps are specialised, None where there is none.  aside: it makes its step sizes."""
     numbers, outputs = numbers_of(config, kernel), kernel == "single_pass"
-    table = SINGLE_PASS_CONSUMERS if outputs else SEGMENT_STATE_CONSUMERS
-    shape = (numbers.get("consumers", 0), consumer_tiles(sizes.names["DSTATE"])[1])
-    shape += (numbers.get("terms", 2) if outputs else 1,)
+    table, terms = SEGMENT_STATE_CONSUMERS, 1
+    if outputs:
+        table, terms = SINGLE_PASS_CONSUMERS, numbers.get("terms", 2)
+        if sizes.names["KEEPS"]:
+            # none that keeps states has its scores in one term
+            table, terms = KEEPING, 2 if terms == 1 else terms
+    shape = (numbers.get("consumers", 0), consumer_tiles(sizes.names["DSTATE"])[1], terms)
     # what is issued ahead waits for a second stage
     ahead = outputs and numbers.get("ahead", False) and numbers.get("num_stages", 2) > 1
     found = table.get((*shape, ahead, aside))

@@ -14,7 +14,7 @@ from ...spec.decompose import chunk_graph
 from ...spec.layer import Layer
 from ..ir import Arange, For, Full, Kernel, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, Piece, Source, merge
-from . import common, consumers
+from . import adjoint, common, consumers
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Walk:
     state's part of y is under way.
     apart: the diagonal of the scores, which is half of what rounding them costs, reaches y in float32 beside D, from
     what `diagonal_products` has made.
+    keeps: the state that enters each chunk is stored for the backward pass, which then has no walk of its own for it;
+    with consumers, as there, what is scaled goes into the state in two terms.
     """
 
     outputs: bool = True
@@ -47,6 +49,7 @@ class Walk:
     consumers: int = 0
     ahead: bool = False
     apart: bool = False
+    keeps: bool = False
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class Walk:
         parts += ["tma"] if self.descriptors and not self.consumers else []
         parts += [f"{self.consumers}consumer" + "s" * (self.consumers > 1)] if self.consumers else []
         parts += ["ahead"] if self.ahead else []
+        parts += ["keeping"] if self.keeps else []
         return "_".join(parts)
 
 
@@ -81,6 +85,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         raise ValueError(f"the diagonal is apart from scores in one term of walks that have consumers, not of {shape}")
     if shape.two_terms and not shape.outputs:
         raise ValueError("the state of a segment is made without scores, which alone can be in two terms")
+    if shape.keeps and not (shape.outputs and (shape.consumers or shape.prepared)):
+        raise ValueError(f"the states of chunks are kept by walks with outputs over whole chunks, not by {shape}")
     if shape.ahead and not (shape.outputs and shape.consumers == 1 and shape.n_tiles == 1):
         # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice; two consumers
         # are slower with it (281 us against 230 on an H200)
@@ -130,7 +136,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         notes=dict(common.NOTES),
         zero_past_end=zero_past_end(layer),
         value_axes=value_axes,
-        two_terms=frozenset({"scores"} if shape.two_terms else ()),
+        two_terms=frozenset({"scores"} if shape.two_terms else ())
+        | ({"x_weighted"} if shape.keeps and shape.consumers else set()),
     )
 
     prologue: list[Stmt] = [*_indices(layer, shape, p_sizes), *_bounds(varlen)]
@@ -146,6 +153,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         prologue.append(Full(total, ()))
         lowering.bind("total", {"h": h}, total, 1)
 
+    if shape.keeps:
+        _keep(lowering, shape, state_axes)
     steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer), shape.apart)] if aside else []
     # C B^T is there already: what is issued first runs while scores are made
     for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
@@ -169,7 +178,13 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
             lowering.need("total_out", {"h": h})
     body = merge(
         common.loads_first(
-            [Scalar("row0", "start + step * CHUNK"), *_row_masks(pieces["i"]), *steps, *lowering.scopes[1]]
+            [
+                Scalar("row0", "start + step * CHUNK"),
+                *([Scalar("chunk", "segment * (segment_len // CHUNK) + step")] if shape.keeps else []),
+                *_row_masks(pieces["i"]),
+                *steps,
+                *lowering.scopes[1],
+            ]
         )
     )
     epilogue = _leaving(lowering, shape, state_axes)
@@ -193,7 +208,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
 def _check_consumers(shape: Walk) -> None:
     """Raises ValueError for what does not go with warps that are specialised."""
     plain = Walk(shape.outputs, n_tiles=shape.n_tiles, descriptors=True, state_major="p", two_terms=shape.two_terms)
-    if replace(shape, consumers=0, prepared=True, ahead=False, apart=False) != plain:
+    if replace(shape, consumers=0, prepared=True, ahead=False, apart=False, keeps=False) != plain:
         raise ValueError(
             "consumers go with one head each, one tile of headdim, tensor descriptors and states by rows of headdim, "
             f"not with {shape}"
@@ -203,6 +218,7 @@ def _check_consumers(shape: Walk) -> None:
 def _sizes(shape: Walk) -> tuple[str, ...]:
     sizes = ("batch", "seqlen", "nheads", "ngroups", "nsegments", "segment_len")
     sizes += ("nentering", "nsummaries") if shape.outputs and shape.consumers else ()
+    sizes += ("nchunks",) if shape.keeps else ()
     return (*sizes, "padded") if shape.prepared or shape.apart else sizes
 
 
@@ -314,6 +330,14 @@ def _store_outputs(lowering: Lowering, shape: Walk, batch: str) -> None:
         lowering.emit(1, Store("y", index, made[0], shape.descriptors), "walk < walks" if shape.consumers else None)
 
 
+def _keep(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> None:
+    """Store the state as a chunk finds it."""
+    for at in lowering.combinations(state_axes):
+        state = Value(lowering.variable("state", at), state_axes[1:])
+        index = ("b", "chunk", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
+        lowering.emit(1, Store("states", index, state), "walk < walks" if shape.consumers else None)
+
+
 def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
     stores: list[Stmt] = []
     for at in lowering.combinations(state_axes):
@@ -356,6 +380,7 @@ def _tensors(layer: Layer, shape: Walk, varlen: bool) -> tuple[Tensor, ...]:
             found.append(Tensor("total", (rows, "nsummaries", "nheads"), "float32", flag="HAS_SUMMARIES"))
         found.append(Tensor("y", ("batch", "seqlen", "nheads", "HEADDIM"), "operand", out=True))
         found.append(Tensor("final_states", (rows, *state), "state", flag="STORE_FINAL", out=True))
+        found += [adjoint.states_tensor("states", out=True)] if shape.keeps else []
     else:
         found.append(Tensor("summary", (rows, "nsegments", *state), "state", out=True))
         found.append(Tensor("total", (rows, "nsegments", "nheads"), "float32", out=True))
