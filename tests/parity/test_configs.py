@@ -62,13 +62,16 @@ def test_every_kernel(schedule: str, name: str, case: Case, device: str) -> None
 
 
 def test_every_kernel_is_there() -> None:
-    """What `test_every_kernel` runs, with the kernels for Hopper that `test_consumers` runs, is all that ships."""
+    """What `test_every_kernel` runs, with the kernels for Hopper that `test_consumers` runs, is all that ships.
+
+    Beside those that keep states, which `test_kept_states` runs.
+    """
     launched = {kernel for _, name, _ in KERNELS for kernel in name.split("-")}
     of_hopper = {name for how, case in consumers.CALLS for name in consumers.launched(how, case)}
     by_consumers = {name for name in of_hopper if "consumer" in name or name == diagonal.NAME}
     shipped = {path.stem for path in Path(kernels.__file__).parent.glob("*.py")} - {"__init__", *FUNCTIONS}
     others = {*catalogue.BACKWARD, *catalogue.SPECIALISED, *catalogue.DECODE, *catalogue.TILED, *parts.kernels()}
-    others |= catalogue.beside(Layer())
+    others |= {shape.name for shape in catalogue.keeping()} | catalogue.beside(Layer())
     assert launched | by_consumers == shipped - others
     assert not launched & by_consumers
 

@@ -14,6 +14,8 @@ from ssdgen.mamba2_ops import memory, select
 from ssdgen.mamba2_ops.errors import SettingError
 from ssdgen.mamba2_ops.launchers import backward as backward_launcher
 from ssdgen.mamba2_ops.launchers import forward as forward_launcher
+from ssdgen.plan import catalogue
+from ssdgen.plan.schedules.walk import Walk
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
 # batch, seqlen, nheads, headdim, dstate, ngroups: odd, and with two tiles of both
@@ -209,6 +211,24 @@ def test_kernels_that_are_specialised_by_warps(
     for made, right in zip(found, wanted, strict=True):
         error = (made.float() - right.float()).norm() / right.float().norm()
         assert error < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [shape for shape in catalogue.keeping() if shape.consumers], ids=lambda s: s.name)
+def test_every_kernel_that_is_specialised_by_warps(
+    shape: Walk, launched: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    numbers = {"consumers": shape.consumers, "num_stages": 2, "ahead": shape.ahead}
+    numbers |= {"terms": "apart" if shape.apart else 2} | ({"maxnreg": 128} if shape.consumers == 1 else {})
+    config = {"schedule": "single_pass", "chunk": 64, "aside": not shape.prepared}
+    monkeypatch.setattr(select, "default_config", lambda *_: {**config, "kernels": {"single_pass": numbers}})
+    given = drawn((2, 300, 8, 64, 128 * shape.n_tiles, 2), "cuda", torch.bfloat16, seed)
+    wanted, _ = step(given), launched()
+    monkeypatch.setenv("SSDGEN_KEEP_STATES", "1")
+    found, names = step(given), launched()
+    assert shape.name in names and not any(name.startswith(MAKING) for name in names)
+    for made, right in zip(found, wanted, strict=True):
+        assert (made.float() - right.float()).norm() / right.float().norm() < 1e-2
 
 
 def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
