@@ -37,6 +37,8 @@ SHAPE = "2,4096,128,64,128,1"
 PASSES = (FORWARD, BACKWARD)
 # how much slower than the best what a short search finds may be
 LIMIT = 1.03
+# of a log, what an error shows: characters
+SAID = 2000
 # until a study is there to work on
 WAIT_S = 60
 
@@ -52,8 +54,10 @@ class Searching:
         """Errors: RuntimeError where it found nothing."""
         for process in self.processes:
             process.wait()
-        if self.processes[0].returncode:
-            raise RuntimeError(f"the search in {self.out} ended with {self.processes[0].returncode}; see its log there")
+        if code := self.processes[0].returncode:
+            # the folder goes with this process
+            said = (self.out / "search.log").read_text()[-SAID:]
+            raise RuntimeError(f"the search {self.out.name} ended with {code}; what it said last: {said}")
 
 
 def command(shape: str, out: Path, jobs: int, *more: str) -> list[str]:

@@ -5,8 +5,8 @@ Their namespace is that of the package, so that two packages in one process have
 an autograd function runs the same code: an operator written in Python costs the host as much as several launches.
 
 Kept for the backward pass are the operands alone, and the states of chunks where `memory.keeps_states` says so; else
-they are computed again.  No kernel adds atomically, so
-torch.use_deterministic_algorithms has nothing to switch.  Nothing here waits for the device.
+they are computed again.  No kernel adds atomically, so torch.use_deterministic_algorithms has nothing to switch.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations

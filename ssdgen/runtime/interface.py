@@ -177,8 +177,11 @@ def scan(
         cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_limit=dt_limit, final_states=states, state_dtype=state_dtype,
     )  # fmt: skip
     if form is not None:
-        # of a form that is known too: with gradients and without, and with states that are kept, other plans are made
-        _calls.put(form, _call(problem, operands, dt_softplus, dt_limit, states, state_dtype))
+        if call is None:
+            call = _call(problem, operands, dt_softplus, dt_limit, states, state_dtype)
+            _calls.put(form, call)
+        # of a known form too: with states that are kept another plan is made than without
+        _learn(call, operands, autograd.keeps(_needs_gradient(*operands)))
 
     if not states:
         return y
@@ -190,17 +193,24 @@ def scan(
 
 
 def _call(problem, operands, dt_softplus, dt_limit, states, state_dtype) -> Call:
-    """What calls of the same form need, after the first one."""
+    """What calls of the same form need."""
     low, high = dt_limit
     limits = float(low), float(high)
     given = dict(zip(OPERANDS, operands, strict=True))
     names = tuple(name for name, operand in given.items() if operand is not None)
-    call = Call(problem, names, (dt_softplus, *limits), states, state_dtype)
-    if problem.batch and paths.runs_kernels(operands[0]):
-        how = {"dt_softplus": dt_softplus, "dt_limit": limits, "final_states": states, "state_dtype": state_dtype}
-        call.forward = paths.forward_again(problem, given, **how)
-        call.keeping = paths.forward_again(problem, given, **how, keeps=True)
-    return call
+    return Call(problem, names, (dt_softplus, *limits), states, state_dtype)
+
+
+def _learn(call: Call, operands: tuple[Tensor | None, ...], keeps: bool) -> None:
+    """How the pass that was just made is made again."""
+    x = operands[0]
+    if call.problem.batch and x is not None and paths.runs_kernels(x):
+        softplus, *limits = call.options
+        again = paths.forward_again(
+            call.problem, dict(zip(OPERANDS, operands, strict=True)), dt_softplus=softplus, dt_limit=tuple(limits),
+            final_states=call.final_states, state_dtype=call.state_dtype, keeps=keeps,
+        )  # fmt: skip
+        call.learn(again, keeps)
 
 
 def _is_autocast(x: Tensor) -> bool:

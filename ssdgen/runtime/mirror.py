@@ -198,15 +198,18 @@ def _shared(gradient: Tensor, operand: Tensor) -> Tensor:
 
 def _later(part: Tensor) -> Tensor:
     """With a token in front that gets nothing."""
-    whole = part.new_empty((part.shape[0], part.shape[1] + 1, *part.shape[2:]))
-    whole[:, 0] = 0
-    whole[:, 1:] = part
-    return whole
+    return _among(part, first=1)
 
 
 def _earlier(part: Tensor) -> Tensor:
     """With a token behind that gets nothing."""
-    whole = part.new_empty((part.shape[0], part.shape[1] + 1, *part.shape[2:]))
-    whole[:, -1] = 0
-    whole[:, :-1] = part
+    return _among(part, first=0)
+
+
+def _among(part: Tensor, first: int) -> Tensor:
+    """With one token more, which gets nothing; first: where the part begins."""
+    seqlen = part.shape[1]
+    whole = part.new_empty((part.shape[0], seqlen + 1, *part.shape[2:]))
+    whole[:, 0 if first else seqlen] = 0
+    whole[:, first : first + seqlen] = part
     return whole

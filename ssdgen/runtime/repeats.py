@@ -97,3 +97,9 @@ class Call:
 
     def again(self, keeps: bool) -> Again | None:
         return self.keeping if keeps else self.forward
+
+    def learn(self, again: Again | None, keeps: bool) -> None:
+        if keeps:
+            self.keeping = again
+        else:
+            self.forward = again

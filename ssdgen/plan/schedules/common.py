@@ -75,6 +75,19 @@ def prepared_tensors(layer: Layer, out: bool = False, outputs: bool = False) -> 
     return tuple(Tensor(name, ("batch", "nheads", "padded"), "float32", out=out) for name in names)
 
 
+def headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:
+    """Axes where headdim runs along the rows, outputs and scores transposed with it.
+
+    The state and the weighted input are then left operands, which a matrix unit takes from registers: neither passes
+    through shared memory, and the scores, which must, are half as large as the state.
+    """
+    per_head = ("h",) if layer.layout.per_head("B") or layer.layout.per_head("C") else ()
+    names = ("y_state", "y_diag", "y_later", "y_ssm", "y_skip", "y", "z")
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("h", "p", "i"))
+    found.update(dict.fromkeys(("scores", "scores_whole"), ("h", "j", "i")))
+    return found | {"CB": (*per_head, "j", "i"), "x_weighted": ("h", "p", "j")}
+
+
 def diagonal_owner(layer: Layer) -> tuple[str, str]:
     """Whose C B^T it is, and how many there are: a head's, unless it shares both B and C with its group."""
     per_head = layer.layout.per_head("B") or layer.layout.per_head("C")

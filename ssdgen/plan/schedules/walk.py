@@ -127,7 +127,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     state_axes = ("h", "n", "p") if shape.state_major == "n" else ("h", "p", "n")
     value_axes: dict[str, tuple[str, ...]] = dict.fromkeys(("state", "state_out", "local_state"), state_axes)
     if shape.state_major == "p":
-        value_axes |= _headdim_first(layer)
+        value_axes |= common.headdim_first(layer)
     lowering = Lowering(
         graph,
         pieces,
@@ -307,19 +307,6 @@ def _entering(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> l
         zeros.append(Full(state, tuple(span.size for axis in state_axes[1:] if (span := at[axis].span))))
         lowering.bind("state", at, state, 1)
     return [When("HAS_ENTERING", tuple(loads), tuple(zeros))] if shape.outputs else zeros
-
-
-def _headdim_first(layer: Layer) -> dict[str, tuple[str, ...]]:
-    """Axes where headdim runs along the rows, outputs and scores transposed with it.
-
-    The state and the weighted input are then left operands, which a matrix unit takes from registers: neither passes
-    through shared memory, and the scores, which must, are half as large as the state.
-    """
-    per_head = ("h",) if layer.layout.per_head("B") or layer.layout.per_head("C") else ()
-    names = ("y_state", "y_diag", "y_later", "y_ssm", "y_skip", "y", "z")
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("h", "p", "i"))
-    found.update(dict.fromkeys(("scores", "scores_whole"), ("h", "j", "i")))
-    return found | {"CB": (*per_head, "j", "i"), "x_weighted": ("h", "p", "j")}
 
 
 def _store_outputs(lowering: Lowering, shape: Walk, batch: str) -> None:
