@@ -17,6 +17,8 @@ FORMATS = {
     torch.int8: "int8",
     FLOAT8: "float8_e4m3fn",
 }
+# what kernels call the format where the GPU has instructions for it: NVIDIA's from Ada and Hopper on
+FLOAT8_NATIVE, _NATIVE_FROM = "float8e4nv", (8, 9)
 # the largest stored number of a format that has a scale for each row of dstate
 LARGEST = {torch.int8: 127.0, FLOAT8: 448.0}
 # least |state| of a row that its scale is made for: the scale's inverse stays finite
@@ -26,6 +28,13 @@ SMALLEST = 1e-30
 ROUNDS = 7
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS, _WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+
+
+def format_on(device: torch.device, dtype: torch.dtype) -> str:
+    """The name by which kernels for a device know a format.  "meta" is any GPU."""
+    if dtype is not FLOAT8 or device.type != "cuda" or torch.version.hip:
+        return FORMATS[dtype]
+    return FLOAT8_NATIVE if torch.cuda.get_device_capability(device) >= _NATIVE_FROM else FORMATS[dtype]
 
 
 def restore(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

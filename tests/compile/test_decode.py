@@ -18,6 +18,7 @@ import triton
 from triton import knobs
 
 from ssdgen import gpus
+from ssdgen.mamba2_ops import storage
 from ssdgen.mamba2_ops.decode_defaults import default_decode
 from ssdgen.mamba2_ops.launchers import decode as launcher
 from ssdgen.mamba2_ops.problem import Problem
@@ -154,9 +155,7 @@ def test_all_tiles_are_on_their_way_before_anything_is_waited_for(
     state: str, kept: int, numbers: dict[str, Any], loads: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the machine code: the assembler, too, would put a load behind arithmetic that waits for another."""
-    made: list[Any] = []
-    compile_it = triton.compile
-    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    made = compiled(monkeypatch)
     launch = launches(state, 128, batch=256, everything=False, kept=kept, **numbers)[-1]
     resources = compile_launch(launch, gpus.find("h200")).resources
     assert resources.spilled == 0 and resources.registers <= most
@@ -164,6 +163,26 @@ def test_all_tiles_are_on_their_way_before_anything_is_waited_for(
     assert [name for name in code[: code.index("BAR")] if name == "LDG.128"] == ["LDG.128"] * loads
     arithmetic = {"FFMA", "MUFU", "SHFL"}
     assert not arithmetic & set(code[: code.index("BAR")])
+
+
+@pytest.mark.parametrize(("gpu", "most"), [("l40s", 0.6), ("h200", 0.6), ("b200", 0.7)])
+def test_8_bit_floats_are_converted_by_instructions(gpu: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the GPU has them, instead of by what takes their bits apart."""
+    made = compiled(monkeypatch)
+    for name in (storage.FORMATS[storage.FLOAT8], storage.FLOAT8_NATIVE):
+        monkeypatch.setattr(launcher, "format_on", lambda *_, name=name: name)
+        (launch,) = launches("float8", 128, everything=False, rows=16, tiles=4)
+        compile_launch(launch, gpus.find(gpu))
+    taken_apart, native = (len(instructions(each.asm["cubin"])) for each in made)
+    assert native < most * taken_apart
+
+
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What Triton compiles from now on."""
+    made: list[Any] = []
+    compile_it = triton.compile
+    monkeypatch.setattr(compiling.triton, "compile", lambda *a, **k: made.append(compile_it(*a, **k)) or made[-1])
+    return made
 
 
 def instructions(cubin: bytes) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ssdgen.mamba2_ops as ops
-from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths
+from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths, storage
 from ssdgen.mamba2_ops.launchers import decode as launcher
 from ssdgen.plan.schedules.step_tiles import Tiles
 from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
@@ -205,6 +205,23 @@ def test_a_seed_repeats_itself_whatever_the_tile(device: str, monkeypatch: pytes
     other = draw(Case(headdim=16, dstate=32, state="int8", options=("seed",)), device)
     ops.selective_state_update(**other | {"rng_seed": 5})
     assert not torch.equal(found[0], other["state"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [MODEL, EVERYTHING], ids=["model", "everything"])
+def test_instructions_for_8_bit_floats_do_what_their_bits_say(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(3, 0, 8, 64, 128, 2, "bfloat16", "float8", options)
+    found = []
+    for bits in (False, True):
+        if bits:
+            monkeypatch.setattr(launcher, "format_on", lambda _, dtype: storage.FORMATS[dtype])
+            monkeypatch.setattr(launcher, "_recipes", type(launcher._recipes)())
+        args = draw(case, "cuda")
+        found.append((ops.selective_state_update(**args), args["state"].view(torch.uint8), args["state_scale"]))
+    for native, taken_apart in zip(*found, strict=True):
+        assert torch.equal(native, taken_apart)
 
 
 @pytest.mark.gpu

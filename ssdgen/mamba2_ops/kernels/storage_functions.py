@@ -1,6 +1,6 @@
 """Formats that states are stored in: to fp32 and back, rounded to nearest or at random.
 
-The bits of 8-bit floats are taken apart here, so that they are the same on GPUs that have no instruction for them.
+The bits of 8-bit floats are taken apart here for GPUs that have no instructions for them, with the same results.
 """
 
 import triton
@@ -10,6 +10,8 @@ import triton.language as tl
 @triton.jit
 def widen(stored, FORMAT: tl.constexpr):
     """Stored numbers as fp32."""
+    if FORMAT == "float8e4nv":
+        return stored.to(tl.float8e4nv, bitcast=True).to(tl.float32)
     if FORMAT == "float8_e4m3fn":
         # the exponent moves to the place that fp32 has it at, and from its bias of 7 to 127; the sign is all bits above
         bits = (stored.to(tl.int8, bitcast=True).to(tl.int32) << 20) & -0x78100000
@@ -20,11 +22,13 @@ def widen(stored, FORMAT: tl.constexpr):
 @triton.jit
 def narrow(value, row, column: tl.constexpr, token, seed, FORMAT: tl.constexpr, RANDOM: tl.constexpr):
     """fp32 numbers [BLOCK_P, BLOCK_N] in a format; `row` is the number of the first row, `column` that of a column."""
-    WIDTH: tl.constexpr = 8 if FORMAT == "int8" or FORMAT == "float8_e4m3fn" else 16
+    WIDTH: tl.constexpr = 16 if FORMAT == "bfloat16" or FORMAT == "float16" else 8
     noise = random_bits(value.shape[0], value.shape[1], row, column, token, seed, WIDTH) if RANDOM else 0
     if FORMAT == "int8":
         stored = to_int8(value, noise, RANDOM)
-    elif FORMAT == "float8_e4m3fn":
+    elif FORMAT == "float8e4nv" and not RANDOM:
+        stored = value.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    elif FORMAT == "float8e4nv" or FORMAT == "float8_e4m3fn":
         stored = to_float8(value, noise, RANDOM)
     elif FORMAT == "bfloat16":
         stored = to_bfloat16(value, noise) if RANDOM else value.to(tl.bfloat16)

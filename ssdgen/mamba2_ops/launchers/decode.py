@@ -34,7 +34,7 @@ from ..kernels import (
     state_step_untied_2n,
 )
 from ..launching import TRITON_DTYPES, Plan, Recipes, Sizes, can_start_early, key_of
-from ..storage import FLOAT8, FORMATS, LARGEST
+from ..storage import FLOAT8, LARGEST, format_on
 from ..tiles import next_power_of_two, power_tiles
 
 # dimensions of the operands, as the kernels' stride parameters name them
@@ -179,7 +179,7 @@ def _plan(
         DSTATE=dstate,
         TOKENS=tokens or 1,
         KEPT=kept,
-        FORMAT=FORMATS[dtype],
+        FORMAT=format_on(x.device, dtype),
         HAS_D=tensors.get("D") is not None,
         HAS_Z=tensors.get("z") is not None,
         HAS_DT_BIAS=tensors.get("dt_bias") is not None,
