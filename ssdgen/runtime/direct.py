@@ -134,7 +134,9 @@ class DirectRecipe:
         addresses.update(zip(self._slots, known, strict=True))
         for name, (slot, offset, _) in self._views.items():
             addresses[name] = addresses[slot] + offset
-        found = _Tensors(tensors)
+        # what the launches make stands in place of an operand of that name that is not there
+        made = {*self._scratch.offsets, *self._views}
+        found = _Tensors({name: tensor for name, tensor in tensors.items() if name not in made})
         found.scratch, found.memory, found.views = self._scratch, memory, self._views
         return [launch.packed(stream, addresses, found) for launch in self._launches]
 
