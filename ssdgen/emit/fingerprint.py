@@ -13,7 +13,8 @@ from . import kernel as kernels
 from .environment import render
 
 LENGTH = 16
-FUNCTIONS = ("functions", "warpgroup_functions", "storage_functions", "gate_functions")  # modules that kernels import
+# modules that kernels import
+FUNCTIONS = ("functions", "warpgroup_functions", "storage_functions", "gate_functions", "layout_functions")
 
 
 @lru_cache(maxsize=1024)  # packages of other sizes hold the same kernels
@@ -37,16 +38,22 @@ def _functions(node: ast.Module | ast.FunctionDef) -> Iterator[ast.FunctionDef]:
 
 
 def of_kernels(
-    modules: dict[str, str], functions: str, warpgroup_functions: str, storage_functions: str, gate_functions: str
+    modules: dict[str, str],
+    functions: str,
+    warpgroup_functions: str,
+    storage_functions: str,
+    gate_functions: str,
+    layout_functions: str,
 ) -> dict[str, str]:
     """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each."""
     shared, specialised, stored = (of_source(each) for each in (functions, warpgroup_functions, storage_functions))
-    gates = of_source(gate_functions)
+    gates, layouts = of_source(gate_functions), of_source(layout_functions)
     found = {}
     for name, source in modules.items():
         imported = [specialised if ".warpgroup_functions" in source else shared]
         imported += [stored] if ".storage_functions" in source else []
         imported += [gates] if ".gate_functions" in source else []
+        imported += [layouts] if ".layout_functions" in source else []
         found[name] = of_source("\n".join((source, *map(repr, imported), "")))
     return found
 

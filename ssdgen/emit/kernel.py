@@ -20,12 +20,13 @@ from .layout import WIDTH, fit
 from .loader import loader as loader_lines
 from .stages import aside_of, depends, fixed_loads, moved_loads, of_consumers, roles
 from .statements import StatementPrinter, block_sizes, descriptor_order
-from .tiles import layout
+from .tiles import definition, layout
 from .warps import ConsumerPrinter
 
 FUNCTIONS = ("decay", "leading", "maximum", "minimum", "running_sum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
+LAYOUT_FUNCTIONS = ("in_vectors",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
@@ -129,6 +130,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
         "gate_functions": [
             name for name in GATE_FUNCTIONS if kernel.gates and re.search(rf"(?<![\w.]){name}\(", source)
         ],
+        "layout_functions": [name for name in LAYOUT_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),
@@ -227,10 +229,7 @@ def _role(kernel: ir.Kernel, number: int) -> dict[str, Any]:
     statements = "\n".join(printer.lines(kernel.body, 4))
     if kernel.roles and (needed := _without_idle_scalars(kernel, statements)) != kernel:
         return _role(needed, number)
-    lead = [
-        f"    {layout(columns)}: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
-        for columns in printer.used
-    ]
+    lead = [f"    {layout(columns)}: gl.constexpr = {definition(columns)}" for columns in printer.used]
     place = "0" if kernel.roles else "consumer"
     # roles go through the trips each at its own pace: no tile is of two
     prefix = f"{kernel.roles[number]}_" if kernel.roles else ""

@@ -27,9 +27,20 @@ class Along:
         return f"gl.SliceLayout({1 if self.axis == 'rows' else 0}, {layout(self.columns)})"
 
 
+# behind the number of columns: of a layout in which a thread has neighbours in a row
+IN_VECTORS = "_IN_VECTORS"
+
+
 def layout(columns: str) -> str:
     """Name of the layout of matrices with so many columns."""
     return f"BY_{columns}"
+
+
+def definition(columns: str) -> str:
+    """What the layout of that name is."""
+    if columns.endswith(IN_VECTORS):
+        return f"in_vectors({columns.removesuffix(IN_VECTORS)})"
+    return f"gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
 
 
 @dataclass
@@ -53,9 +64,10 @@ class Tiles:
     def columns(self, value: ir.Value) -> str:
         return self.extents[value.name][-1]
 
-    def place(self, value: ir.Value, axis: str) -> Along:
-        """How a vector along `axis` lies in a matrix."""
-        return Along("rows" if value.axes.index(axis) == 0 else "cols", self.columns(value))
+    def place(self, value: ir.Value, axis: str, vectors: bool = False) -> Along:
+        """How a vector along `axis` lies in a matrix, or in one that is stored in vectors."""
+        columns = self.columns(value) + IN_VECTORS * vectors
+        return Along("rows" if value.axes.index(axis) == 0 else "cols", columns)
 
     def variants(self, name: str) -> tuple[Along, ...]:
         return tuple(self.uses.get(name, ()))
@@ -119,25 +131,25 @@ class Tiles:
                     self._read(read, out)
             case ir.Load(out, _, index, False):
                 self._spans(index, out)
-            case ir.Store(_, index, value, False):
-                self._spans(index, value)
+            case ir.Store(_, index, value, False, vectors):
+                self._spans(index, value, vectors)
             case ir.Mask(name, _, offsets):
                 for along in self.variants(name):
                     self._need(offsets, along)
 
-    def _read(self, read: ir.Value, out: ir.Value) -> None:
+    def _read(self, read: ir.Value, out: ir.Value, vectors: bool = False) -> None:
         if len(read.axes) != 1:
             return
         if len(out.axes) == 2:
-            self._need(read.name, self.place(out, read.axes[0]))
+            self._need(read.name, self.place(out, read.axes[0], vectors))
         for along in self.variants(out.name) if len(out.axes) == 1 else ():
             self._need(read.name, along)
 
-    def _spans(self, index: tuple[ir.Index, ...], value: ir.Value) -> None:
+    def _spans(self, index: tuple[ir.Index, ...], value: ir.Value, vectors: bool = False) -> None:
         for at in index:
             if isinstance(at, ir.Span):
                 for name in (at.offsets, at.mask) if at.mask else (at.offsets,):
-                    self._read(ir.Value(name, (at.axis,)), value)
+                    self._read(ir.Value(name, (at.axis,)), value, vectors)
 
 
 def entries(formula: sympy.Expr) -> tuple[ir.Value, ...]:

@@ -17,7 +17,7 @@ from .layout import fit
 from .reads import is_plain_load, made_by, moved_value, sides, touched
 from .shared import OUTGOING, SharedPrinter, turned_name
 from .stages import depends, first_product, products_ahead, stage_loop
-from .tiles import Along
+from .tiles import IN_VECTORS, Along, layout
 
 
 @dataclass
@@ -133,6 +133,8 @@ class ConsumerPrinter(SharedPrinter):
             return [*lines, *self._store_vector(stmt, indent)]
         if isinstance(stmt, ir.Load) and stmt.descriptor:
             return [*lines, *(self._fixed_tile(stmt, indent) if stmt in self.fixed else [])]
+        if isinstance(stmt, ir.Store) and stmt.vectors:
+            return [*lines, *self._store_vectors(stmt, indent)]
         if isinstance(stmt, ir.Store) and stmt.descriptor:
             return [*lines, *self._wait_for_the_one_tile(indent), *self._copy_out(stmt, indent)]
         if isinstance(stmt, ir.Let):
@@ -257,6 +259,20 @@ class ConsumerPrinter(SharedPrinter):
         lines = super()._block(stmt, indent)
         self.along = None
         return lines
+
+    def _store_vectors(self, stmt: ir.Store, indent: int) -> list[str]:
+        """A matrix to memory, each thread neighbours in a row together."""
+        columns = self.tiles.columns(stmt.value) + IN_VECTORS
+        self.columns = self._use(columns, columns)
+        lines = super()._block(stmt, indent)
+        self.columns = ""
+        return lines
+
+    def _store(self, tensor: ir.Tensor, index: tuple[ir.Index, ...], value: ir.Value, descriptor: bool) -> str:
+        if not self.columns.endswith(IN_VECTORS):
+            return super()._store(tensor, index, value, descriptor)
+        pointer, mask = self._pointer(tensor, index, value.axes), self._mask(index, value.axes)
+        return self.idiom.store(pointer, value.name, mask, layout(self.columns))
 
     def _spread(self, name: str, axis: str, over: tuple[str, ...]) -> str:
         """A vector as it takes part in an expression over `over`, in the layout that it needs there."""

@@ -235,12 +235,17 @@ class Begun:
 
 @dataclass(frozen=True)
 class Store:
-    """tensor[index] = value."""
+    """tensor[index] = value.
+
+    vectors: a matrix that a consumer holds changes places between the threads of a warp first, so that each stores
+    neighbours in a row together; as the matrix unit leaves it in 16 bits, half of each sector would be written alone.
+    """
 
     tensor: str
     index: tuple[Index, ...]
     value: Value
     descriptor: bool = False
+    vectors: bool = False
 
 
 @dataclass(frozen=True)

@@ -152,11 +152,9 @@ def test_same_bytes_in_any_process() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
-def shared_functions() -> tuple[str, str, str, str]:
-    """What kernels import: those of Triton, those that are specialised by warps, formats of states, and gates."""
-    texts = [sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS]
-    functions, specialised, stored, gates = texts
-    return functions, specialised, stored, gates
+def shared_functions() -> list[str]:
+    """What kernels import: those of Triton, those specialised by warps, formats of states, gates, and layouts."""
+    return [sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS]
 
 
 def test_fingerprints_are_of_the_meaning() -> None:
@@ -167,12 +165,17 @@ def test_fingerprints_are_of_the_meaning() -> None:
         "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
     )
     assert same != text
-    functions, warpgroup_functions, storage_functions, gates = shared_functions()
+    functions, warpgroup_functions, storage_functions, gates, layouts = shared_functions()
 
     def of(
-        source: str, shared: str = functions, of_warpgroups: str = warpgroup_functions, of_gates: str = gates
+        source: str,
+        shared: str = functions,
+        of_warpgroups: str = warpgroup_functions,
+        of_gates: str = gates,
+        of_layouts: str = layouts,
     ) -> str:
-        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, storage_functions, of_gates)["name"]
+        rest = storage_functions, of_gates, of_layouts
+        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, *rest)["name"]
 
     assert of(same) == of(text)
     assert of(specialised.replace("One consumer:", "A consumer:").replace("    # ", "    # note: ")) == of(specialised)
@@ -186,6 +189,8 @@ def test_fingerprints_are_of_the_meaning() -> None:
     assert of(text, of_warpgroups=others[1]) == of(text) and of(specialised, others[0]) == of(specialised)
     gated, other = sources.every()["conv_walk_4w"], gates.replace("1.0", "2.0")
     assert of(gated, of_gates=other) != of(gated) and of(text, of_gates=other) == of(text)
+    keeping, other = sources.every()["single_pass_2terms_2consumers_keeping"], layouts.replace("8", "4")
+    assert of(keeping, of_layouts=other) != of(keeping) and of(specialised, of_layouts=other) == of(specialised)
 
 
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:

@@ -32,6 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .layout_functions import in_vectors
 from .warpgroup_functions import decay, leading, sigmoid
 
 
@@ -187,6 +188,7 @@ def compute(
     """One consumer: four warps that multiply together."""
     BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    BY_BLOCK_N_IN_VECTORS: gl.constexpr = in_vectors(BLOCK_N)
     scores_tile = scores_tiles.index(consumer)
     scores_rest_tile = scores_rest_tiles.index(consumer)
     y_tile = y_tiles.index(consumer)
@@ -205,13 +207,19 @@ def compute(
     chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
     row_cols = gl.arange(0, CHUNK, gl.SliceLayout(0, BY_CHUNK))
     row_rows = gl.arange(0, CHUNK, gl.SliceLayout(1, BY_CHUNK))
-    n_0 = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
-    n_1 = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    n_0_cols_block_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    n_0_cols_block_n_in_vectors = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N_IN_VECTORS))
+    n_1_cols_block_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    n_1_cols_block_n_in_vectors = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N_IN_VECTORS))
     p_rows_block_n = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_BLOCK_N))
+    p_rows_block_n_in_vectors = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_BLOCK_N_IN_VECTORS))
     p_rows_chunk = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_CHUNK))
-    n_0_in = n_0 < DSTATE
-    n_1_in = n_1 < DSTATE - BLOCK_N
+    n_0_in_cols_block_n = n_0_cols_block_n < DSTATE
+    n_0_in_cols_block_n_in_vectors = n_0_cols_block_n_in_vectors < DSTATE
+    n_1_in_cols_block_n = n_1_cols_block_n < DSTATE - BLOCK_N
+    n_1_in_cols_block_n_in_vectors = n_1_cols_block_n_in_vectors < DSTATE - BLOCK_N
     p_in_rows_block_n = p_rows_block_n < HEADDIM - p0
+    p_in_rows_block_n_in_vectors = p_rows_block_n_in_vectors < HEADDIM - p0
     p_in_rows_chunk = p_rows_chunk < HEADDIM - p0
     if HAS_ENTERING:
         state_0_base = (
@@ -220,8 +228,8 @@ def compute(
             + p0 * DSTATE
         )
         state_0 = gl.load(
-            state_0_base + p_rows_block_n[:, None] * DSTATE + n_0[None, :],
-            mask=p_in_rows_block_n[:, None] & n_0_in[None, :],
+            state_0_base + p_rows_block_n[:, None] * DSTATE + n_0_cols_block_n[None, :],
+            mask=p_in_rows_block_n[:, None] & n_0_in_cols_block_n[None, :],
             other=0.0,
         )
         state_0 = state_0.to(gl.float32)
@@ -232,8 +240,8 @@ def compute(
             + BLOCK_N
         )
         state_1 = gl.load(
-            state_1_base + p_rows_block_n[:, None] * DSTATE + n_1[None, :],
-            mask=p_in_rows_block_n[:, None] & n_1_in[None, :],
+            state_1_base + p_rows_block_n[:, None] * DSTATE + n_1_cols_block_n[None, :],
+            mask=p_in_rows_block_n[:, None] & n_1_in_cols_block_n[None, :],
             other=0.0,
         )
         state_1 = state_1.to(gl.float32)
@@ -251,8 +259,8 @@ def compute(
                 local_state_0_base
                 + earlier * nheads * HEADDIM * DSTATE
                 + p_rows_block_n[:, None] * DSTATE
-                + n_0[None, :],
-                mask=p_in_rows_block_n[:, None] & n_0_in[None, :],
+                + n_0_cols_block_n[None, :],
+                mask=p_in_rows_block_n[:, None] & n_0_in_cols_block_n[None, :],
                 other=0.0,
             )
             local_state_0 = local_state_0.to(gl.float32)
@@ -268,8 +276,8 @@ def compute(
                 local_state_1_base
                 + earlier * nheads * HEADDIM * DSTATE
                 + p_rows_block_n[:, None] * DSTATE
-                + n_1[None, :],
-                mask=p_in_rows_block_n[:, None] & n_1_in[None, :],
+                + n_1_cols_block_n[None, :],
+                mask=p_in_rows_block_n[:, None] & n_1_in_cols_block_n[None, :],
                 other=0.0,
             )
             local_state_1 = local_state_1.to(gl.float32)
@@ -317,14 +325,20 @@ def compute(
         x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         if walk < walks:
             gl.store(
-                state_0_base + chunk * nheads * HEADDIM * DSTATE + p_rows_block_n[:, None] * DSTATE + n_0[None, :],
-                state_0.to(state_0_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_0_in[None, :],
+                state_0_base
+                + chunk * nheads * HEADDIM * DSTATE
+                + p_rows_block_n_in_vectors[:, None] * DSTATE
+                + n_0_cols_block_n_in_vectors[None, :],
+                gl.convert_layout(state_0.to(state_0_base.dtype.element_ty), BY_BLOCK_N_IN_VECTORS),
+                mask=p_in_rows_block_n_in_vectors[:, None] & n_0_in_cols_block_n_in_vectors[None, :],
             )
             gl.store(
-                state_1_base + chunk * nheads * HEADDIM * DSTATE + p_rows_block_n[:, None] * DSTATE + n_1[None, :],
-                state_1.to(state_1_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_1_in[None, :],
+                state_1_base
+                + chunk * nheads * HEADDIM * DSTATE
+                + p_rows_block_n_in_vectors[:, None] * DSTATE
+                + n_1_cols_block_n_in_vectors[None, :],
+                gl.convert_layout(state_1.to(state_1_base.dtype.element_ty), BY_BLOCK_N_IN_VECTORS),
+                mask=p_in_rows_block_n_in_vectors[:, None] & n_1_in_cols_block_n_in_vectors[None, :],
             )
         dA_cs_cols = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
         left_decay = decay(dA_cs_cols)
@@ -412,15 +426,15 @@ def compute(
         if (walk < walks) & (segment == nsegments - 1):
             final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
             gl.store(
-                final_states_base + p_rows_block_n[:, None] * DSTATE + n_0[None, :],
+                final_states_base + p_rows_block_n[:, None] * DSTATE + n_0_cols_block_n[None, :],
                 state_0.to(final_states_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_0_in[None, :],
+                mask=p_in_rows_block_n[:, None] & n_0_in_cols_block_n[None, :],
             )
             final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE + BLOCK_N
             gl.store(
-                final_states_base + p_rows_block_n[:, None] * DSTATE + n_1[None, :],
+                final_states_base + p_rows_block_n[:, None] * DSTATE + n_1_cols_block_n[None, :],
                 state_1.to(final_states_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_1_in[None, :],
+                mask=p_in_rows_block_n[:, None] & n_1_in_cols_block_n[None, :],
             )
     tma.store_wait(0)
 

@@ -37,6 +37,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .layout_functions import in_vectors
 from .warpgroup_functions import decay, leading, sigmoid
 
 
@@ -184,6 +185,7 @@ def compute(
     """One consumer: four warps that multiply together."""
     BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    BY_BLOCK_N_IN_VECTORS: gl.constexpr = in_vectors(BLOCK_N)
     scores_tile = scores_tiles.index(consumer)
     y_tile = y_tiles.index(consumer)
     p_blocks = gl.cdiv(HEADDIM, BLOCK_P)
@@ -201,11 +203,15 @@ def compute(
     chunks = gl.cast(gl.cdiv(stop - start, CHUNK), gl.int32)
     row_cols = gl.arange(0, CHUNK, gl.SliceLayout(0, BY_CHUNK))
     row_rows = gl.arange(0, CHUNK, gl.SliceLayout(1, BY_CHUNK))
-    n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    n_cols_block_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N))
+    n_cols_block_n_in_vectors = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N_IN_VECTORS))
     p_rows_block_n = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_BLOCK_N))
+    p_rows_block_n_in_vectors = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_BLOCK_N_IN_VECTORS))
     p_rows_chunk = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_CHUNK))
-    n_in = n < DSTATE
+    n_in_cols_block_n = n_cols_block_n < DSTATE
+    n_in_cols_block_n_in_vectors = n_cols_block_n_in_vectors < DSTATE
     p_in_rows_block_n = p_rows_block_n < HEADDIM - p0
+    p_in_rows_block_n_in_vectors = p_rows_block_n_in_vectors < HEADDIM - p0
     p_in_rows_chunk = p_rows_chunk < HEADDIM - p0
     if HAS_ENTERING:
         state_base = (
@@ -214,8 +220,8 @@ def compute(
             + p0 * DSTATE
         )
         state = gl.load(
-            state_base + p_rows_block_n[:, None] * DSTATE + n[None, :],
-            mask=p_in_rows_block_n[:, None] & n_in[None, :],
+            state_base + p_rows_block_n[:, None] * DSTATE + n_cols_block_n[None, :],
+            mask=p_in_rows_block_n[:, None] & n_in_cols_block_n[None, :],
             other=0.0,
         )
         state = state.to(gl.float32)
@@ -229,8 +235,11 @@ def compute(
                 summary_ptr + b * nsummaries * nheads * HEADDIM * DSTATE + head * HEADDIM * DSTATE + p0 * DSTATE
             )
             local_state = gl.load(
-                local_state_base + earlier * nheads * HEADDIM * DSTATE + p_rows_block_n[:, None] * DSTATE + n[None, :],
-                mask=p_in_rows_block_n[:, None] & n_in[None, :],
+                local_state_base
+                + earlier * nheads * HEADDIM * DSTATE
+                + p_rows_block_n[:, None] * DSTATE
+                + n_cols_block_n[None, :],
+                mask=p_in_rows_block_n[:, None] & n_in_cols_block_n[None, :],
                 other=0.0,
             )
             local_state = local_state.to(gl.float32)
@@ -276,9 +285,12 @@ def compute(
         CB_diagonal_tile = CB_diagonal_tiles.index(stage).reshape([CHUNK])
         if walk < walks:
             gl.store(
-                states_base + chunk * nheads * HEADDIM * DSTATE + p_rows_block_n[:, None] * DSTATE + n[None, :],
-                state.to(states_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_in[None, :],
+                states_base
+                + chunk * nheads * HEADDIM * DSTATE
+                + p_rows_block_n_in_vectors[:, None] * DSTATE
+                + n_cols_block_n_in_vectors[None, :],
+                gl.convert_layout(state.to(states_base.dtype.element_ty), BY_BLOCK_N_IN_VECTORS),
+                mask=p_in_rows_block_n_in_vectors[:, None] & n_in_cols_block_n_in_vectors[None, :],
             )
         dA_cs_cols = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
         left_decay = decay(dA_cs_cols)
@@ -354,9 +366,9 @@ def compute(
         if (walk < walks) & (segment == nsegments - 1):
             final_states_base = final_states_ptr + (b * nheads + head) * HEADDIM * DSTATE + p0 * DSTATE
             gl.store(
-                final_states_base + p_rows_block_n[:, None] * DSTATE + n[None, :],
+                final_states_base + p_rows_block_n[:, None] * DSTATE + n_cols_block_n[None, :],
                 state.to(final_states_base.dtype.element_ty),
-                mask=p_in_rows_block_n[:, None] & n_in[None, :],
+                mask=p_in_rows_block_n[:, None] & n_in_cols_block_n[None, :],
             )
     tma.store_wait(0)
 

@@ -322,7 +322,8 @@ def _keep(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> None:
     for at in lowering.combinations(state_axes):
         state = Value(lowering.variable("state", at), state_axes[1:])
         index = ("b", "chunk", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
-        lowering.emit(1, Store("states", index, state), "walk < walks" if shape.consumers else None)
+        stored = Store("states", index, state, vectors=shape.consumers > 0)
+        lowering.emit(1, stored, "walk < walks" if shape.consumers else None)
 
 
 def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
