@@ -76,9 +76,9 @@ class StatementPrinter:
         self.idiom = macros("macros/statements.jinja")
         self.bases: dict[str, str] = {}
         self._inner: set[str] = set()
-        self.operands = {
-            s.out.name for s in ir.walk(kernel.body) if isinstance(s, ir.Load) and s.out.dtype == "operand"
-        }
+        loaded = (s.out for s in ir.walk(kernel.body) if isinstance(s, ir.Load))
+        halves = (half for s in ir.walk(kernel.body) if isinstance(s, ir.Split) for half in (s.first, s.second))
+        self.operands = {value.name for value in (*loaded, *halves) if value.dtype == "operand"}
         self.masks = frozenset(s.name for s in ir.walk(kernel.body) if isinstance(s, ir.Mask))
 
     def scalar(self, expr: str) -> str:
@@ -231,6 +231,10 @@ class StatementPrinter:
                 return f"{out.name} = widen({of.name}, FORMAT)"
             case ir.Narrow(out, of, row, column, token):
                 return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
+            case ir.Split(first, second, of, sizes):
+                return self.idiom.split(first.name, second.name, of.name, ", ".join(sizes))
+            case ir.Join(out, first, second, sizes):
+                return self.idiom.join(out.name, first.name, second.name, ", ".join(sizes))
             case ir.Leave():
                 return "return"
             case ir.Wait():

@@ -214,6 +214,29 @@ class Narrow:
 
 
 @dataclass(frozen=True)
+class Split:
+    """first, second = numbers 0 and 1 of each pair that stands along the last axis of `of`.
+
+    sizes: of either half, whose last axis has a position for each pair.
+    """
+
+    first: Value
+    second: Value
+    of: Value
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """out = pairs of a number of `first` and one of `second`, pair after pair along its last axis.  sizes: of `out`."""
+
+    out: Value
+    first: Value
+    second: Value
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Leave:
     """The program ends here."""
 
@@ -289,6 +312,8 @@ Stmt = (
     | Largest
     | Widen
     | Narrow
+    | Split
+    | Join
     | Leave
     | Wait
     | Release

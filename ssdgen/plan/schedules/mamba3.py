@@ -10,18 +10,18 @@ from functools import cache
 
 from ...spec.dims import entry
 from ...spec.graph import Cumsum, Graph
-from ...spec.mamba3 import BIASES, PAIRED, entering_graph, tokens_graph
+from ...spec.mamba3 import entering_graph, tokens_graph
 from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
-from . import common
+from . import common, pairs
 
 HEAD = Piece("", scalar="head")
-# all pairs, and those of them that turn
-ALL = Span("r", "r", "BLOCK_R", "0", "r_in")
+# of all pairs those that turn
 RATES = Span("r", "r", "BLOCK_R", "0", "rate_in")
-PAIRS = Piece("", ALL)
+PAIRS = Piece("", Span("r", "r", "BLOCK_R"))
 TOKENS = ("batch", "seqlen", "nheads")
+OUTSIDE, LOOP = 0, 1
 RENAME = {"angle_sum": "angle", "angle_last": "angle_out"}
 
 
@@ -46,8 +46,8 @@ def step_tensors() -> tuple[Tensor, ...]:
 
 def pairs_tensor(name: str, heads: str = "nheads", flag: str | None = None, out: bool = False) -> Tensor:
     """B, C or a gradient of theirs, in pairs; those that come from outside with strides of their own."""
-    dims = ("batch", "seqlen", heads, "PAIRS", "2")
-    return Tensor(name, dims, "operand", "rows" if heads == "ngroups" and not out else "no", flag, out)
+    dims = ("batch", "seqlen", heads, "DSTATE")
+    return Tensor(name, dims, "operand", "unit" if heads == "ngroups" and not out else "no", flag, out)
 
 
 def vector(name: str, out: bool = False) -> Tensor:
@@ -61,7 +61,7 @@ def angles(name: str, out: bool = False) -> Tensor:
 
 
 def biases() -> tuple[Tensor, ...]:
-    return tuple(Tensor(f"{name}_bias", ("nheads", "PAIRS", "2"), "any") for name in ("B", "C"))
+    return tuple(Tensor(f"{name}_bias", ("nheads", "DSTATE"), "any") for name in ("B", "C"))
 
 
 def span(piece: Piece, mask: bool = True) -> Span:
@@ -78,22 +78,15 @@ def step_sources() -> dict[str, Source]:
     return found | {"rate": Source("rate", lambda at: ("b", span(at["t"]), "head", RATES))}
 
 
-def operand_sources(level: int = 1) -> dict[str, Source]:
-    """B and C of a group, in their pairs, and the biases of a head.  level: of what heads share."""
-
-    def operand(name: str) -> Source:
-        tensor, k = name.split("_")
-        return Source(tensor, lambda at: ("b", span(at["t"]), "group", ALL, k), level, "operand")
-
-    def bias(name: str) -> Source:
-        tensor, k, _ = name.split("_")
-        return Source(f"{tensor}_bias", lambda _: ("head", ALL, k))
-
-    return {**{name: operand(name) for name in PAIRED}, **{name: bias(name) for name in BIASES}}
+def load_operands(lowering: Lowering, at: Pieces) -> None:
+    """B and C of a group, which its heads share, and the biases of a head."""
+    for name in ("B", "C"):
+        pairs.load(lowering, name, at, name, ("b", span(at["t"]), "group"), OUTSIDE, "operand")
+        pairs.load(lowering, f"{name}_bias", at, f"{name}_bias", ("head",), LOOP)
 
 
-def turned_index(at: Pieces, k: str) -> tuple[Index, ...]:
-    return "b", span(at["t"]), "head", ALL, k
+def turned_index(at: Pieces) -> tuple[Index, ...]:
+    return "b", span(at["t"]), "head"
 
 
 def vector_source(name: str) -> Source:
@@ -101,11 +94,7 @@ def vector_source(name: str) -> Source:
 
 
 def pair_masks() -> tuple[Stmt, ...]:
-    return (
-        Arange("r", "r", "BLOCK_R"),
-        Mask("r_in", "r", "r", "PAIRS"),
-        Mask("rate_in", "r", "r", "rates"),
-    )
+    return *pairs.masks(), Arange("r", "r", "BLOCK_R"), Mask("rate_in", "r", "r", "rates")
 
 
 # ---- kernels
@@ -141,7 +130,7 @@ def steps() -> Kernel:
         ),
         ("batch", "seqlen", "nheads", "rates", "padded"),
         (),
-        ("PAIRS", "CHUNK", "BLOCK_R"),
+        ("CHUNK", "BLOCK_R"),
         ("HAS_STATES",),
         ("nheads", "batch"),
         (
@@ -167,19 +156,20 @@ def steps() -> Kernel:
 
 
 def turn() -> Kernel:
-    """B and C of a head, turned, and the weights of the tokens' own inputs."""
+    """B and C of some heads of a group, turned, and the weights of the tokens' own inputs."""
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
-    sources = operand_sources() | {"gamma": vector_source("gamma")}
+    sources = {"gamma": vector_source("gamma")}
     sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
     lowering = Lowering(tokens_graph(), {axis: (piece,) for axis, piece in at.items()}, sources)
+    load_operands(lowering, at)
     for name in ("B", "C"):
-        for k in ("0", "1"):
-            lowering.store(1, f"{name}_{k}_turned", at, f"{name}_turned", turned_index(at, k))
-    lowering.store(1, "own", at, "own", ("b", "head", span(tokens, mask=False)))
+        pairs.store(lowering, f"{name}_turned", at, f"{name}_turned", turned_index(at), LOOP)
+    lowering.store(LOOP, "own", at, "own", ("b", "head", span(tokens, mask=False)))
     return Kernel(
         "mamba3_turn",
-        "One program turns B and C of some tokens for one head; C . B of a token is the weight of its own input.",
+        "One program turns B and C of some tokens, for some heads of a group one after the other; C . B of a token is "
+        "the weight of its own input.",
         ("B_0_turned", "B_1_turned", "C_0_turned", "C_1_turned", "own"),
         (
             *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
@@ -191,18 +181,23 @@ def turn() -> Kernel:
         ),
         ("batch", "seqlen", "nheads", "ngroups", "rates", "padded"),
         (),
-        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        ("DSTATE", "BLOCK_T", "BLOCK_R", "HEADS"),
         (),
-        ("padded // BLOCK_T", "nheads", "batch"),
+        ("padded // BLOCK_T", "nheads // HEADS", "batch"),
         (
             Scalar("t0", "program_id(0) * BLOCK_T", wide=True),
-            Scalar("head", "program_id(1)", wide=True),
-            Scalar("group", "head // (nheads // ngroups)"),
+            Scalar("first", "program_id(1) * HEADS", wide=True),
+            Scalar("group", "first // (nheads // ngroups)"),
             Scalar("b", "program_id(2)", wide=True),
             Arange("t", "t", "BLOCK_T"),
             Mask("t_in", "t", "t", "seqlen - t0"),
             *pair_masks(),
-            *merge(common.loads_first(lowering.scopes[1])),
+            *merge(common.loads_first(lowering.scopes[OUTSIDE])),
+            For(
+                "turn",
+                "HEADS",
+                (Scalar("head", "first + turn"), *merge(common.loads_first(lowering.scopes[LOOP]))),
+            ),
         ),
         given=("angle", "gamma"),
     )

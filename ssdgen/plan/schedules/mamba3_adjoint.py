@@ -11,14 +11,15 @@ import sympy
 
 from ...spec.dims import entry
 from ...spec.graph import Map
-from ...spec.mamba3 import BIASES, LAYER, PAIRED, entering_adjoint, tokens_adjoint
+from ...spec.mamba3 import LAYER, entering_adjoint, tokens_adjoint
 from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
-from . import adjoint, common
+from . import adjoint, common, pairs
 from .mamba3 import (
-    ALL,
     HEAD,
+    LOOP,
+    OUTSIDE,
     PAIRS,
     RATES,
     TOKENS,
@@ -26,7 +27,7 @@ from .mamba3 import (
     biases,
     first_sources,
     first_tensors,
-    operand_sources,
+    load_operands,
     pair_masks,
     pairs_tensor,
     span,
@@ -39,7 +40,6 @@ from .mamba3 import (
     vector_source,
 )
 
-OUTSIDE, LOOP = 0, 1
 # values that only repeat another along an axis
 SPREAD = frozenset(
     node.name
@@ -101,12 +101,7 @@ def turn_back() -> Kernel:
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
 
-    def given(name: str) -> Source:
-        operand, k, _ = name.removeprefix("d_").split("_")
-        return Source(f"d_{operand}_turned", lambda at: turned_index(at, k), LOOP, "operand")
-
-    sources = operand_sources(OUTSIDE) | {f"d_{name}_turned": given(f"d_{name}_turned") for name in PAIRED}
-    sources |= {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
+    sources = {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
     sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
     lowering = Lowering(
         tokens_adjoint(),
@@ -114,27 +109,28 @@ def turn_back() -> Kernel:
         sources,
         spread=SPREAD,
     )
+    load_operands(lowering, at)
+    for name in ("d_B_turned", "d_C_turned"):
+        pairs.load(lowering, name, at, name, turned_index(at), LOOP, "operand")
     lowering.store(LOOP, "d_angle", at, "d_angle", ("b", span(tokens), "head", RATES))
     lowering.store(LOOP, "d_gamma", at, "d_gamma", ("b", "head", span(tokens, mask=False)))
-    for name in BIASES:
-        operand, k, _ = name.split("_")
-        part: tuple[Index, ...] = ("b", "part", "head", ALL, k)
-        lowering.store(LOOP, f"d_{name}", at, f"d_{operand}_bias", part)
     zeros: list[Stmt] = []
     stores: list[Stmt] = []
-    for name in PAIRED:
-        operand, k = name.split("_")
-        total, made = Value(f"d_{name}", ("t", "r")), lowering.need(f"d_{name}_biased", at)
-        assert made is not None
-        added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
-        zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
-        lowering.emit(LOOP, Let(total, added, (total, made[0])))
-        stores.append(Store(f"d_{operand}", ("b", span(tokens), "group", ALL, k), total))
-    parts = ("batch", "nparts", "nheads", "PAIRS", "2")
+    for name in ("d_B", "d_C"):
+        pairs.store(lowering, f"{name}_bias", at, f"{name}_bias", ("b", "part", "head"), LOOP)
+        totals = [Value(pairs.half(name, k), ("t", "r")) for k in (0, 1)]
+        for total in totals:
+            made = lowering.need(f"{total.name}_biased", at)
+            assert made is not None
+            added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
+            zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
+            lowering.emit(LOOP, Let(total, added, (total, made[0])))
+        stores += pairs.stored(name, *totals, name, ("b", span(tokens), "group"))
+    parts = ("batch", "nparts", "nheads", "DSTATE")
     return Kernel(
         "mamba3_turn_gradients",
         "One program turns back the gradients of B and C of some tokens, for the heads of a group one after the other.",
-        (*(f"d_{name}" for name in (*PAIRED, *BIASES)), "d_angle", "d_gamma"),
+        (*(pairs.half(f"d_{name}", k) for name in ("B", "C", "B_bias", "C_bias") for k in (0, 1)), "d_angle", "d_gamma"),
         (
             *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
             *biases(),
@@ -148,7 +144,7 @@ def turn_back() -> Kernel:
         ),
         ("batch", "seqlen", "nheads", "ngroups", "rates", "padded", "nparts"),
         (),
-        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        ("DSTATE", "BLOCK_T", "BLOCK_R"),
         (),
         ("nparts", "ngroups", "batch"),
         (
@@ -215,7 +211,7 @@ def steps_back() -> Kernel:
         ),
         ("batch", "seqlen", "nheads", "rates", "padded"),
         (),
-        ("PAIRS", "CHUNK", "BLOCK_R"),
+        ("CHUNK", "BLOCK_R"),
         ("HAS_LEAVING",),
         ("nheads", "batch"),
         (
