@@ -37,16 +37,25 @@ def _functions(node: ast.Module | ast.FunctionDef) -> Iterator[ast.FunctionDef]:
 
 
 def of_kernels(
-    modules: dict[str, str], functions: str, warpgroup_functions: str, storage_functions: str, gate_functions: str
+    modules: dict[str, str],
+    functions: str,
+    warpgroup_functions: str,
+    storage_functions: str,
+    gate_functions: str,
+    angle_functions: str = "",
 ) -> dict[str, str]:
-    """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each."""
+    """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each.
+
+    angle_functions: of packages that have it.
+    """
     shared, specialised, stored = (of_source(each) for each in (functions, warpgroup_functions, storage_functions))
-    gates = of_source(gate_functions)
+    gates, angles = of_source(gate_functions), of_source(angle_functions)
     found = {}
     for name, source in modules.items():
         imported = [specialised if ".warpgroup_functions" in source else shared]
         imported += [stored] if ".storage_functions" in source else []
         imported += [gates] if ".gate_functions" in source else []
+        imported += [angles] if ".angle_functions" in source else []
         found[name] = of_source("\n".join((source, *map(repr, imported), "")))
     return found
 

@@ -26,6 +26,7 @@ from .warps import ConsumerPrinter
 FUNCTIONS = ("decay", "leading", "maximum", "minimum", "running_sum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
+ANGLE_FUNCTIONS = ("cos", "sin")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
@@ -129,6 +130,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
         "gate_functions": [
             name for name in GATE_FUNCTIONS if kernel.gates and re.search(rf"(?<![\w.]){name}\(", source)
         ],
+        "angle_functions": [name for name in ANGLE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),

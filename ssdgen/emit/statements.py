@@ -215,7 +215,8 @@ class StatementPrinter:
                 kept = frozenset(read.name for read in reads if read.dtype == "stored")
                 operands = kept | frozenset(read.name for read in reads if read.name in self.operands)
                 sigmoid = "sigmoid" if self.kernel.gates else None
-                return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks, sigmoid).print(formula)}"
+                printer = FormulaPrinter(out.axes, operands, self.masks, sigmoid, self.kernel.turns)
+                return f"{out.name} = {printer.print(formula)}"
             case ir.Dot(out, left, right, over, acc):
                 return self._dot(out, left, right, over, acc)
             case ir.Rest(out, of):

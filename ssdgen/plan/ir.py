@@ -339,6 +339,7 @@ class Kernel:
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
+    turns: sines and cosines are of angles within one turn, which take few instructions.
     ahead: of one consumer: products of nothing but tiles of a stage are issued at the end of the one before, and waited
     for where their own begins. It takes two stages.
     """
@@ -359,6 +360,7 @@ class Kernel:
     spare: bool = False
     registers: tuple[int, ...] = ()
     gates: bool = False
+    turns: bool = False
     ahead: bool = False
 
     def shares(self, extent: str) -> bool:

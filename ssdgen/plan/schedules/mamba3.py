@@ -200,6 +200,7 @@ def turn() -> Kernel:
             ),
         ),
         given=("angle", "gamma"),
+        turns=True,
     )
 
 

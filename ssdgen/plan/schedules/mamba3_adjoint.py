@@ -12,7 +12,7 @@ import sympy
 from ...spec.dims import entry
 from ...spec.graph import Map
 from ...spec.mamba3 import LAYER, entering_adjoint, tokens_adjoint
-from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Sum, Tensor, Value, When
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
 from . import adjoint, common, pairs
@@ -117,15 +117,14 @@ def turn_back() -> Kernel:
     zeros: list[Stmt] = []
     stores: list[Stmt] = []
     for name in ("d_B", "d_C"):
-        pairs.store(lowering, f"{name}_bias", at, f"{name}_bias", ("b", "part", "head"), LOOP)
-        totals = [Value(pairs.half(name, k), ("t", "r")) for k in (0, 1)]
-        for total in totals:
-            made = lowering.need(f"{total.name}_biased", at)
-            assert made is not None
-            added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
-            zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
-            lowering.emit(LOOP, Let(total, added, (total, made[0])))
-        stores += pairs.stored(name, *totals, name, ("b", span(tokens), "group"))
+        # of pairs: one sum over the tokens, and one over the heads
+        made = pairs.join(lowering, f"{name}_biased", at, (span(tokens),), LOOP)
+        summed, total = Value(f"{name}_bias", ("n",)), Value(name, made.axes)
+        lowering.emit(LOOP, Sum(summed, made, "t"))
+        lowering.emit(LOOP, Store(summed.name, ("b", "part", "head", pairs.COLUMNS), summed))
+        zeros.append(Full(total, ("BLOCK_T", pairs.COLUMNS.size)))
+        lowering.emit(LOOP, Let(total, entry(name, *made.axes) + entry(made.name, *made.axes), (total, made)))
+        stores.append(Store(name, ("b", span(tokens), "group", pairs.COLUMNS), total))
     parts = ("batch", "nparts", "nheads", "DSTATE")
     return Kernel(
         "mamba3_turn_gradients",
@@ -168,6 +167,7 @@ def turn_back() -> Kernel:
             *stores,
         ),
         given=("gamma", "angle", "d_dt"),
+        turns=True,
     )
 
 

@@ -29,11 +29,11 @@ def kernel() -> Kernel:
     pairs.store(lowering, "state_out", at, "state_out", ("b", "head", ROWS))
     lowering.store(1, "y", at, "y", ("b", "head", ROWS))
     # what all programs of a head make, one of them stores
-    made = [lowering.need(name, at) for name in ("angle_out", "B_0_turned", "B_1_turned")]
-    angle, first, second = (value for value, _ in filter(None, made))
+    angle = lowering.need("angle_out", at)
+    assert angle is not None
     once: tuple[Stmt, ...] = (
-        Store("angle_out", ("b", "head", RATES), angle),
-        *pairs.stored("B_turned", first, second, "B_out", ("b", "head")),
+        Store("angle_out", ("b", "head", RATES), angle[0]),
+        Store("B_out", ("b", "head", pairs.COLUMNS), pairs.join(lowering, "B_turned", at, ("b", "head"))),
     )
     return Kernel(
         "mamba3_step",
@@ -56,6 +56,7 @@ def kernel() -> Kernel:
             *merge(common.loads_first(lowering.scopes[1])),
             When("p0 == 0", once),
         ),
+        turns=True,
     )
 
 

@@ -49,23 +49,22 @@ def load(
         lowering.bind(value.name, at, value, level)
 
 
-def stored(
-    name: str, first: Value, second: Value, tensor: str, index: tuple[Index, ...]
-) -> tuple[Stmt, ...]:
-    """Statements that join two halves and store the pairs.  index: of the dimensions before the last one."""
+def join(lowering: Lowering, name: str, at: Pieces, index: tuple[Index, ...], level: int = 1) -> Value:
+    """Make both halves of a value, and its pairs of them.  index: of the dimensions before the last one."""
     axes, sizes = _rows(index)
+    made = [lowering.need(half(name, k), at) for k in (0, 1)]
+    assert made[0] is not None and made[1] is not None
     whole = Value(name, (*axes, COLUMNS.axis))
-    return Join(whole, first, second, (*sizes, COLUMNS.size)), Store(tensor, (*index, COLUMNS), whole)
+    lowering.emit(level, Join(whole, made[0][0], made[1][0], (*sizes, COLUMNS.size)))
+    return whole
 
 
 def store(
     lowering: Lowering, name: str, at: Pieces, tensor: str, index: tuple[Index, ...], level: int = 1
 ) -> None:
-    """Make both halves of a value and store its pairs."""
-    made = [lowering.need(half(name, k), at) for k in (0, 1)]
-    assert made[0] is not None and made[1] is not None
-    for stmt in stored(name, made[0][0], made[1][0], tensor, index):
-        lowering.emit(level, stmt)
+    """Make the pairs of a value and store them.  index: of the dimensions before the last one."""
+    whole = join(lowering, name, at, index, level)
+    lowering.emit(level, Store(tensor, (*index, COLUMNS), whole))
 
 
 def _rows(index: tuple[Index, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -74,4 +73,4 @@ def _rows(index: tuple[Index, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(at.axis for at in spans), tuple(at.size for at in spans)
 
 
-__all__ = ["COLUMNS", "half", "load", "masks", "store", "stored"]
+__all__ = ["COLUMNS", "half", "join", "load", "masks", "store"]
