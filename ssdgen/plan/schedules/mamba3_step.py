@@ -73,7 +73,7 @@ def _tensors() -> tuple[Tensor, ...]:
     rows = (*HEADS, "HEADDIM")
     return (
         *(Tensor(name, HEADS, "any", "all") for name in ("adt", "step", "mix")),
-        Tensor("rate", (*HEADS, "rates"), "any", "all"),
+        Tensor("rate", (*HEADS, "rates"), "any", "unit"),
         Tensor("angle_in", (*HEADS, "rates"), "any"),
         *(Tensor(name, ("batch", "ngroups", "DSTATE"), "operand", "unit") for name in ("B", "C")),
         *biases(),

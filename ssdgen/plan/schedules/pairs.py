@@ -59,9 +59,7 @@ def join(lowering: Lowering, name: str, at: Pieces, index: tuple[Index, ...], le
     return whole
 
 
-def store(
-    lowering: Lowering, name: str, at: Pieces, tensor: str, index: tuple[Index, ...], level: int = 1
-) -> None:
+def store(lowering: Lowering, name: str, at: Pieces, tensor: str, index: tuple[Index, ...], level: int = 1) -> None:
     """Make the pairs of a value and store them.  index: of the dimensions before the last one."""
     whole = join(lowering, name, at, index, level)
     lowering.emit(level, Store(tensor, (*index, COLUMNS), whole))
