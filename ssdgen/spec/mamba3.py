@@ -132,9 +132,10 @@ def entering_graph() -> Graph:
 
 @lru_cache(maxsize=1)
 def angles_graph() -> Graph:
-    """The angles before parts c of a run, where each part of it has summed up its own turns; part 0 of some, on and on.
+    """Angles before the parts c of a run, from what each of them has turned in all.
 
-    Turns are less whole turns before they are added up, so that many of them lose no digits.
+    angle_on: before the last part, from where a walk over parts goes on.  What parts have turned is less whole turns
+    before it is added up, so that a sum over many of them loses no digits.
     """
     turns, angle = entry("turns", "h", "r"), entry("angle_in", "h", "r")
     return Graph(
@@ -156,7 +157,10 @@ def angles_graph() -> Graph:
 
 @lru_cache(maxsize=1)
 def angles_adjoint() -> Graph:
-    """What the angle after each part c gets from the angles of all parts after it, and from the run after this one."""
+    """What the angle after each part c gets, from the angles of all parts after it and from the run after this one.
+
+    d_angle_on: what the angle after the first part gets, from where a walk back over parts goes on.
+    """
     later, after = entry("d_angle_part_after", "h", "c", "r"), entry("d_angle_out", "h", "r")
     return Graph(
         "angles[mamba3] adjoint",

@@ -188,6 +188,14 @@ def test_fingerprints_are_of_the_meaning() -> None:
     assert of(gated, of_gates=other) != of(gated) and of(text, of_gates=other) == of(text)
 
 
+def test_functions_of_angles_are_part_of_kernels_that_have_them() -> None:
+    shared = shared_functions()
+    turning, other = "from .angle_functions import cos", "from .functions import decay"
+    for source, same in ((turning, False), (other, True)):
+        found = [fingerprint.of_kernels({"name": source}, *shared, angles) for angles in ("a = 1", "a = 2")]
+        assert (found[0] == found[1]) == same
+
+
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:
     templates.load()
     found = fingerprint.of_package()

@@ -104,7 +104,6 @@ def turn_back() -> Kernel:
     """Gradients of B, C and their biases, and the adjoints of the angles and of the tokens' own weights."""
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
-
     sources = angle_sources() | {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
     lowering = Lowering(
         tokens_adjoint(),
