@@ -44,6 +44,7 @@ from .mamba3 import (
     vector_source,
 )
 
+HEADS = ("batch", "nheads", "seqlen")
 # values that only repeat another along an axis
 SPREAD = frozenset(
     node.name
@@ -194,10 +195,9 @@ def steps_back() -> Kernel:
     sources["d_angle_out"] = Source("d_angle_after", lambda _: ("b", "head", "part", RATES))
     pieces = {axis: (piece,) for axis, piece in at.items()}
     lowering = Lowering(tokens_adjoint(), pieces, sources, spread=SPREAD, beside={"t": (before,)})
-    token: tuple[Index, ...] = ("b", span(row), "head")
     for name in ("adt", "step", "mix"):
-        lowering.store(1, f"d_{name}", at, f"d_{name}", token)
-    lowering.store(1, "d_rate", at, "d_rate", (*token, RATES))
+        lowering.store(1, f"d_{name}", at, f"d_{name}", ("b", "head", span(row)))
+    lowering.store(1, "d_rate", at, "d_rate", ("b", span(row), "head", RATES))
     return Kernel(
         "mamba3_step_gradients",
         "One program makes the gradients of log-decays, steps, mixing and rates of a chunk, for one head.",
@@ -207,7 +207,8 @@ def steps_back() -> Kernel:
             *(vector(name) for name in ("d_gamma", "d_dt", "d_log_decay")),
             angles("d_angle"),
             parts_tensor("d_angle_after", "nparts"),
-            *(Tensor(f"d_{name}", TOKENS, "any", out=True) for name in ("adt", "step", "mix")),
+            # heads before tokens, as the public call has them
+            *(Tensor(f"d_{name}", HEADS, "any", out=True) for name in ("adt", "step", "mix")),
             Tensor("d_rate", (*TOKENS, "rates"), "any", out=True),
         ),
         ("batch", "seqlen", "nheads", "rates", "nchunks", "padded", "nparts"),
