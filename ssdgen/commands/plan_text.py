@@ -76,6 +76,10 @@ def _line(stmt: ir.Stmt) -> str:
             return f"widen    {_value(stmt.out)} = {_value(stmt.of)} as fp32"
         case ir.Narrow():
             return f"narrow   {_value(stmt.out)} = {_value(stmt.of)} in the state's format"
+        case ir.Split():
+            return f"split    {_value(stmt.first)}, {_value(stmt.second)} = numbers of each pair of {_value(stmt.of)}"
+        case ir.Join():
+            return f"join     {_value(stmt.out)} = pairs of {_value(stmt.first)} and {_value(stmt.second)}"
         case ir.Wait():
             return "wait for the kernel before"
         case ir.Release():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from ..plan import catalogue, parts
@@ -37,23 +37,17 @@ def _functions(node: ast.Module | ast.FunctionDef) -> Iterator[ast.FunctionDef]:
             yield from _functions(child)
 
 
-def of_kernels(
-    modules: dict[str, str],
-    functions: str,
-    warpgroup_functions: str,
-    storage_functions: str,
-    gate_functions: str,
-    layout_functions: str,
-) -> dict[str, str]:
-    """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each."""
-    shared, specialised, stored = (of_source(each) for each in (functions, warpgroup_functions, storage_functions))
-    gates, layouts = of_source(gate_functions), of_source(layout_functions)
+def of_kernels(modules: dict[str, str], functions: Mapping[str, str]) -> dict[str, str]:
+    """{kernel: fingerprint} of kernel modules by name; the functions that it imports count as part of each.
+
+    functions: {name: source} of the modules that they are in, `functions` and `warpgroup_functions` first.
+    """
+    shared, specialised, *others = functions
+    prints = {name: of_source(source) for name, source in functions.items()}
     found = {}
     for name, source in modules.items():
-        imported = [specialised if ".warpgroup_functions" in source else shared]
-        imported += [stored] if ".storage_functions" in source else []
-        imported += [gates] if ".gate_functions" in source else []
-        imported += [layouts] if ".layout_functions" in source else []
+        imported = [prints[specialised if f".{specialised}" in source else shared]]
+        imported += [prints[other] for other in others if f".{other}" in source]
         found[name] = of_source("\n".join((source, *map(repr, imported), "")))
     return found
 
@@ -65,4 +59,4 @@ def of_package(layer: Layer | None = None) -> dict[str, str]:
     for own, every in catalogue.everything(layer):
         modules |= kernels.modules(every, own)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
-    return of_kernels(modules, *(render(f"kernels/{name}.py.jinja") for name in FUNCTIONS))
+    return of_kernels(modules, {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS})

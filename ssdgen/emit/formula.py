@@ -38,6 +38,7 @@ class FormulaPrinter:
     """Prints one formula over the axes of its result.
 
     operands: values still in the operands' dtype, read as fp32.  sigmoid: the function's name, if not the language's.
+    turns: sines and cosines are of angles within one turn, for which there are functions of our own.
     """
 
     language, sigmoid = "tl", "tl.sigmoid"
@@ -48,9 +49,11 @@ class FormulaPrinter:
         operands: frozenset[str] = frozenset(),
         masks: frozenset[str] = frozenset(),
         sigmoid: str | None = None,
+        turns: bool = False,
     ):
         self.over, self.operands, self.masks = over, operands, masks
         self.sigmoid = sigmoid or self.sigmoid
+        self.of_angles = "" if turns else f"{self.language}."
 
     def print(self, expr: sympy.Basic) -> str:
         for kind, rule in self._rules():
@@ -75,8 +78,8 @@ class FormulaPrinter:
             (sigmoid, lambda e: self._call(self.sigmoid, e.args)),
             (rsqrt, lambda e: self._call(f"{self.language}.rsqrt", e.args)),
             (sympy.log, self._log),
-            (sympy.cos, lambda e: self._call(f"{self.language}.cos", e.args)),
-            (sympy.sin, lambda e: self._call(f"{self.language}.sin", e.args)),
+            (sympy.cos, lambda e: self._call(f"{self.of_angles}cos", e.args)),
+            (sympy.sin, lambda e: self._call(f"{self.of_angles}sin", e.args)),
             (wrapped, self._wrapped),
             (sympy.core.numbers.Pi, self._number),
             (tuple(RELATIONS), self._relation),

@@ -27,6 +27,7 @@ FUNCTIONS = ("decay", "leading", "maximum", "minimum", "running_sum", "sigmoid",
 STORAGE_FUNCTIONS = ("narrow", "widen")
 GATE_FUNCTIONS = ("sigmoid",)
 LAYOUT_FUNCTIONS = ("in_vectors",)
+ANGLE_FUNCTIONS = ("cos", "sin")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
@@ -131,6 +132,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
             name for name in GATE_FUNCTIONS if kernel.gates and re.search(rf"(?<![\w.]){name}\(", source)
         ],
         "layout_functions": [name for name in LAYOUT_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
+        "angle_functions": [name for name in ANGLE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),

@@ -25,13 +25,15 @@ RUNTIME = (
     "scratch.py",
     "tiles.py",
 )
+# modules that its kernels import
+FUNCTIONS = (*fingerprint.FUNCTIONS, "angle_functions")
 OPTIONS = {"HAS_D": "D is not None", "HAS_Z": "z is not None"}
 
 
 def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
     """{path: text} of a package that needs torch and triton only.  runtime: {file name: text}, more than is used."""
     modules = {name: kernels.module(kernel, graph) for name, (kernel, graph) in mamba3.every().items()}
-    functions = {name: render(f"kernels/{name}.py.jinja") for name in fingerprint.FUNCTIONS}
+    functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
     texts = {name: runtime[name] for name in RUNTIME}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {
@@ -53,9 +55,10 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
         ),
         "reference.py": render("mamba3/reference.py.jinja", functions=_functions()),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
+        "kernels/angle_functions.py": functions["angle_functions"],
         "kernels/functions.py": functions["functions"],
         "kernels/warpgroup_functions.py": functions["warpgroup_functions"],
-        "manifest.json": _manifest(fingerprint.of_kernels(modules, *functions.values())),
+        "manifest.json": _manifest(fingerprint.of_kernels(modules, functions)),
     }
     return dict(sorted(texts.items()))
 

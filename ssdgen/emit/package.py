@@ -109,7 +109,7 @@ def package(
         "launchers/forward.py": _launchers(layer, [*chosen, *mirrors], gated),
         **{f"launchers/{name}.py": text for name, text in launchers.items()},
         "launchers/norm.py": norm_launcher(),
-        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, *functions.values())),
+        "manifest.json": _manifest(layer, fingerprint.of_kernels(modules, functions)),
     }
     return dict(sorted(texts.items()))
 

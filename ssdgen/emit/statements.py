@@ -76,9 +76,9 @@ class StatementPrinter:
         self.idiom = macros("macros/statements.jinja")
         self.bases: dict[str, str] = {}
         self._inner: set[str] = set()
-        self.operands = {
-            s.out.name for s in ir.walk(kernel.body) if isinstance(s, ir.Load) and s.out.dtype == "operand"
-        }
+        loaded = (s.out for s in ir.walk(kernel.body) if isinstance(s, ir.Load))
+        halves = (half for s in ir.walk(kernel.body) if isinstance(s, ir.Split) for half in (s.first, s.second))
+        self.operands = {value.name for value in (*loaded, *halves) if value.dtype == "operand"}
         self.masks = frozenset(s.name for s in ir.walk(kernel.body) if isinstance(s, ir.Mask))
 
     def scalar(self, expr: str) -> str:
@@ -215,7 +215,8 @@ class StatementPrinter:
                 kept = frozenset(read.name for read in reads if read.dtype == "stored")
                 operands = kept | frozenset(read.name for read in reads if read.name in self.operands)
                 sigmoid = "sigmoid" if self.kernel.gates else None
-                return f"{out.name} = {FormulaPrinter(out.axes, operands, self.masks, sigmoid).print(formula)}"
+                printer = FormulaPrinter(out.axes, operands, self.masks, sigmoid, self.kernel.turns)
+                return f"{out.name} = {printer.print(formula)}"
             case ir.Dot(out, left, right, over, acc):
                 return self._dot(out, left, right, over, acc)
             case ir.Rest(out, of):
@@ -231,6 +232,10 @@ class StatementPrinter:
                 return f"{out.name} = widen({of.name}, FORMAT)"
             case ir.Narrow(out, of, row, column, token):
                 return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
+            case ir.Split(first, second, of, sizes):
+                return self.idiom.split(first.name, second.name, of.name, ", ".join(sizes))
+            case ir.Join(out, first, second, sizes):
+                return self.idiom.join(out.name, first.name, second.name, ", ".join(sizes))
             case ir.Leave():
                 return "return"
             case ir.Wait():

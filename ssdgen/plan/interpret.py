@@ -164,6 +164,13 @@ class _Program:
             case ir.Widen(out, of) | ir.Narrow(out, of):
                 # a stored state is float64 here: nothing is rounded
                 scope[out.name] = self.tile(of)
+            case ir.Split(first, second, of, sizes):
+                tile = self.tile(of)
+                pairs = self.shaped(of.name, tile.reshape(*tile.shape[:-1], -1, 2), (*sizes, "2"))
+                scope[first.name], scope[second.name] = pairs[..., 0], pairs[..., 1]
+            case ir.Join(out, first, second, sizes):
+                pairs = np.stack(np.broadcast_arrays(self.tile(first), self.tile(second)), axis=-1)
+                scope[out.name] = self.shaped(out.name, pairs.reshape(*pairs.shape[:-2], -1), sizes)
             case ir.Wait() | ir.Release() | ir.Begun():
                 pass
             case ir.Leave():
@@ -207,6 +214,12 @@ class _Program:
         if array.ndim != len(axes):
             raise Misfit(f"{name} is read over ({', '.join(axes)}); it has extents {array.shape}")
         return array
+
+    def shaped(self, name: str, tile: Array, sizes: tuple[str, ...]) -> Array:
+        """The tile, which must have these extents."""
+        if tile.shape != (wanted := tuple(integer(size, self.scope) for size in sizes)):
+            raise Misfit(f"the pairs of {name} have extents {tile.shape}; the plan has them as {wanted}")
+        return tile
 
     def formula(self, formula: sympy.Expr, axes: tuple[str, ...]) -> Array:
         """The formula over a grid of `axes`; what it reads is broadcast along the axes that it lacks."""

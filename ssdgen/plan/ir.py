@@ -214,6 +214,29 @@ class Narrow:
 
 
 @dataclass(frozen=True)
+class Split:
+    """first, second = numbers 0 and 1 of each pair that stands along the last axis of `of`.
+
+    sizes: of either half, whose last axis has a position for each pair.
+    """
+
+    first: Value
+    second: Value
+    of: Value
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """out = pairs of a number of `first` and one of `second`, pair after pair along its last axis.  sizes: of `out`."""
+
+    out: Value
+    first: Value
+    second: Value
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Leave:
     """The program ends here."""
 
@@ -294,6 +317,8 @@ Stmt = (
     | Largest
     | Widen
     | Narrow
+    | Split
+    | Join
     | Leave
     | Wait
     | Release
@@ -319,6 +344,7 @@ class Kernel:
     read it too, and all that is copied to memory goes through one tile of each, from which products take it as well.
     registers: of a thread of each consumer but the first, which has what is left; none: all have the same.
     gates: of what moves memory and computes little else, where a sigmoid of few instructions counts.
+    turns: sines and cosines are of angles within one turn, which take few instructions.
     ahead: of one consumer: products of nothing but tiles of a stage are issued at the end of the one before, and waited
     for where their own begins. It takes two stages.
     """
@@ -339,6 +365,7 @@ class Kernel:
     spare: bool = False
     registers: tuple[int, ...] = ()
     gates: bool = False
+    turns: bool = False
     ahead: bool = False
 
     def shares(self, extent: str) -> bool:

@@ -8,9 +8,18 @@ from functools import cache
 from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layouts import MULTI_INPUT
-from ..spec.mamba3 import LAYER, entering_adjoint, entering_graph, step_graph, tokens_adjoint, tokens_graph
+from ..spec.mamba3 import (
+    LAYER,
+    angles_adjoint,
+    angles_graph,
+    entering_adjoint,
+    entering_graph,
+    step_graph,
+    tokens_adjoint,
+    tokens_graph,
+)
 from .ir import Kernel
-from .schedules import adjoint, gradients, mamba3, mamba3_adjoint, mamba3_step, states, walk
+from .schedules import adjoint, gradients, mamba3, mamba3_adjoint, mamba3_angles, mamba3_step, states, walk
 
 # the same layer, each head a group of its own: kernels that are specialised by warps read operands of groups
 GROUPED = replace(LAYER, layout=MULTI_INPUT)
@@ -24,10 +33,12 @@ def before() -> dict[str, tuple[Kernel, Graph]]:
     chunk = adjoint.graph(LAYER)
     found = [
         (mamba3.steps(), mamba3.steps_graph()),
+        (mamba3_angles.passing(), angles_graph()),
         (mamba3.turn(), tokens_graph()),
         (mamba3.entering(), entering_graph()),
         (mamba3_adjoint.weights(), chunk),
         (mamba3_adjoint.turn_back(), tokens_adjoint()),
+        (mamba3_angles.passing_back(), angles_adjoint()),
         (mamba3_adjoint.steps_back(), tokens_adjoint()),
         (mamba3_adjoint.entering_back(), entering_adjoint()),
     ]

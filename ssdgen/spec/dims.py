@@ -17,10 +17,10 @@ HEAD, ROW, COL, P, N = sympy.symbols("h i j p n", integer=True, nonnegative=True
 # axes of the convolution and the norms: token, channel
 TOKEN, CHANNEL = sympy.symbols("t d", integer=True, nonnegative=True)
 
-# pairs of state dimensions
-PAIR = sympy.Symbol("r", integer=True, nonnegative=True)
+# pairs of state dimensions, parts of a sequence
+PAIR, PART = sympy.symbols("r c", integer=True, nonnegative=True)
 
-AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL, PAIR)}
+AXES = {symbol.name: symbol for symbol in (HEAD, ROW, COL, P, N, TOKEN, CHANNEL, PAIR, PART)}
 EXTENT = {"h": NHEADS, "i": CHUNK, "j": CHUNK, "p": HEADDIM, "n": DSTATE}
 
 

@@ -131,6 +131,52 @@ def entering_graph() -> Graph:
 
 
 @lru_cache(maxsize=1)
+def angles_graph() -> Graph:
+    """Angles before the parts c of a run, from what each of them has turned in all.
+
+    angle_on: before the last part, from where a walk over parts goes on.  What parts have turned is less whole turns
+    before it is added up, so that a sum over many of them loses no digits.
+    """
+    turns, angle = entry("turns", "h", "r"), entry("angle_in", "h", "r")
+    return Graph(
+        "angles[mamba3]",
+        (
+            Input("turn_last", ("h", "c", "r"), "what the pairs have turned in all of a part"),
+            Input("angle_in", ("h", "r"), "angle before the first part"),
+            Map("turn_part", ("h", "c", "r"), _wrapped(entry("turn_last", "h", "c", "r"))),
+            Shift("turn_part_before", ("h", "c", "r"), entry("turn_part", "h", "c", "r"), "c", 1),
+            Cumsum("turn_before", ("h", "c", "r"), entry("turn_part_before", "h", "c", "r"), "c"),
+            Map("angle_before_sum", ("h", "c", "r"), angle + entry("turn_before", "h", "c", "r")),
+            Map("angle_before", ("h", "c", "r"), _wrapped(entry("angle_before_sum", "h", "c", "r"))),
+            Sum("turns", ("h", "r"), entry("turn_part_before", "h", "c", "r"), ("c",)),
+            Map("angle_on_sum", ("h", "r"), angle + turns),
+            Map("angle_on", ("h", "r"), _wrapped(entry("angle_on_sum", "h", "r"))),
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def angles_adjoint() -> Graph:
+    """What the angle after each part c gets, from the angles of all parts after it and from the run after this one.
+
+    d_angle_on: what the angle after the first part gets, from where a walk back over parts goes on.
+    """
+    later, after = entry("d_angle_part_after", "h", "c", "r"), entry("d_angle_out", "h", "r")
+    return Graph(
+        "angles[mamba3] adjoint",
+        (
+            Input("d_angle_part", ("h", "c", "r"), "sum over the tokens of a part of what their angles get"),
+            Input("d_angle_out", ("h", "r"), "what the angle after the last part gets"),
+            Shift("d_angle_part_after", ("h", "c", "r"), entry("d_angle_part", "h", "c", "r"), "c", -1),
+            Cumsum("d_angle_later", ("h", "c", "r"), later, "c", reverse=True),
+            Map("d_angle_after", ("h", "c", "r"), after + entry("d_angle_later", "h", "c", "r")),
+            Sum("d_angles", ("h", "r"), later, ("c",)),
+            Map("d_angle_on", ("h", "r"), after + entry("d_angles", "h", "r")),
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
 def step_graph() -> Graph:
     """One token: y[h, p] and what the next one needs, from what the token before left.  Options: HAS_D, HAS_Z."""
     step, share, gamma, beta = (entry(name, "h") for name in ("step", "share", "gamma", "beta"))
@@ -197,4 +243,13 @@ def entering_adjoint() -> Graph:
     return adjoint(entering_graph(), ("state_in",), ENTERING_INPUTS)
 
 
-__all__ = ["LAYER", "entering_adjoint", "entering_graph", "step_graph", "tokens_adjoint", "tokens_graph"]
+__all__ = [
+    "LAYER",
+    "angles_adjoint",
+    "angles_graph",
+    "entering_adjoint",
+    "entering_graph",
+    "step_graph",
+    "tokens_adjoint",
+    "tokens_graph",
+]

@@ -45,6 +45,10 @@ def printed(expr: sympy.Basic, over: tuple[str, ...] = ("i", "j"), **options: An
     return FormulaPrinter(over, **options).print(expr)
 
 
+def test_a_turn_has_functions_of_its_own():
+    assert printed(x * sympy.cos(x) + sympy.sin(y), turns=True) == "sin(y) + x * cos(x)"
+
+
 @pytest.mark.parametrize(
     ("expr", "text"),
     [

@@ -152,51 +152,52 @@ def test_same_bytes_in_any_process() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
-def shared_functions() -> list[str]:
-    """What kernels import: those of Triton, those specialised by warps, formats of states, gates, and layouts."""
-    return [sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS]
+def shared_functions() -> dict[str, str]:
+    """The modules that kernels import."""
+    return {name: sources.package()[f"kernels/{name}.py"] for name in fingerprint.FUNCTIONS}
 
 
 def test_fingerprints_are_of_the_meaning() -> None:
     """Comments, docstrings and line breaks change nothing; a number, a name or a shared function does."""
-    kernels = sources.kernels()
+    kernels = sources.every()
     text, specialised = kernels["single_pass"], kernels["single_pass_2terms_2consumers"]
     same = text.replace('"""One program', '"""A program').replace(
         "    CB = tl.dot(", "    # note\n        CB = tl.dot(\n"
     )
     assert same != text
-    functions, warpgroup_functions, storage_functions, gates, layouts = shared_functions()
 
-    def of(
-        source: str,
-        shared: str = functions,
-        of_warpgroups: str = warpgroup_functions,
-        of_gates: str = gates,
-        of_layouts: str = layouts,
-    ) -> str:
-        rest = storage_functions, of_gates, of_layouts
-        return fingerprint.of_kernels({"name": source}, shared, of_warpgroups, *rest)["name"]
+    def of(source: str, **changed: str) -> str:
+        return fingerprint.of_kernels({"name": source}, shared_functions() | changed)["name"]
 
     assert of(same) == of(text)
     assert of(specialised.replace("One consumer:", "A consumer:").replace("    # ", "    # note: ")) == of(specialised)
-    others = functions.replace("1.0", "2.0"), warpgroup_functions.replace("1.0", "2.0")
-    for source, (shared, of_warpgroups) in (
-        (text, (others[0], warpgroup_functions)),
-        (specialised, (functions, others[1])),
+    assert len({of(source) for source in (text, text.replace("0.0", "1.0"), specialised)}) == 3
+    # functions are part of the kernels that have them, and of no others
+    for module, name in (
+        ("functions", "single_pass"),
+        ("warpgroup_functions", "single_pass_2terms_2consumers"),
+        ("storage_functions", "state_step"),
+        ("gate_functions", "conv_walk_4w"),
+        ("layout_functions", "single_pass_2terms_2consumers_keeping"),
     ):
-        assert len({of(source), of(source.replace("0.0", "1.0")), of(source, shared, of_warpgroups)}) == 3
-    # the functions of the other family are no part of a kernel
-    assert of(text, of_warpgroups=others[1]) == of(text) and of(specialised, others[0]) == of(specialised)
-    gated, other = sources.every()["conv_walk_4w"], gates.replace("1.0", "2.0")
-    assert of(gated, of_gates=other) != of(gated) and of(text, of_gates=other) == of(text)
-    keeping, other = sources.every()["single_pass_2terms_2consumers_keeping"], layouts.replace("8", "4")
-    assert of(keeping, of_layouts=other) != of(keeping) and of(specialised, of_layouts=other) == of(specialised)
+        other = {module: f"{shared_functions()[module]}\nother = 1\n"}
+        for source in (text, specialised, kernels[name]):
+            assert (of(source, **other) != of(source)) == (f".{module} import" in source)
+
+
+def test_functions_of_angles_are_part_of_kernels_that_have_them() -> None:
+    for source, same in (("from .angle_functions import cos", False), ("from .functions import decay", True)):
+        found = [
+            fingerprint.of_kernels({"name": source}, {**shared_functions(), "angle_functions": angles})
+            for angles in ("a = 1", "a = 2")
+        ]
+        assert (found[0] == found[1]) is same
 
 
 def test_fingerprints_of_the_package_are_those_of_its_texts() -> None:
     templates.load()
     found = fingerprint.of_package()
-    assert found == fingerprint.of_kernels(sources.every(), *shared_functions())
+    assert found == fingerprint.of_kernels(sources.every(), shared_functions())
     assert len(set(found.values())) == len(found)
 
 

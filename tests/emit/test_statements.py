@@ -48,6 +48,14 @@ def one(stmt: ir.Stmt) -> str:
         (ir.Full(ir.Value("total", ()), ()), "total = 0.0"),
         (ir.Cumsum(ir.Value("s", ("h", "j")), ir.Value("a", ("h", "j")), "j"), "s = tl.cumsum(a, axis=1)"),
         (ir.Sum(ir.Value("s", ("h",)), ir.Value("a", ("j", "h")), "j"), "s = tl.sum(a, axis=0)"),
+        (
+            ir.Split(ir.Value("x_0", ("i", "r")), ir.Value("x_1", ("i", "r")), ir.Value("x", ("i", "n")), ("I", "R")),
+            "x_0, x_1 = tl.split(x.reshape(I, R, 2))",
+        ),
+        (
+            ir.Join(ir.Value("x", ("n",)), ir.Value("x_0", ("r",)), ir.Value("x_1", ("r",)), ("2 * R",)),
+            "x = tl.join(x_0, x_1).reshape(2 * R)",
+        ),
         (ir.Note("why"), "# why"),
         (ir.Load(ir.Value("A", ()), "A", ("head",)), "A = tl.load(A_ptr + head).to(tl.float32)"),
         (ir.Load(ir.Value("stop", (), "int"), "cu_seqlens", ("b",)), "stop = tl.load(cu_seqlens_ptr + b).to(tl.int64)"),
@@ -67,6 +75,13 @@ def one(stmt: ir.Stmt) -> str:
 )
 def test_idioms(stmt: ir.Stmt, text: str) -> None:
     assert one(stmt) == text
+
+
+def test_halves_of_what_is_still_in_the_operands_dtype_are_too() -> None:
+    halves = tuple(ir.Value(f"x_{k}", ("i", "r"), "operand") for k in (0, 1))
+    added = entry("x_0", "i", "r") + entry("x_1", "i", "r")
+    split, let = ir.Split(*halves, TILE, ("I", "R")), ir.Let(ir.Value("y", ("i", "r")), added, halves)
+    assert lines(split, let)[1].strip() == "y = x_0.to(tl.float32) + x_1.to(tl.float32)"
 
 
 def test_a_load_has_every_stride_and_mask() -> None:

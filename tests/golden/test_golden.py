@@ -100,7 +100,14 @@ PARTS = {
 # of another recurrence's kernels, those that are new in it, and of the chunks' what changes most
 PARTS |= {
     ("mamba3", name): mamba3.every()[name]
-    for name in ("mamba3_steps", "mamba3_step", "mamba3_turn_gradients", "mamba3_step_gradients", "single_pass")
+    for name in (
+        "mamba3_steps",
+        "mamba3_angles",
+        "mamba3_step",
+        "mamba3_turn_gradients",
+        "mamba3_step_gradients",
+        "single_pass",
+    )
 }
 NAMES = (*KINDS, *PARTS)
 

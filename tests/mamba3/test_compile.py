@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from ssdgen import gpus
 from ssdgen.plan import mamba3
-from ssdgen.tune.compile import compile_launch
+from ssdgen.tune.compile import compile_launch, source_of
 from tests.mamba3 import calls
 
 pytestmark = [
@@ -66,6 +69,17 @@ def launches() -> dict[str, Any]:
     return {made.kernel.__name__: made for made in found}
 
 
+@pytest.mark.parametrize("name", ("mamba3_turn", "mamba3_turn_gradients"))
+def test_pairs_are_moved_16_bytes_at_a_time(name: str):
+    source, options = source_of(launches()[name], GPUTarget("cuda", 90, 32))
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options.__dict__).asm["ptx"]
+    # of 2 bytes nothing is moved alone, and nothing goes to memory of a thread's own
+    assert not re.search(r"(ld|st)\.global[.\w:]*\.b16|(ld|st)\.local", code)
+    operands = 2 if name == "mamba3_turn" else 4
+    assert len(re.findall(r"ld\.global\.v4\.b32", code)) >= operands
+    assert len(re.findall(r"st\.global\.v4\.b32", code)) >= 2
+
+
 def compiles(name: str, gpu: str) -> None:
     target = gpus.find(gpu)
     compiled = compile_launch(launches()[name], target)
@@ -78,8 +92,19 @@ def test_on_hopper(name: str):
     compiles(name, "h200")
 
 
-# walks with running sums in both directions, and what holds most
-@pytest.mark.parametrize("name", ("mamba3_steps", "mamba3_step_gradients", "mamba3_turn_gradients", "single_pass"))
+# pairs, running sums in both directions, and what holds most
+NEW = (
+    "mamba3_steps",
+    "mamba3_angles",
+    "mamba3_turn",
+    "mamba3_turn_gradients",
+    "mamba3_angle_gradients",
+    "mamba3_step_gradients",
+    "single_pass",
+)
+
+
+@pytest.mark.parametrize("name", (NEW))
 @pytest.mark.parametrize("gpu", ("a100", "mi300x"))
 def test_elsewhere(gpu: str, name: str):
     compiles(name, gpu)

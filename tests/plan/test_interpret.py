@@ -56,6 +56,30 @@ def test_positions_outside_the_mask_read_zero():
     np.testing.assert_array_equal(result(kernel(LOAD, rows, spread, STORE)), wanted)
 
 
+# pairs along the columns: 4 positions are 2 of them
+HALVES = (ir.Value("first", ("i", "r")), ir.Value("second", ("i", "r")))
+SPLIT = ir.Split(*HALVES, TILE, ("TILE", "2"))
+
+
+def test_pairs_are_split_and_joined():
+    joined, swapped = (ir.Join(TILE, *halves, ("TILE", "4")) for halves in (HALVES, HALVES[::-1]))
+    wide = np.arange(20.0).reshape(5, 4)
+    found = result(kernel(LOAD, SPLIT, joined, STORE), cols=4)
+    np.testing.assert_array_equal(found, wide)
+    found = result(kernel(LOAD, SPLIT, swapped, STORE), cols=4)
+    np.testing.assert_array_equal(found, wide.reshape(5, 2, 2)[..., ::-1].reshape(5, 4))
+    # what is masked is a number 0 of a pair like any other
+    np.testing.assert_array_equal(result(kernel(LOAD, SPLIT, joined, STORE)), A_ARRAY)
+
+
+@pytest.mark.parametrize(
+    "stmt", [ir.Split(*HALVES, TILE, ("TILE", "4")), ir.Join(TILE, TILE, TILE, ("TILE", "4"))], ids=["split", "join"]
+)
+def test_pairs_that_are_not_as_many_as_the_plan_says(stmt: ir.Stmt):
+    with pytest.raises(Misfit, match=r"the pairs of tile have extents \(2, .*; the plan has them as \(2, 4"):
+        result(kernel(LOAD, stmt, STORE))
+
+
 def test_a_formula_says_how_far_each_axis_goes():
     for formula, absent in ((sympy.Integer(1), "i, n"), (entry("row", "i") + 1, "n")):
         with pytest.raises(Misfit, match=f"has nothing along {absent}$"):

@@ -24,16 +24,15 @@ def calls(name: str, arrays: Arrays, given: dict[str, Any], **flags: bool) -> di
     padded = -(-seqlen // CHUNK) * CHUNK
     sizes = {"batch": batch, "seqlen": seqlen, "nheads": HEADS, "ngroups": 1, "rates": RATES, "padded": padded}
     sizes |= {"nchunks": padded // CHUNK, "nparts": padded // BLOCK_T}
-    constants = {"CHUNK": CHUNK, "BLOCK_T": BLOCK_T, "PAIRS": PAIRS, "BLOCK_R": BLOCK_R, "HEADDIM": HEADDIM}
-    constants |= {"DSTATE": 2 * PAIRS, "BLOCK_P": 4, "BLOCK_N": 8}
-    pairs = {k: arrays[k].reshape(*arrays[k].shape[:-1], PAIRS, 2) for k in ("B", "C", "B_bias", "C_bias")}
+    constants = {"CHUNK": CHUNK, "BLOCK_T": BLOCK_T, "BLOCK_R": BLOCK_R, "HEADDIM": HEADDIM, "HEADS": 1}
+    constants |= {"DSTATE": 2 * PAIRS, "BLOCK_P": 4, "BLOCK_N": 8, "BLOCK_C": 2}
     extents = {**sizes, **constants}
     outs = {
         tensor.name: np.full([eval(dim, {}, extents) for dim in tensor.dims], np.nan)
         for tensor in kernel.tensors
         if tensor.out
     }
-    tensors = {**arrays, **pairs, "angle_in": arrays.get("angle"), **given, **outs}
+    tensors = {**arrays, "angle_in": arrays.get("angle"), **given, **outs}
     run(kernel, tensors, sizes, constants, {"HAS_SEQ_IDX": False, **flags}, {})
     return outs
 
@@ -57,12 +56,13 @@ def same(found: Any, wanted: Any, what: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-10, err_msg=what)
 
 
-@pytest.mark.parametrize("seqlen", (1, 8, 13))
+@pytest.mark.parametrize("seqlen", (1, 8, 13, 37))
 def test_both_passes(seqlen: int, seed: int):
     arrays = draw(seed, seqlen=seqlen, nheads=HEADS, ngroups=1, headdim=HEADDIM, dstate=2 * PAIRS, rates=RATES)
     random = np.random.default_rng(seed)
-    steps = calls("mamba3_steps", arrays, {}, HAS_STATES=True)
-    turned = calls("mamba3_turn", arrays, {name: steps[name] for name in ("gamma", "angle")})
+    steps = calls("mamba3_steps", arrays, {})
+    angles = calls("mamba3_angles", arrays, steps, HAS_STATES=True)
+    turned = calls("mamba3_turn", arrays, {**steps, **angles})
     entering = calls("mamba3_entering", arrays, {})
     d = {name: random.normal(size=turned[name].shape) for name in ("B_turned", "C_turned", "own")}
     vectors = {name: random.normal(size=steps["dt"].shape) for name in ("d_dt", "d_log_decay", "d_own")}
@@ -70,11 +70,10 @@ def test_both_passes(seqlen: int, seed: int):
     for vector in vectors.values():
         vector[..., seqlen:] = 0.0
     back = {f"d_{name}": value for name, value in d.items() if name != "own"} | vectors
-    turn_back = calls("mamba3_turn_gradients", arrays, {**back, "gamma": steps["gamma"], "angle": steps["angle"]})
-    handed = {name: turn_back[name] for name in ("d_angle", "d_gamma")}
-    steps_back = calls(
-        "mamba3_step_gradients", arrays, {**vectors, **handed, "d_angle_out": d_angle_out}, HAS_LEAVING=True
-    )
+    turn_back = calls("mamba3_turn_gradients", arrays, {**steps, **angles, **back})
+    given = {**turn_back, "d_angle_out": d_angle_out}
+    angles_back = calls("mamba3_angle_gradients", arrays, given, HAS_LEAVING=True)
+    steps_back = calls("mamba3_step_gradients", arrays, {**vectors, **turn_back, **angles_back})
     enter_back = calls("mamba3_entering_gradients", arrays, {"d_state_in": d_state_in})
 
     biases = {name: np.zeros_like(arrays[name]) for name in ("B_bias", "C_bias")}
@@ -83,8 +82,8 @@ def test_both_passes(seqlen: int, seed: int):
         made = evaluate(spec.tokens_graph(), tokens, {}, (*spec.TOKEN_OUTPUTS, "angle"))
         same(steps["dt"][b, :, :seqlen], made["dt"], "dt")
         same(steps["dA_cs"][b, :, : min(seqlen, CHUNK)], np.cumsum(made["log_decay"], 1)[:, :CHUNK], "dA_cs")
-        same(steps["angle"][b], np.moveaxis(made["angle"], 0, 1)[..., :RATES], "angle")
-        same(steps["angle_out"][b], made["angle_out"][..., :RATES], "angle_out")
+        same(angles["angle_before"][b, :, 1:], made["angle"][:, CHUNK - 1 : -1 : CHUNK, :RATES], "angle_before")
+        same(angles["angle_out"][b], made["angle_out"][..., :RATES], "angle_out")
         same(turned["own"][b, :, :seqlen], made["own"], "own")
         first = {name: arrays[name][b] for name in ("state", "x_before", "B_before")}
         first |= {"step_first": tokens["step"][:, 0], "mix_first": tokens["mix"][:, 0]}
@@ -93,24 +92,24 @@ def test_both_passes(seqlen: int, seed: int):
         adjoints = {name: vectors[name][b, :, :seqlen] for name in vectors}
         adjoints["d_angle_out"] = padded_pairs(d_angle_out[b])
         for name, k in ((name, k) for name in "BC" for k in (0, 1)):
-            same(np.moveaxis(turned[f"{name}_turned"][b, ..., k], 1, 0), made[f"{name}_{k}_turned"], f"{name}_{k}")
-            adjoints[f"d_{name}_{k}_turned"] = np.moveaxis(d[f"{name}_turned"][b, ..., k], 1, 0)
+            same(np.moveaxis(turned[f"{name}_turned"][b, ..., k::2], 1, 0), made[f"{name}_{k}_turned"], f"{name}_{k}")
+            adjoints[f"d_{name}_{k}_turned"] = np.moveaxis(d[f"{name}_turned"][b, ..., k::2], 1, 0)
         wanted = evaluate(
             spec.tokens_adjoint(), {**tokens, **adjoints}, {}, [f"d_{name}" for name in spec.TOKEN_INPUTS]
         )
         for name in ("adt", "step", "mix"):
-            same(steps_back[f"d_{name}"][b].T, wanted[f"d_{name}"], f"d_{name}")
+            same(steps_back[f"d_{name}"][b], wanted[f"d_{name}"], f"d_{name}")
         same(np.moveaxis(steps_back["d_rate"][b], 1, 0), wanted["d_rate"][..., :RATES], "d_rate")
-        same(steps_back["d_angle_in"][b], wanted["d_angle_in"][..., :RATES], "d_angle_in")
+        same(angles_back["d_angle_in"][b], wanted["d_angle_in"][..., :RATES], "d_angle_in")
         for name, k in ((name, k) for name in "BC" for k in (0, 1)):
-            same(turn_back[f"d_{name}"][b, :, 0, :, k], wanted[f"d_{name}_{k}"], f"d_{name}_{k}")
+            same(turn_back[f"d_{name}"][b, :, 0, k::2], wanted[f"d_{name}_{k}"], f"d_{name}_{k}")
             biases[f"{name}_bias"][:, k::2] += wanted[f"d_{name}_{k}_bias"]
         names = [f"d_{name}" for name in spec.ENTERING_INPUTS if name != "state"]
         wanted = evaluate(spec.entering_adjoint(), {**first, "d_state_in": d_state_in[b]}, {}, names)
         for name, value in wanted.items():
             same(enter_back[name][b], value, name)
     for name, value in biases.items():
-        same(turn_back[f"d_{name}"].sum((0, 1)).reshape(value.shape), value, f"d_{name}")
+        same(turn_back[f"d_{name}"].sum((0, 1)), value, f"d_{name}")
 
 
 @pytest.mark.parametrize("name", sorted(mamba3.every()))

@@ -1,7 +1,8 @@
-"""What comes before the chunks of Mamba-3: steps, angles, turned operands, entering state.  spec.mamba3 -> Kernel
+"""What comes before the chunks of Mamba-3: steps, turned operands, entering state.  spec.mamba3 -> Kernel
 
-Angles run on from token to token, so that one program walks all tokens of a head; it makes the steps too.  What is
-turned by these angles does not wait for other tokens.
+Angles run on from token to token.  So that chunks need not wait for each other, the kernel of the steps sums up turns
+inside each; a short walk over these sums (mamba3_angles) finds the angle before each chunk, and what is turned takes
+both.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from functools import cache
 
 from ...spec.dims import entry
 from ...spec.graph import Cumsum, Graph
-from ...spec.mamba3 import BIASES, PAIRED, entering_graph, tokens_graph
-from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ...spec.mamba3 import entering_graph, tokens_graph
+from ..ir import Arange, For, Index, Kernel, Mask, Scalar, Span, Stmt, Tensor
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
-from . import common
+from . import common, pairs
 
 HEAD = Piece("", scalar="head")
-# all pairs, and those of them that turn
-ALL = Span("r", "r", "BLOCK_R", "0", "r_in")
+# of all pairs those that turn
 RATES = Span("r", "r", "BLOCK_R", "0", "rate_in")
-PAIRS = Piece("", ALL)
+PAIRS = Piece("", Span("r", "r", "BLOCK_R"))
 TOKENS = ("batch", "seqlen", "nheads")
+OUTSIDE, LOOP = 0, 1
 RENAME = {"angle_sum": "angle", "angle_last": "angle_out"}
 
 
@@ -40,14 +41,14 @@ def step_tensors() -> tuple[Tensor, ...]:
     """Raw steps of the tokens, and the rates at which their pairs turn."""
     return (
         *(Tensor(name, TOKENS, "any", "all") for name in ("adt", "step", "mix")),
-        Tensor("rate", (*TOKENS, "rates"), "any", "all"),
+        Tensor("rate", (*TOKENS, "rates"), "any", "unit"),
     )
 
 
 def pairs_tensor(name: str, heads: str = "nheads", flag: str | None = None, out: bool = False) -> Tensor:
     """B, C or a gradient of theirs, in pairs; those that come from outside with strides of their own."""
-    dims = ("batch", "seqlen", heads, "PAIRS", "2")
-    return Tensor(name, dims, "operand", "rows" if heads == "ngroups" and not out else "no", flag, out)
+    dims = ("batch", "seqlen", heads, "DSTATE")
+    return Tensor(name, dims, "operand", "unit" if heads == "ngroups" and not out else "no", flag, out)
 
 
 def vector(name: str, out: bool = False) -> Tensor:
@@ -56,12 +57,17 @@ def vector(name: str, out: bool = False) -> Tensor:
 
 
 def angles(name: str, out: bool = False) -> Tensor:
-    """An angle, or its adjoint, for each pair that turns."""
+    """A sum of turns, or the adjoint of an angle, for each pair that turns."""
     return Tensor(name, (*TOKENS, "rates"), "float32", out=out)
 
 
+def parts_tensor(name: str, count: str, out: bool = False) -> Tensor:
+    """The same of chunks, or of other parts of the tokens."""
+    return Tensor(name, ("batch", "nheads", count, "rates"), "float32", out=out)
+
+
 def biases() -> tuple[Tensor, ...]:
-    return tuple(Tensor(f"{name}_bias", ("nheads", "PAIRS", "2"), "any") for name in ("B", "C"))
+    return tuple(Tensor(f"{name}_bias", ("nheads", "DSTATE"), "any") for name in ("B", "C"))
 
 
 def span(piece: Piece, mask: bool = True) -> Span:
@@ -78,22 +84,23 @@ def step_sources() -> dict[str, Source]:
     return found | {"rate": Source("rate", lambda at: ("b", span(at["t"]), "head", RATES))}
 
 
-def operand_sources(level: int = 1) -> dict[str, Source]:
-    """B and C of a group, in their pairs, and the biases of a head.  level: of what heads share."""
-
-    def operand(name: str) -> Source:
-        tensor, k = name.split("_")
-        return Source(tensor, lambda at: ("b", span(at["t"]), "group", ALL, k), level, "operand")
-
-    def bias(name: str) -> Source:
-        tensor, k, _ = name.split("_")
-        return Source(f"{tensor}_bias", lambda _: ("head", ALL, k))
-
-    return {**{name: operand(name) for name in PAIRED}, **{name: bias(name) for name in BIASES}}
+def load_operands(lowering: Lowering, at: Pieces) -> None:
+    """B and C of a group, which its heads share, and the biases of a head."""
+    for name in ("B", "C"):
+        pairs.load(lowering, name, at, name, ("b", span(at["t"]), "group"), OUTSIDE, "operand")
+        pairs.load(lowering, f"{name}_bias", at, f"{name}_bias", ("head",), LOOP)
 
 
-def turned_index(at: Pieces, k: str) -> tuple[Index, ...]:
-    return "b", span(at["t"]), "head", ALL, k
+def turned_index(at: Pieces) -> tuple[Index, ...]:
+    return "b", span(at["t"]), "head"
+
+
+def angle_sources() -> dict[str, Source]:
+    """What an angle is made of: the turns of its chunk up to it, and the angle before the chunk."""
+    return {
+        "turn_cs": Source("turn_cs", lambda at: ("b", span(at["t"]), "head", RATES)),
+        "angle_in": Source("angle_before", lambda _: ("b", "head", "chunk", RATES)),
+    }
 
 
 def vector_source(name: str) -> Source:
@@ -101,110 +108,101 @@ def vector_source(name: str) -> Source:
 
 
 def pair_masks() -> tuple[Stmt, ...]:
-    return (
-        Arange("r", "r", "BLOCK_R"),
-        Mask("r_in", "r", "r", "PAIRS"),
-        Mask("rate_in", "r", "r", "rates"),
-    )
+    return *pairs.masks(), Arange("r", "r", "BLOCK_R"), Mask("rate_in", "r", "r", "rates")
 
 
 # ---- kernels
 
 
 def steps() -> Kernel:
-    """Weights, running log-decays and angles of all tokens of a head."""
+    """Weights, and running log-decays and turns, of a chunk."""
     row = Piece("", Span("t", "row", "CHUNK", "row0", "row_in"))
     # a step gives a weight to the token before it: that of the next token is read too
     later = Piece("_next", Span("t", "row", "CHUNK", "row0 + 1", "next_in"), order=1)
     at = {"h": HEAD, "t": row, "r": PAIRS}
     pieces = {axis: (piece,) for axis, piece in at.items()}
-    lowering = Lowering(steps_graph(), pieces, step_sources(), rename=RENAME, beside={"t": (later,)})
-    angle = Value("angle_in", ("r",))
-    lowering.bind("angle_in", at, angle, 1)
+    lowering = Lowering(steps_graph(), pieces, step_sources(), beside={"t": (later,)})
     for name in ("gamma", "dt", "dA_cs"):
         lowering.store(1, name, at, name, ("b", "head", span(row, mask=False)))
-    lowering.store(1, "angle", at, "angle", ("b", span(row), "head", RATES))
-    made = lowering.need("angle_out", at)
-    assert made is not None
-    lowering.emit(1, Let(angle, entry(made[0].name, "r"), (made[0],)))
-    masks = (Mask("row_in", "t", "row", "seqlen - row0"), Mask("next_in", "t", "row", "seqlen - row0 - 1"))
+    lowering.store(1, "turn_cs", at, "turn_cs", ("b", span(row), "head", RATES))
+    lowering.store(1, "turn_last", at, "turn_last", ("b", "head", "chunk", RATES))
     return Kernel(
         "mamba3_steps",
-        "One program walks the tokens of a head: weights, running log-decays of each chunk, and angles.",
-        ("gamma", "dt", "dA_cs", "angle", "angle_out"),
+        "One program makes the weights, running log-decays and running turns of a chunk, for one head.",
+        ("gamma", "dt", "dA_cs", "turn_cs", "turn_last"),
         (
             *step_tensors(),
-            Tensor("angle_in", ("batch", "nheads", "rates"), "any", flag="HAS_STATES"),
             *(vector(name, out=True) for name in ("gamma", "dt", "dA_cs")),
-            angles("angle", out=True),
-            Tensor("angle_out", ("batch", "nheads", "rates"), "float32", out=True),
+            angles("turn_cs", out=True),
+            parts_tensor("turn_last", "nchunks", out=True),
         ),
-        ("batch", "seqlen", "nheads", "rates", "padded"),
+        ("batch", "seqlen", "nheads", "rates", "nchunks", "padded"),
         (),
-        ("PAIRS", "CHUNK", "BLOCK_R"),
-        ("HAS_STATES",),
-        ("nheads", "batch"),
+        ("CHUNK", "BLOCK_R"),
+        (),
+        ("nheads", "nchunks", "batch"),
         (
             Scalar("head", "program_id(0)", wide=True),
-            Scalar("b", "program_id(1)", wide=True),
+            Scalar("chunk", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            Scalar("row0", "chunk * CHUNK"),
             Arange("row", "t", "CHUNK"),
+            Mask("row_in", "t", "row", "seqlen - row0"),
+            Mask("next_in", "t", "row", "seqlen - row0 - 1"),
             Arange("r", "r", "BLOCK_R"),
             Mask("rate_in", "r", "r", "rates"),
-            When("HAS_STATES", (Load(angle, "angle_in", ("b", "head", RATES)),), (Full(angle, ("BLOCK_R",)),)),
-            For(
-                "chunk",
-                "padded // CHUNK",
-                (
-                    Scalar("row0", "chunk * CHUNK", wide=True),
-                    *masks,
-                    *merge(common.loads_first(lowering.scopes[1])),
-                ),
-            ),
-            Store("angle_out", ("b", "head", RATES), angle),
+            *merge(common.loads_first(lowering.scopes[1])),
         ),
-        given=("angle_in",),
     )
 
 
 def turn() -> Kernel:
-    """B and C of a head, turned, and the weights of the tokens' own inputs."""
+    """B and C of some heads of a group, turned, and the weights of the tokens' own inputs."""
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
-    sources = operand_sources() | {"gamma": vector_source("gamma")}
-    sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
-    lowering = Lowering(tokens_graph(), {axis: (piece,) for axis, piece in at.items()}, sources)
+    sources = angle_sources() | {"gamma": vector_source("gamma")}
+    lowering = Lowering(tokens_graph(), {axis: (piece,) for axis, piece in at.items()}, sources, rename=RENAME)
+    load_operands(lowering, at)
     for name in ("B", "C"):
-        for k in ("0", "1"):
-            lowering.store(1, f"{name}_{k}_turned", at, f"{name}_turned", turned_index(at, k))
-    lowering.store(1, "own", at, "own", ("b", "head", span(tokens, mask=False)))
+        pairs.store(lowering, f"{name}_turned", at, f"{name}_turned", turned_index(at), LOOP)
+    lowering.store(LOOP, "own", at, "own", ("b", "head", span(tokens, mask=False)))
     return Kernel(
         "mamba3_turn",
-        "One program turns B and C of some tokens for one head; C . B of a token is the weight of its own input.",
+        "One program turns B and C of some tokens, for some heads of a group one after the other; C . B of a token is "
+        "the weight of its own input.",
         ("B_0_turned", "B_1_turned", "C_0_turned", "C_1_turned", "own"),
         (
             *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
             *biases(),
-            angles("angle"),
+            angles("turn_cs"),
+            parts_tensor("angle_before", "nchunks"),
             vector("gamma"),
             *(pairs_tensor(f"{name}_turned", out=True) for name in ("B", "C")),
             vector("own", out=True),
         ),
-        ("batch", "seqlen", "nheads", "ngroups", "rates", "padded"),
+        ("batch", "seqlen", "nheads", "ngroups", "rates", "nchunks", "padded"),
         (),
-        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        ("DSTATE", "CHUNK", "BLOCK_T", "BLOCK_R", "HEADS"),
         (),
-        ("padded // BLOCK_T", "nheads", "batch"),
+        ("padded // BLOCK_T", "nheads // HEADS", "batch"),
         (
             Scalar("t0", "program_id(0) * BLOCK_T", wide=True),
-            Scalar("head", "program_id(1)", wide=True),
-            Scalar("group", "head // (nheads // ngroups)"),
+            Scalar("chunk", "t0 // CHUNK"),
+            Scalar("first", "program_id(1) * HEADS", wide=True),
+            Scalar("group", "first // (nheads // ngroups)"),
             Scalar("b", "program_id(2)", wide=True),
             Arange("t", "t", "BLOCK_T"),
             Mask("t_in", "t", "t", "seqlen - t0"),
             *pair_masks(),
-            *merge(common.loads_first(lowering.scopes[1])),
+            *merge(common.loads_first(lowering.scopes[OUTSIDE])),
+            For(
+                "turn",
+                "HEADS",
+                (Scalar("head", "first + turn"), *merge(common.loads_first(lowering.scopes[LOOP]))),
+            ),
         ),
-        given=("angle", "gamma"),
+        given=("turn_cs", "angle_in", "gamma"),
+        turns=True,
     )
 
 

@@ -1,8 +1,9 @@
 """The backward pass of what comes before the chunks of Mamba-3.  adjoints of spec.mamba3 -> Kernel
 
 In the order in which they run: what the weights of the steps and the log-decays get from the chunks; the gradients of B
-and C, turned back, and the adjoints of the angles; the steps and rates, where a program walks a head's tokens from the
-last to the first; and what the entering state was made of.
+and C, turned back, and the adjoints of the angles, with their sums of each part of the tokens; the steps and rates,
+chunk by chunk, once a short walk has found what comes from the parts after each (mamba3_angles); and what the entering
+state was made of.
 """
 
 from __future__ import annotations
@@ -11,24 +12,28 @@ import sympy
 
 from ...spec.dims import entry
 from ...spec.graph import Map
-from ...spec.mamba3 import BIASES, LAYER, PAIRED, entering_adjoint, tokens_adjoint
-from ..ir import Arange, For, Full, Index, Kernel, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
+from ...spec.mamba3 import LAYER, entering_adjoint, tokens_adjoint
+from ..ir import Arange, For, Full, Index, Kernel, Let, Mask, Note, Scalar, Span, Stmt, Store, Sum, Tensor, Value
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
-from . import adjoint, common
+from . import adjoint, common, pairs
 from .mamba3 import (
-    ALL,
     HEAD,
+    LOOP,
+    OUTSIDE,
     PAIRS,
     RATES,
+    RENAME,
     TOKENS,
+    angle_sources,
     angles,
     biases,
     first_sources,
     first_tensors,
-    operand_sources,
+    load_operands,
     pair_masks,
     pairs_tensor,
+    parts_tensor,
     span,
     state_masks,
     state_pieces,
@@ -39,7 +44,7 @@ from .mamba3 import (
     vector_source,
 )
 
-OUTSIDE, LOOP = 0, 1
+HEADS = ("batch", "nheads", "seqlen")
 # values that only repeat another along an axis
 SPREAD = frozenset(
     node.name
@@ -100,60 +105,62 @@ def turn_back() -> Kernel:
     """Gradients of B, C and their biases, and the adjoints of the angles and of the tokens' own weights."""
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
-
-    def given(name: str) -> Source:
-        operand, k, _ = name.removeprefix("d_").split("_")
-        return Source(f"d_{operand}_turned", lambda at: turned_index(at, k), LOOP, "operand")
-
-    sources = operand_sources(OUTSIDE) | {f"d_{name}_turned": given(f"d_{name}_turned") for name in PAIRED}
-    sources |= {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
-    sources["angle"] = Source("angle", lambda at: ("b", span(at["t"]), "head", RATES))
+    sources = angle_sources() | {name: vector_source(name) for name in ("gamma", "d_dt", "d_own")}
     lowering = Lowering(
         tokens_adjoint(),
         {axis: (piece,) for axis, piece in at.items()},
         sources,
+        rename={**RENAME, "d_angle_in_angle_sum": "d_angle_part"},
         spread=SPREAD,
     )
+    load_operands(lowering, at)
+    for name in ("d_B_turned", "d_C_turned"):
+        pairs.load(lowering, name, at, name, turned_index(at), LOOP, "operand")
     lowering.store(LOOP, "d_angle", at, "d_angle", ("b", span(tokens), "head", RATES))
+    lowering.store(LOOP, "d_angle_in_angle_sum", at, "d_angle_part", ("b", "head", "part", RATES))
     lowering.store(LOOP, "d_gamma", at, "d_gamma", ("b", "head", span(tokens, mask=False)))
-    for name in BIASES:
-        operand, k, _ = name.split("_")
-        part: tuple[Index, ...] = ("b", "part", "head", ALL, k)
-        lowering.store(LOOP, f"d_{name}", at, f"d_{operand}_bias", part)
     zeros: list[Stmt] = []
     stores: list[Stmt] = []
-    for name in PAIRED:
-        operand, k = name.split("_")
-        total, made = Value(f"d_{name}", ("t", "r")), lowering.need(f"d_{name}_biased", at)
-        assert made is not None
-        added = entry(total.name, "t", "r") + entry(made[0].name, "t", "r")
-        zeros.append(Full(total, ("BLOCK_T", "BLOCK_R")))
-        lowering.emit(LOOP, Let(total, added, (total, made[0])))
-        stores.append(Store(f"d_{operand}", ("b", span(tokens), "group", ALL, k), total))
-    parts = ("batch", "nparts", "nheads", "PAIRS", "2")
+    for name in ("d_B", "d_C"):
+        # of pairs: one sum over the tokens, and one over the heads
+        made = pairs.join(lowering, f"{name}_biased", at, (span(tokens),), LOOP)
+        summed, total = Value(f"{name}_bias", ("n",)), Value(name, made.axes)
+        lowering.emit(LOOP, Sum(summed, made, "t"))
+        lowering.emit(LOOP, Store(summed.name, ("b", "part", "head", pairs.COLUMNS), summed))
+        zeros.append(Full(total, ("BLOCK_T", pairs.COLUMNS.size)))
+        lowering.emit(LOOP, Let(total, entry(name, *made.axes) + entry(made.name, *made.axes), (total, made)))
+        stores.append(Store(name, ("b", span(tokens), "group", pairs.COLUMNS), total))
+    parts = ("batch", "nparts", "nheads", "DSTATE")
     return Kernel(
         "mamba3_turn_gradients",
         "One program turns back the gradients of B and C of some tokens, for the heads of a group one after the other.",
-        (*(f"d_{name}" for name in (*PAIRED, *BIASES)), "d_angle", "d_gamma"),
+        (
+            *(pairs.half(f"d_{name}", k) for name in ("B", "C", "B_bias", "C_bias") for k in (0, 1)),
+            "d_angle_in_angle_sum",
+            "d_gamma",
+        ),
         (
             *(pairs_tensor(name, "ngroups") for name in ("B", "C")),
             *biases(),
-            angles("angle"),
+            angles("turn_cs"),
+            parts_tensor("angle_before", "nchunks"),
             *(pairs_tensor(f"d_{name}_turned") for name in ("B", "C")),
             *(vector(name) for name in ("gamma", "d_dt", "d_own")),
             *(pairs_tensor(f"d_{name}", "ngroups", out=True) for name in ("B", "C")),
             *(Tensor(f"d_{name}_bias", parts, "float32", out=True) for name in ("B", "C")),
             angles("d_angle", out=True),
+            parts_tensor("d_angle_part", "nparts", out=True),
             vector("d_gamma", out=True),
         ),
-        ("batch", "seqlen", "nheads", "ngroups", "rates", "padded", "nparts"),
+        ("batch", "seqlen", "nheads", "ngroups", "rates", "nchunks", "padded", "nparts"),
         (),
-        ("PAIRS", "BLOCK_T", "BLOCK_R"),
+        ("DSTATE", "CHUNK", "BLOCK_T", "BLOCK_R"),
         (),
         ("nparts", "ngroups", "batch"),
         (
             Scalar("part", "program_id(0)", wide=True),
             Scalar("t0", "part * BLOCK_T"),
+            Scalar("chunk", "t0 // CHUNK"),
             Scalar("group", "program_id(1)", wide=True),
             Scalar("b", "program_id(2)", wide=True),
             Arange("t", "t", "BLOCK_T"),
@@ -171,12 +178,13 @@ def turn_back() -> Kernel:
             ),
             *stores,
         ),
-        given=("gamma", "angle", "d_dt"),
+        given=("gamma", "turn_cs", "angle_in", "d_dt"),
+        turns=True,
     )
 
 
 def steps_back() -> Kernel:
-    """Gradients of the log-decays, steps, mixing and rates."""
+    """Gradients of the log-decays, steps, mixing and rates of a chunk."""
     row = Piece("", Span("t", "row", "CHUNK", "row0", "row_in"))
     # the weight of a token is the step's after it
     before = Piece("_before", Span("t", "row", "CHUNK", "row0 - 1", "before_in"), order=-1)
@@ -184,59 +192,45 @@ def steps_back() -> Kernel:
     sources = step_sources() | {name: vector_source(name) for name in ("d_gamma", "d_log_decay")}
     sources["d_dt"] = Source("d_dt", lambda at: ("b", "head", span(at["t"])))
     sources["d_angle"] = Source("d_angle", lambda at: ("b", span(at["t"]), "head", RATES))
+    sources["d_angle_out"] = Source("d_angle_after", lambda _: ("b", "head", "part", RATES))
     pieces = {axis: (piece,) for axis, piece in at.items()}
     lowering = Lowering(tokens_adjoint(), pieces, sources, spread=SPREAD, beside={"t": (before,)})
-    carried = Value("d_angle_out", ("r",))
-    lowering.bind("d_angle_out", at, carried, 1)
-    token: tuple[Index, ...] = ("b", span(row), "head")
     for name in ("adt", "step", "mix"):
-        lowering.store(1, f"d_{name}", at, f"d_{name}", token)
-    lowering.store(1, "d_rate", at, "d_rate", (*token, RATES))
-    made = lowering.need("d_angle_in", at)
-    assert made is not None
-    lowering.emit(1, Let(carried, entry(made[0].name, "r"), (made[0],)))
-    masks = (
-        Mask("row_in", "t", "row", "seqlen - row0"),
-        Mask("before_in", "t", "row", "seqlen - row0 + 1", ("row + row0 > 0",)),
-    )
-    where: tuple[Index, ...] = ("b", "head", RATES)
+        lowering.store(1, f"d_{name}", at, f"d_{name}", ("b", "head", span(row)))
+    lowering.store(1, "d_rate", at, "d_rate", ("b", span(row), "head", RATES))
     return Kernel(
         "mamba3_step_gradients",
-        "One program walks the tokens of a head from the last to the first: gradients of steps, mixing and rates.",
-        ("d_adt", "d_step", "d_mix", "d_rate", "d_angle_in"),
+        "One program makes the gradients of log-decays, steps, mixing and rates of a chunk, for one head.",
+        ("d_adt", "d_step", "d_mix", "d_rate"),
         (
             *(tensor for tensor in step_tensors() if tensor.name != "adt"),
             *(vector(name) for name in ("d_gamma", "d_dt", "d_log_decay")),
             angles("d_angle"),
-            Tensor("d_angle_out", ("batch", "nheads", "rates"), "any", flag="HAS_LEAVING"),
-            *(Tensor(f"d_{name}", TOKENS, "any", out=True) for name in ("adt", "step", "mix")),
+            parts_tensor("d_angle_after", "nparts"),
+            # heads before tokens, as the public call has them
+            *(Tensor(f"d_{name}", HEADS, "any", out=True) for name in ("adt", "step", "mix")),
             Tensor("d_rate", (*TOKENS, "rates"), "any", out=True),
-            Tensor("d_angle_in", ("batch", "nheads", "rates"), "float32", out=True),
         ),
-        ("batch", "seqlen", "nheads", "rates", "padded"),
+        ("batch", "seqlen", "nheads", "rates", "nchunks", "padded", "nparts"),
         (),
-        ("PAIRS", "CHUNK", "BLOCK_R"),
-        ("HAS_LEAVING",),
-        ("nheads", "batch"),
+        ("CHUNK", "BLOCK_T", "BLOCK_R"),
+        (),
+        ("nheads", "nchunks", "batch"),
         (
             Scalar("head", "program_id(0)", wide=True),
-            Scalar("b", "program_id(1)", wide=True),
+            Scalar("chunk", "program_id(1)", wide=True),
+            Scalar("b", "program_id(2)", wide=True),
+            Scalar("row0", "chunk * CHUNK"),
+            Note("the last part of the chunk"),
+            Scalar("part", "(chunk + 1) * (CHUNK // BLOCK_T) - 1"),
             Arange("row", "t", "CHUNK"),
+            Mask("row_in", "t", "row", "seqlen - row0"),
+            Mask("before_in", "t", "row", "seqlen - row0 + 1", ("row + row0 > 0",)),
             Arange("r", "r", "BLOCK_R"),
             Mask("rate_in", "r", "r", "rates"),
-            When("HAS_LEAVING", (Load(carried, "d_angle_out", where),), (Full(carried, ("BLOCK_R",)),)),
-            For(
-                "trip",
-                "padded // CHUNK",
-                (
-                    Scalar("row0", "padded - (trip + 1) * CHUNK", wide=True),
-                    *masks,
-                    *merge(common.loads_first(lowering.scopes[1])),
-                ),
-            ),
-            Store("d_angle_in", where, carried),
+            *merge(common.loads_first(lowering.scopes[1])),
         ),
-        given=("d_gamma", "d_dt", "d_log_decay", "d_angle"),
+        given=("d_gamma", "d_dt", "d_log_decay", "d_angle", "d_angle_out"),
     )
 
 

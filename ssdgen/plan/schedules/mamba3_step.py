@@ -1,16 +1,16 @@
 """One token of Mamba-3: a program has some rows of a head's state.  spec.mamba3.step_graph -> Kernel
 
-The state's pairs are two tiles, number 0 of each and number 1: what turns is then pointwise.
+The state's pairs are split into two tiles, number 0 of each and number 1: what turns is then pointwise.
 """
 
 from __future__ import annotations
 
-from ...spec.mamba3 import BIASES, PAIRED, step_graph
-from ..ir import Arange, Index, Kernel, Mask, Scalar, Span, Stmt, Store, Tensor, When
+from ...spec.mamba3 import step_graph
+from ..ir import Arange, Kernel, Mask, Scalar, Span, Stmt, Store, Tensor, When
 from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
-from . import common
-from .mamba3 import ALL, HEAD, PAIRS, RATES, RENAME, biases, pair_masks
+from . import common, pairs
+from .mamba3 import HEAD, PAIRS, RATES, RENAME, biases, pair_masks
 
 HEADS = ("batch", "nheads")
 ROWS = Span("p", "p", "BLOCK_P", "p0", "p_in")
@@ -21,17 +21,20 @@ def kernel() -> Kernel:
     at: Pieces = {"h": HEAD, "p": Piece("", ROWS), "r": PAIRS}
     names = {"y_ssm": "y", "y_skip": "y", "angle_sum": "angle_out", **RENAME}
     lowering = Lowering(step_graph(), {axis: (piece,) for axis, piece in at.items()}, _sources(), rename=names)
-    for k in ("0", "1"):
-        lowering.store(1, f"state_{k}_out", at, "state_out", ("b", "head", ROWS, ALL, k))
+    for name in ("B", "C"):
+        pairs.load(lowering, name, at, name, ("b", "group"), dtype="operand")
+        pairs.load(lowering, f"{name}_bias", at, f"{name}_bias", ("head",))
+    pairs.load(lowering, "B_before", at, "B_before", ("b", "head"))
+    pairs.load(lowering, "state", at, "state", ("b", "head", ROWS))
+    pairs.store(lowering, "state_out", at, "state_out", ("b", "head", ROWS))
     lowering.store(1, "y", at, "y", ("b", "head", ROWS))
     # what all programs of a head make, one of them stores
-    once: list[Stmt] = []
-    places: dict[str, tuple[str, tuple[Index, ...]]] = {"angle_out": ("angle_out", ("b", "head", RATES))}
-    places |= {f"B_{k}_turned": ("B_out", ("b", "head", ALL, k)) for k in ("0", "1")}
-    for name, (tensor, index) in places.items():
-        made = lowering.need(name, at)
-        assert made is not None
-        once.append(Store(tensor, index, made[0]))
+    angle = lowering.need("angle_out", at)
+    assert angle is not None
+    once: tuple[Stmt, ...] = (
+        Store("angle_out", ("b", "head", RATES), angle[0]),
+        Store("B_out", ("b", "head", pairs.COLUMNS), pairs.join(lowering, "B_turned", at, ("b", "head"))),
+    )
     return Kernel(
         "mamba3_step",
         "One program advances some rows of a head's state by one token, and writes y of these rows.",
@@ -39,7 +42,7 @@ def kernel() -> Kernel:
         _tensors(),
         ("batch", "nheads", "ngroups", "rates"),
         (),
-        ("HEADDIM", "PAIRS", "BLOCK_P", "BLOCK_R"),
+        ("HEADDIM", "DSTATE", "BLOCK_P", "BLOCK_R"),
         ("HAS_D", "HAS_Z"),
         ("cdiv(HEADDIM, BLOCK_P)", "nheads", "batch"),
         (
@@ -51,8 +54,9 @@ def kernel() -> Kernel:
             Mask("p_in", "p", "p", "HEADDIM - p0"),
             *pair_masks(),
             *merge(common.loads_first(lowering.scopes[1])),
-            When("p0 == 0", tuple(once)),
+            When("p0 == 0", once),
         ),
+        turns=True,
     )
 
 
@@ -62,41 +66,27 @@ def _sources() -> dict[str, Source]:
     found |= {name: Source(name, lambda _: ("b", "head", ROWS), dtype="operand") for name in ("x", "x_before")}
     found["z"] = Source("z", lambda _: ("b", "head", ROWS), dtype="operand", flag="HAS_Z")
     found["D"] = Source("D", lambda _: ("head", ROWS), flag="HAS_D")
-    for name in (*PAIRED, *BIASES, *(f"{name}_{k}" for name in ("before", "state") for k in (0, 1))):
-        found |= _paired(name)
     return found
 
 
-def _paired(name: str) -> dict[str, Source]:
-    """What lies in memory in pairs, by the name of the graph."""
-    tensor, k, *bias = name.split("_")
-    if bias:
-        return {name: Source(f"{tensor}_bias", lambda _: ("head", ALL, k))}
-    if tensor == "before":
-        return {f"B_{k}_before": Source("B_before", lambda _: ("b", "head", ALL, k))}
-    if tensor == "state":
-        return {name: Source("state", lambda _: ("b", "head", ROWS, ALL, k))}
-    return {name: Source(tensor, lambda _: ("b", "group", ALL, k), dtype="operand")}
-
-
 def _tensors() -> tuple[Tensor, ...]:
-    rows, pairs = (*HEADS, "HEADDIM"), ("PAIRS", "2")
+    rows = (*HEADS, "HEADDIM")
     return (
         *(Tensor(name, HEADS, "any", "all") for name in ("adt", "step", "mix")),
-        Tensor("rate", (*HEADS, "rates"), "any", "all"),
+        Tensor("rate", (*HEADS, "rates"), "any", "unit"),
         Tensor("angle_in", (*HEADS, "rates"), "any"),
-        *(Tensor(name, ("batch", "ngroups", *pairs), "operand", "rows") for name in ("B", "C")),
+        *(Tensor(name, ("batch", "ngroups", "DSTATE"), "operand", "unit") for name in ("B", "C")),
         *biases(),
         Tensor("x", rows, "operand", "unit"),
         Tensor("x_before", rows, "operand"),
-        Tensor("B_before", (*HEADS, *pairs), "any"),
+        Tensor("B_before", (*HEADS, "DSTATE"), "any"),
         Tensor("D", ("nheads", "HEADDIM"), "any", "all", "HAS_D"),
         Tensor("z", rows, "operand", "unit", "HAS_Z"),
-        Tensor("state", (*rows, *pairs), "state"),
+        Tensor("state", (*rows, "DSTATE"), "state"),
         Tensor("y", rows, "operand", out=True),
-        Tensor("state_out", (*rows, *pairs), "state", out=True),
+        Tensor("state_out", (*rows, "DSTATE"), "state", out=True),
         Tensor("angle_out", (*HEADS, "rates"), "float32", out=True),
-        Tensor("B_out", (*HEADS, *pairs), "any", out=True),
+        Tensor("B_out", (*HEADS, "DSTATE"), "any", out=True),
     )
 
 
