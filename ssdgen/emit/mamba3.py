@@ -27,7 +27,6 @@ RUNTIME = (
 )
 # modules that its kernels import
 FUNCTIONS = (*fingerprint.FUNCTIONS, "angle_functions")
-OPTIONS = {"HAS_D": "D is not None", "HAS_Z": "z is not None"}
 
 
 def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
@@ -69,9 +68,9 @@ def _functions() -> list[str]:
     entering = "The state that the first chunk takes."
     chunk = "One chunk, rows i and columns j, from the state that enters it."
     return [
-        torch_code.function(tokens_graph(), "tokens", tokens, TOKEN_OUTPUTS, {}),
+        torch_code.function(tokens_graph(), "tokens", tokens, TOKEN_OUTPUTS, {"HAS_D": "D_head is not None"}),
         torch_code.function(entering_graph(), "entering", entering, ("state_in",), {}),
-        torch_code.function(chunk_graph(LAYER), "one_chunk", chunk, ("y", "state_out"), OPTIONS),
+        torch_code.function(chunk_graph(LAYER), "one_chunk", chunk, ("y", "state_out"), {"HAS_Z": "z is not None"}),
     ]
 
 

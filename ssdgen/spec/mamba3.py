@@ -7,7 +7,7 @@ each pair of state dimensions turned by an angle that runs on from token to toke
 
 Unrolled, token s counts in a later y_t by gamma_s + (1 - lambda_{s+1}) dt_{s+1} times the decay from s to t, which
 the alpha_{s+1} in beta_{s+1} completes.  So the chunks are those of Mamba-2 with this weight as `dt`, with another one,
-own, in the output of the token itself, and with a B and a C for each head.  The last token of a run hands its x and B'
+own, in the output of the token itself, and with a B and a C for each head.  What D of a head adds there is part of it.  The last token of a run hands its x and B'
 to the next run: what they still add there enters with the state.
 """
 
@@ -33,7 +33,7 @@ LAYER = Layer(layout=MULTI_HEAD, discretisation=TRAPEZOIDAL)
 PAIRED = ("B_0", "B_1", "C_0", "C_1")
 TURNED = tuple(f"{name}_turned" for name in PAIRED)
 BIASES = tuple(f"{name}_bias" for name in PAIRED)
-TOKEN_INPUTS = ("adt", "step", "mix", "rate", "angle_in", *PAIRED, *BIASES)
+TOKEN_INPUTS = ("adt", "step", "mix", "rate", "angle_in", *PAIRED, *BIASES, "D_head")
 TOKEN_OUTPUTS = ("dt", "own", "log_decay", *TURNED, "angle_out")
 ENTERING_INPUTS = ("state", "step_first", "mix_first", "x_before", "B_before")
 
@@ -69,11 +69,12 @@ def turned(pair: tuple[sympy.Expr, sympy.Expr], angle: sympy.Expr) -> tuple[symp
 
 @lru_cache(maxsize=1)
 def tokens_graph() -> Graph:
-    """Steps and operands of the heads of a group, for a run of tokens t; r: pairs of state dimensions.
+    """Steps and operands of the heads of a group, for a run of tokens t; r: pairs of state dimensions.  Option: HAS_D.
 
     Of the run's last token nothing is handed on.
     """
     step, share, angle = entry("step", "h", "t"), entry("share", "h", "t"), entry("angle", "h", "t", "r")
+    own_ssm = entry("own_ssm", "h", "t")
     biased = {name: entry(f"{name}_biased", "h", "t", "r") for name in PAIRED}
     nodes: list[Node] = [
         Input("adt", ("h", "t"), "log of the decay of a step"),
@@ -83,6 +84,7 @@ def tokens_graph() -> Graph:
         Input("angle_in", ("h", "r"), "angle of the token before the run"),
         *(Input(name, ("t", "r"), f"{name[0]}, number {name[2]} of each pair") for name in PAIRED),
         *(Input(f"{name}_bias", ("h", "r"), f"added to {name}") for name in PAIRED),
+        Input("D_head", ("h",), "skip weight of a head"),
         Map("log_decay", ("h", "t"), entry("adt", "h", "t") / sympy.log(2)),
         Map("share", ("h", "t"), own_share(entry("mix", "h", "t"))),
         Map("gamma", ("h", "t"), own_weight(step, share)),
@@ -102,7 +104,8 @@ def tokens_graph() -> Graph:
         ),
         Map("dot_terms", ("h", "t", "r"), biased["C_0"] * biased["B_0"] + biased["C_1"] * biased["B_1"]),
         Sum("dot", ("h", "t"), entry("dot_terms", "h", "t", "r"), ("r",)),
-        Map("own", ("h", "t"), entry("gamma", "h", "t") * entry("dot", "h", "t")),
+        Map("own_ssm", ("h", "t"), entry("gamma", "h", "t") * entry("dot", "h", "t")),
+        Map("own", ("h", "t"), own_ssm + entry("D_head", "h"), "HAS_D", own_ssm),
     ]
     for name in ("B", "C"):
         pair = turned((biased[f"{name}_0"], biased[f"{name}_1"]), angle)

@@ -114,11 +114,12 @@ class _Group:
         x, seqlen = self._head_first("x"), self.given["x"].shape[1]
         cuts = [slice(first, min(first + self.chunk, seqlen)) for first in range(0, seqlen, self.chunk)]
         tokens = self._tokens()
-        made = evaluate(mamba3.tokens_graph(), tokens, {}, mamba3.TOKEN_OUTPUTS)
+        has_d = {"HAS_D": "D" in self.given}
+        made = evaluate(mamba3.tokens_graph(), tokens, has_d, mamba3.TOKEN_OUTPUTS)
         operands = {name: _joined(made, name) for name in ("B", "C")}
         enters = self._enters(tokens)
         states = [evaluate(mamba3.entering_graph(), enters, {}, ("state_in",))["state_in"]]
-        chunks, flags = [], {"HAS_D": "D" in self.given, "HAS_Z": "z" in self.given}
+        chunks, flags = [], {"HAS_D": False, "HAS_Z": "z" in self.given}
         for part in cuts:
             chunks.append(self._inputs(part, made, operands, x, states[-1]))
             states.append(evaluate(_chunk(), chunks[-1], flags, ("state_out",))["state_out"])
@@ -132,7 +133,7 @@ class _Group:
         for part, inputs in zip(reversed(cuts), reversed(chunks), strict=True):
             adjoints = {"d_y": np.moveaxis(d_y[self.b, part][:, self.heads], 1, 0), "d_state_out": d_state}
             names = ("d_x", "d_dt", "d_own", "d_log_decay", "d_B", "d_C", "d_state")
-            names += tuple(f"d_{name}" for name in ("D", "z") if name in self.given)
+            names += ("d_z",) if "z" in self.given else ()
             values = evaluate(_chunk_adjoint(), {**inputs, **adjoints}, flags, names)
             d_state = values["d_state"]
             d_x[:, part] += values["d_x"]
@@ -143,15 +144,13 @@ class _Group:
                     d_made[f"d_{name}_{k}_turned"][:, part] += values[f"d_{name}"][..., k::2]
             if "z" in self.given:
                 self.found["d_z"][self.b, part, self.heads] += np.moveaxis(values["d_z"], 0, 1)
-            if "D" in self.given:
-                self.found["d_D"][self.heads] += values["d_D"].sum(1)
         # the last token goes on as it is
         d_x[:, -1] += d_states["x_before"][at] if "x_before" in d_states else 0.0
         for k in (0, 1) if "B_before" in d_states else ():
             d_made[f"d_B_{k}_turned"][:, -1] += d_states["B_before"][at][..., k::2]
         self.found["d_x"][self.b, :, self.heads] += np.moveaxis(d_x, 0, 1)
-        names = [f"d_{name}" for name in mamba3.TOKEN_INPUTS]
-        back = evaluate(mamba3.tokens_adjoint(), {**tokens, **d_made}, {}, names)
+        names = [f"d_{name}" for name in mamba3.TOKEN_INPUTS if name in tokens]
+        back = evaluate(mamba3.tokens_adjoint(), {**tokens, **d_made}, has_d, names)
         names = [f"d_{name}" for name in mamba3.ENTERING_INPUTS]
         first = evaluate(mamba3.entering_adjoint(), {**enters, "d_state_in": d_state}, {}, names)
         back["d_step"][:, 0] += first["d_step_first"]
@@ -170,6 +169,8 @@ class _Group:
                 found[f"d_{name}"][b, :, self.group, k::2] += back[f"d_{name}_{k}"]
                 found[f"d_{name}_bias"][heads, k::2] += back[f"d_{name}_{k}_bias"]
         found["d_angle"][b, heads] += back["d_angle_in"][:, :rates]
+        if "D" in self.given:
+            found["d_D"][heads] += back["d_D_head"]
         for name in ("state", "B_before", "x_before"):
             found[f"d_{name}"][b, heads] += first[f"d_{name}"]
 
@@ -185,6 +186,8 @@ class _Group:
             for k in (0, 1):
                 found[f"{name}_{k}"] = given[name][self.b, :, self.group, k::2]
                 found[f"{name}_{k}_bias"] = given[f"{name}_bias"][self.heads, k::2]
+        if "D" in given:
+            found["D_head"] = given["D"][self.heads]
         return found
 
     def _enters(self, tokens: Mapping[str, Array]) -> dict[str, Array]:
@@ -197,8 +200,6 @@ class _Group:
         found: dict[str, Any] = {name: made[name][:, part] for name in ("dt", "own", "log_decay")}
         found |= {name: value[:, part] for name, value in operands.items()}
         found |= {"x": x[:, part], "state": state}
-        if "D" in self.given:
-            found["D"] = np.repeat(self.given["D"][self.heads, None], x.shape[2], axis=1)
         if "z" in self.given:
             found["z"] = self._head_first("z")[:, part]
         return found

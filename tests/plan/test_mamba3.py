@@ -32,14 +32,15 @@ def calls(name: str, arrays: Arrays, given: dict[str, Any], **flags: bool) -> di
         for tensor in kernel.tensors
         if tensor.out
     }
-    tensors = {**arrays, "angle_in": arrays.get("angle"), **given, **outs}
+    tensors = {**arrays, "angle_in": arrays.get("angle"), "D_head": arrays.get("D"), **given, **outs}
     run(kernel, tensors, sizes, constants, {"HAS_SEQ_IDX": False, **flags}, {})
     return outs
 
 
 def of_graph(arrays: Arrays, b: int) -> dict[str, Any]:
     """Inputs of the graph of tokens: all heads are one group."""
-    found = {name: arrays[name][b].T for name in ("adt", "step", "mix")}
+    found: dict[str, Any] = {"D_head": arrays["D"]}
+    found |= {name: arrays[name][b].T for name in ("adt", "step", "mix")}
     found["rate"] = padded_pairs(np.moveaxis(arrays["rate"][b], 1, 0))
     found["angle_in"] = padded_pairs(arrays["angle"][b])
     for name, k in ((name, k) for name in "BC" for k in (0, 1)):
@@ -62,7 +63,7 @@ def test_both_passes(seqlen: int, seed: int):
     random = np.random.default_rng(seed)
     steps = calls("mamba3_steps", arrays, {})
     angles = calls("mamba3_angles", arrays, steps, HAS_STATES=True)
-    turned = calls("mamba3_turn", arrays, {**steps, **angles})
+    turned = calls("mamba3_turn", arrays, {**steps, **angles}, HAS_D=True)
     entering = calls("mamba3_entering", arrays, {})
     d = {name: random.normal(size=turned[name].shape) for name in ("B_turned", "C_turned", "own")}
     vectors = {name: random.normal(size=steps["dt"].shape) for name in ("d_dt", "d_log_decay", "d_own")}
@@ -76,10 +77,10 @@ def test_both_passes(seqlen: int, seed: int):
     steps_back = calls("mamba3_step_gradients", arrays, {**vectors, **turn_back, **angles_back})
     enter_back = calls("mamba3_entering_gradients", arrays, {"d_state_in": d_state_in})
 
-    biases = {name: np.zeros_like(arrays[name]) for name in ("B_bias", "C_bias")}
+    biases, flags = {name: np.zeros_like(arrays[name]) for name in ("B_bias", "C_bias")}, {"HAS_D": True}
     for b in range(len(arrays["x"])):
         tokens = of_graph(arrays, b)
-        made = evaluate(spec.tokens_graph(), tokens, {}, (*spec.TOKEN_OUTPUTS, "angle"))
+        made = evaluate(spec.tokens_graph(), tokens, flags, (*spec.TOKEN_OUTPUTS, "angle"))
         same(steps["dt"][b, :, :seqlen], made["dt"], "dt")
         same(steps["dA_cs"][b, :, : min(seqlen, CHUNK)], np.cumsum(made["log_decay"], 1)[:, :CHUNK], "dA_cs")
         same(angles["angle_before"][b, :, 1:], made["angle"][:, CHUNK - 1 : -1 : CHUNK, :RATES], "angle_before")
@@ -95,8 +96,9 @@ def test_both_passes(seqlen: int, seed: int):
             same(np.moveaxis(turned[f"{name}_turned"][b, ..., k::2], 1, 0), made[f"{name}_{k}_turned"], f"{name}_{k}")
             adjoints[f"d_{name}_{k}_turned"] = np.moveaxis(d[f"{name}_turned"][b, ..., k::2], 1, 0)
         wanted = evaluate(
-            spec.tokens_adjoint(), {**tokens, **adjoints}, {}, [f"d_{name}" for name in spec.TOKEN_INPUTS]
+            spec.tokens_adjoint(), {**tokens, **adjoints}, flags, [f"d_{name}" for name in spec.TOKEN_INPUTS]
         )
+        same(vectors["d_own"][b].sum(-1), wanted["d_D_head"], "d_D")
         for name in ("adt", "step", "mix"):
             same(steps_back[f"d_{name}"][b], wanted[f"d_{name}"], f"d_{name}")
         same(np.moveaxis(steps_back["d_rate"][b], 1, 0), wanted["d_rate"][..., :RATES], "d_rate")

@@ -161,6 +161,7 @@ def turn() -> Kernel:
     tokens = Piece("", Span("t", "t", "BLOCK_T", "t0", "t_in"))
     at = {"h": HEAD, "t": tokens, "r": PAIRS}
     sources = angle_sources() | {"gamma": vector_source("gamma")}
+    sources["D_head"] = Source("D_head", lambda _: ("head",), level=LOOP, flag="HAS_D")
     lowering = Lowering(tokens_graph(), {axis: (piece,) for axis, piece in at.items()}, sources, rename=RENAME)
     load_operands(lowering, at)
     for name in ("B", "C"):
@@ -177,13 +178,14 @@ def turn() -> Kernel:
             angles("turn_cs"),
             parts_tensor("angle_before", "nchunks"),
             vector("gamma"),
+            Tensor("D_head", ("nheads",), "any", flag="HAS_D"),
             *(pairs_tensor(f"{name}_turned", out=True) for name in ("B", "C")),
             vector("own", out=True),
         ),
         ("batch", "seqlen", "nheads", "ngroups", "rates", "nchunks", "padded"),
         (),
         ("DSTATE", "CHUNK", "BLOCK_T", "BLOCK_R", "HEADS"),
-        (),
+        ("HAS_D",),
         ("padded // BLOCK_T", "nheads // HEADS", "batch"),
         (
             Scalar("t0", "program_id(0) * BLOCK_T", wide=True),
