@@ -34,6 +34,8 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
     modules = {name: kernels.module(kernel, graph) for name, (kernel, graph) in mamba3.every().items()}
     functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
     texts = {name: runtime[name] for name in RUNTIME}
+    imported = [name for name in functions if any(f"from .{name} import" in text for text in modules.values())]
+    texts |= {f"kernels/{name}.py": functions[name] for name in imported}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {
         "__init__.py": render("mamba3/__init__.py.jinja"),
@@ -54,9 +56,6 @@ def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
         ),
         "reference.py": render("mamba3/reference.py.jinja", functions=_functions()),
         "kernels/__init__.py": render("kernels/__init__.py.jinja", names=sorted(modules)),
-        "kernels/angle_functions.py": functions["angle_functions"],
-        "kernels/functions.py": functions["functions"],
-        "kernels/warpgroup_functions.py": functions["warpgroup_functions"],
         "manifest.json": _manifest(fingerprint.of_kernels(modules, functions)),
     }
     return dict(sorted(texts.items()))

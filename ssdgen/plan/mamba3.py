@@ -67,7 +67,7 @@ def by_warps() -> dict[str, tuple[Kernel, Graph]]:
         (walk.kernel(GROUPED, one), forward),
         (states.kernel(GROUPED, states.States(consumers=1)), forward),
         (states.kernel(GROUPED, states.States(adjoint=True, consumers=1)), backward),
-        (gradients.kernel(GROUPED, gradients.Gradients(specialised=True)), backward),
+        (gradients.kernel(GROUPED, gradients.Gradients(specialised=True, by_head=True)), backward),
     ]
     return {kernel.name: (kernel, graph) for kernel, graph in found}
 

@@ -7,8 +7,8 @@ each pair of state dimensions turned by an angle that runs on from token to toke
 
 Unrolled, token s counts in a later y_t by gamma_s + (1 - lambda_{s+1}) dt_{s+1} times the decay from s to t, which
 the alpha_{s+1} in beta_{s+1} completes.  So the chunks are those of Mamba-2 with this weight as `dt`, with another one,
-own, in the output of the token itself, and with a B and a C for each head.  What D of a head adds there is part of it.  The last token of a run hands its x and B'
-to the next run: what they still add there enters with the state.
+own, in the output of the token itself, of which the skip weight D of a head is a part, and with a B and a C for each
+head.  The last token of a run hands its x and B' to the next run: what they still add there enters with the state.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ PAIRS_OF_KERNELS = [
     ("single_pass", "single_pass_2terms_1consumer"),
     ("chunk_states", "chunk_states_1consumer"),
     ("chunk_adjoints", "chunk_adjoints_1consumer"),
-    ("chunk_gradients", "chunk_gradients_2consumers"),
+    ("chunk_gradients", "chunk_gradients_by_head_2consumers"),
 ]
 
 
@@ -141,7 +141,7 @@ def of_chunks(name: str, seqlen: int, flag: bool, seed: int) -> dict[str, Any]:
     nchunks = -(-seqlen // chunk)
     random, (kernel, _) = np.random.default_rng(seed), mamba3.every()[name]
     sizes = {"batch": batch, "seqlen": seqlen, "nheads": nheads, "ngroups": nheads, "padded": nchunks * chunk}
-    sizes |= {"nchunks": nchunks, "nsegments": 1, "segment_len": nchunks * chunk, "parts": 1}
+    sizes |= {"nchunks": nchunks, "nsegments": 1, "segment_len": nchunks * chunk, "parts": 1, "run": 2}
     sizes |= {"nentering": 1, "nsummaries": 0}
     constants = {"CHUNK": chunk, "HEADDIM": headdim, "DSTATE": dstate, "BLOCK_P": 8, "BLOCK_N": 8}
     heads, tokens = (batch, nheads), (batch, seqlen, nheads)

@@ -7,7 +7,8 @@ added up afterwards.
 With consumers a program is specialised by warps: one warp moves tiles, and two groups of warps share out the work by
 what they hold in registers.  The rows' has everything with the tokens that read along its rows (d_C, d_z, the decays on
 the left), the columns' everything with the tokens that are read (d_x, d_B, the decays on the right).  Each makes the
-tiles of the mask once more in its own order: nothing is exchanged and nothing turned.
+tiles of the mask once more in its own order: nothing is exchanged and nothing turned.  The stages are the heads of a
+group; where every head is a group of its own, they are chunks of one head (`by_head`).
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ class Gradients:
     """Shape of the code: tiles of dstate and headdim; specialised: by warps, in the two roles of ROLES.
 
     three: in THREE_ROLES, of which the third has the sums over states and over tokens that no other tile is made for.
+    by_head: every head is a group, and a program has a run of the chunks of one, one after the other.
     """
 
     n_tiles: int = 1
     p_tiles: int = 1
     specialised: bool = False
     three: bool = False
+    by_head: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -56,6 +59,7 @@ class Gradients:
         parts = ["chunk_gradients"]
         parts += [f"{self.n_tiles}n"] if self.n_tiles > 1 else []
         parts += [f"{self.p_tiles}p"] if self.p_tiles > 1 else []
+        parts += ["by_head"] if self.by_head else []
         parts += [f"{len(self.roles)}consumers"] if self.specialised else []
         return "_".join(parts)
 
@@ -72,6 +76,8 @@ def kernel(layer: Layer, shape: Gradients) -> Kernel:
         raise ValueError(
             f"two roles go with one tile of dstate and of headdim and with shared B and C, not with {shape}"
         )
+    if shape.by_head and not shape.specialised:
+        raise ValueError(f"chunk after chunk go the kernels that are specialised by warps, not {shape}")
     n_sizes, p_sizes = sizes_of("BLOCK_N", shape.n_tiles), sizes_of("BLOCK_P", shape.p_tiles)
     pieces = row_pieces(n_sizes, p_sizes, "0")
     parts = [_Part(layer, pieces, shape, role) for role in shape.roles or ("",)]
@@ -86,17 +92,40 @@ def kernel(layer: Layer, shape: Gradients) -> Kernel:
         _about(layer, shape),
         _equations(layer),
         _tensors(layer),
-        ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded", *(("parts",) if loops else ())),
+        ("batch", "seqlen", "nheads", "ngroups", "nchunks", "padded", *_counted(shape, loops)),
         (),
         ("HEADDIM", "DSTATE", "CHUNK", *n_sizes, *p_sizes),
         ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", *(f"NEEDS_{name}" for name in ("X", "Z", "D", "B", "C", "DT"))),
-        ("ngroups * parts" if loops else "nheads", "nchunks", "batch"),
-        (*_prologue(layer, pieces), *inside),
+        _grid(shape, loops),
+        (*(_run(pieces) if shape.by_head else _prologue(layer, pieces)), *inside),
         len(shape.roles),
         shape.roles,
         given=("dt", "dA_cs", "dA_last"),
         registers=OF_THREE if shape.three else (),
     )
+
+
+def _counted(shape: Gradients, loops: bool) -> tuple[str, ...]:
+    """Integers that say what a program has: parts of a group's heads, or chunks of a run."""
+    return ("parts", "run") if shape.by_head else ("parts",) if loops else ()
+
+
+def _grid(shape: Gradients, loops: bool) -> tuple[str, ...]:
+    if shape.by_head:
+        return "nheads", "cdiv(nchunks, run)", "batch"
+    return "ngroups * parts" if loops else "nheads", "nchunks", "batch"
+
+
+def _run(pieces: dict) -> list[Stmt]:
+    """Which head a program has, the only one of its group, and which run of its chunks."""
+    return [
+        Scalar("head", "program_id(0)", wide=True),
+        Scalar("group", "head"),
+        Scalar("first", "program_id(1) * run", wide=True),
+        Scalar("chunks", "minimum(run, nchunks - first)", narrow=True),
+        Scalar("b", "program_id(2)", wide=True),
+        *tile_offsets(pieces, "CHUNK"),
+    ]
 
 
 def _prologue(layer: Layer, pieces: dict) -> list[Stmt]:
@@ -149,6 +178,10 @@ class _Part:
                 self._shared(name)
         outside, inside, after = self.lowering.scopes
         inside = common.loads_first(inside)
+        if self.shape.by_head:
+            chunk = (Scalar("chunk", "first + step"), Scalar("row0", "chunk * CHUNK"), row_mask(self.pieces, "seqlen"))
+            stage = (*chunk, *common.loads_first(outside), *self.zeros, *inside, *after)
+            return (For("step", "chunks", merge(stage)),)
         if not self.loops:
             return merge((*outside, *inside, *after))
         head = Scalar("head", "group * (nheads // ngroups) + part * heads + step")
@@ -236,12 +269,18 @@ class _Part:
         for at in lowering.combinations(lowering.graph[wanted].axes):
             rows, columns = (common.on(at[axis], axis) for axis in lowering.graph[wanted].axes if axis != "h")
             index = ("part", "b", rows, "group", columns) if loops else ("b", rows, "head", columns)
+            if self.shape.by_head:
+                stored = StoreStmt(f"d_{name}", ("0", *index[1:]), self._need(wanted, at), vectors=True)
+                lowering.emit(AFTER, stored, f"NEEDS_{name}")
+                continue
             lowering.store(AFTER if loops else LOOP, wanted, at, f"d_{name}", index, flag=f"NEEDS_{name}")
 
 
 def _about(layer: Layer, shape: Gradients) -> str:
     heads = "the heads of a group, one after the other" if adjoint.loops(layer) else "one head"
     text = f"One program makes all gradients of one chunk but the states' for {heads}."
+    if shape.by_head:
+        text = "One program makes all gradients but the states' of a run of chunks of one head, one after the other."
     return text + (ABOUT_ROLES if shape.specialised else "") + (ABOUT_THREE if shape.three else "")
 
 
