@@ -21,7 +21,8 @@ def backward() -> dict[str, list[tuple[str, str]]]:
         "chunk_gradients": [
             (f"({len(shape.roles)}, 1)", shape.name)
             for shape in (Gradients(specialised=True, three=three) for three in (False, True))
-        ]
+        ],
+        "chunk_gradients_by_head": [("(2, 1)", Gradients(specialised=True, by_head=True).name)],
     }
     for kernel, left in (("reverse_walk", False), ("reverse_walk_left", True)):
         found[kernel] = [(f"(2, {n})", Reverse(n, blocks=True, consumers=2, left=left).name) for n in (2, 4)]

@@ -32,6 +32,9 @@ DESCRIBED = {
     2: {"consumers": 2, "num_stages": 2},
 }
 
+# chunks of a head whose gradients a program makes one after the other, where every head is a group
+CHUNKS_OF_RUN = 8
+
 # what walks that make states read by descriptors
 OPERANDS = {
     "segment_state": ("x", "B"),
@@ -88,9 +91,12 @@ class Shapes:
         block, tiles = consumer_tiles(names["DSTATE"])
         module = self._specialised(sizes, config, "chunk_gradients", 1)
         if module is not None and tiles == 1 and names["HEADDIM"] == CONSUMER_ROWS:
-            # the gate has a tile of its own, which leaves room for two stages
-            stages = min(numbers.get("num_stages", 2), 2 if names["HAS_Z"] else 3)
+            by_head = self._consumers.get("chunk_gradients_by_head", {}).get((2, 1))
+            by_head = by_head if names["ngroups"] == names["nheads"] else None
+            # the gate has a tile of its own, or every stage a B and a C: either leaves room for two stages
+            stages = min(numbers.get("num_stages", 2), 2 if names["HAS_Z"] or by_head else 3)
             numbers = {"num_stages": stages, "maxnreg": numbers.get("maxnreg", 0)}
+            names["run"], module = CHUNKS_OF_RUN, by_head or module
             return module, numbers, {"BLOCK_N": block, "BLOCK_P": CONSUMER_ROWS}
         if numbers.get("consumers"):
             numbers = WITHOUT_CONSUMERS["chunk_gradients"]

@@ -77,8 +77,10 @@ SPECIALISED: dict[str, Callable[[Layer], Kernel]] = {
         for left, n in product((False, True), (2, 4))
     },
     **{
-        (shape := Gradients(specialised=True, three=three)).name: partial(gradients.kernel, shape=shape)
-        for three in (False, True)
+        (shape := Gradients(specialised=True, three=three, by_head=by_head)).name: partial(
+            gradients.kernel, shape=shape
+        )
+        for three, by_head in ((False, False), (True, False), (False, True))
     },
     **{
         (shape := Groups(p_tiles=p, blocks=True, specialised=True, three=three)).name: partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -87,6 +88,8 @@ def specialised(stages: int, *options: str) -> dict[str, Any]:
     """A launch of each kernel that is specialised by warps, with so many stages."""
     # of 8 heads every row of a wider projection is aligned, as descriptors want it
     cases = [Case(1, 1024, 8, p, n, 1, "bfloat16", options) for p, n in SPECIALISED_SIZES]
+    # and every head as a group
+    cases.append(replace(cases[0], ngroups=8))
     return {
         launch.kernel.__name__: launch
         for case in cases

@@ -55,6 +55,7 @@ KINDS = {
         for name in (
             "chunk_gradients_2consumers",
             "chunk_gradients_3consumers",
+            "chunk_gradients_by_head_2consumers",
             "chunk_adjoints_1consumer",
             "reverse_walk_2n_blocks_2consumers",
             "reverse_walk_2n_blocks_left_2consumers",

@@ -120,7 +120,8 @@ def test_every_specialised_kernel_is_launched() -> None:
         name
         for headdim, dstate in SIZES
         for how in (*WAYS.values(), config(segment=64), walked(), walked(left=1))
-        for name in launched(how, replace(BASE, headdim=headdim, dstate=dstate))
+        for ngroups in (1, BASE.nheads)
+        for name in launched(how, replace(BASE, headdim=headdim, dstate=dstate, ngroups=ngroups))
     }
     assert set(catalogue.SPECIALISED) <= found
 
@@ -229,6 +230,15 @@ class TestOnHopper:
         case = replace(BASE, seqlen=500, nheads=24, ngroups=8, options=EVERYTHING)
         check(WAYS[way], case, final=final)
 
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("seqlen", [1, 65, 1000])
+    @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+    def test_every_head_a_group(self, options: tuple[str, ...], seqlen: int, way: str) -> None:
+        """Then a program has chunks of a head: fewer than a run, and more."""
+        case = replace(BASE, seqlen=seqlen, nheads=8, ngroups=8, options=options)
+        assert "chunk_gradients_by_head_2consumers" in launched(WAYS[way], case)
+        check(WAYS[way], case)
+
     @pytest.mark.parametrize("stages", [2, 3])
     @pytest.mark.parametrize("way", ["whole", "segments of two consumers", "three roles"])
     def test_stages_wrap_around(self, way: str, stages: int) -> None:
@@ -250,13 +260,14 @@ class TestOnHopper:
             check(config(2, parts=2, roles=roles), case, needs=frozenset(needs))
 
     @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("ngroups", [2, 32])
     @pytest.mark.parametrize("options", [("D", "dt_softplus"), EVERYTHING[:-1]], ids=["few", "many"])
-    def test_runs_repeat_bit_by_bit(self, options: tuple[str, ...], way: str) -> None:
+    def test_runs_repeat_bit_by_bit(self, options: tuple[str, ...], ngroups: int, way: str) -> None:
         """Many programs, many times: a missing barrier shows as a difference now and then.
 
         From the second call on the launches are those that are remembered.
         """
-        how, case = WAYS[way], Case(2, 1024, 32, 64, 128, 2, "bfloat16", options)
+        how, case = WAYS[way], Case(2, 1024, 32, 64, 128, ngroups, "bfloat16", options)
         given, first = run(how, case, "cuda")
         before = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
         for _ in range(50):

@@ -18,6 +18,7 @@ _NAMES = frozenset(
         "chunk_gradients_2n_2p",
         "chunk_gradients_2p",
         "chunk_gradients_3consumers",
+        "chunk_gradients_by_head_2consumers",
         "chunk_scan",
         "chunk_scan_2n",
         "chunk_scan_2n_2p",

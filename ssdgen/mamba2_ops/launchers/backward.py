@@ -42,6 +42,7 @@ from ..kernels import (
     chunk_gradients_2n_2p,
     chunk_gradients_2p,
     chunk_gradients_3consumers,
+    chunk_gradients_by_head_2consumers,
     chunk_states,
     chunk_states_1consumer,
     chunk_states_2consumers,
@@ -156,6 +157,9 @@ SHAPES = Shapes(
         "chunk_gradients": {
             (2, 1): chunk_gradients_2consumers,
             (3, 1): chunk_gradients_3consumers,
+        },
+        "chunk_gradients_by_head": {
+            (2, 1): chunk_gradients_by_head_2consumers,
         },
         "reverse_walk": {
             (2, 2): reverse_walk_2n_blocks_2consumers,
