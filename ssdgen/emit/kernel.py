@@ -18,7 +18,7 @@ from .aside import aside as aside_lines
 from .environment import render
 from .layout import WIDTH, fit
 from .loader import loader as loader_lines
-from .stages import aside_of, depends, fixed_loads, moved_loads, of_consumers, roles
+from .stages import aside_of, depends, fixed_loads, moved_loads, of_consumers, roles, stage_loop
 from .statements import StatementPrinter, block_sizes, descriptor_order
 from .tiles import definition, layout
 from .warps import ConsumerPrinter
@@ -186,7 +186,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         parameters=given,
         roles=printed,
         loader=loader,
-        ahead="chunks" if together else "heads",
+        ahead="chunks" if together or stage_loop(kernel).trips == "chunks" else "heads",
         loader_parameters=loader_parameters,
         loader_arguments=[name.partition(":")[0] for name in loader_parameters],
         aside=beside,

@@ -90,7 +90,7 @@ def load_tiles(
     CHUNK: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The warp that moves tiles into shared memory, up to STAGES heads ahead of the consumers."""
+    """The warp that moves tiles into shared memory, up to STAGES chunks ahead of the consumers."""
     head = gl.cast(gl.program_id(0), gl.int64)
     group = head
     first = gl.cast(gl.program_id(1) * run, gl.int64)
@@ -263,7 +263,7 @@ def compute_rows(
         dA_cs_tile = dA_cs_tiles.index(stage).reshape([CHUNK])
         dt_tile = dt_tiles.index(stage).reshape([CHUNK])
         d_state_tile = d_state_tiles.index(stage).reshape([BLOCK_P, BLOCK_N])
-        # what all heads share
+        # diagonal block
         CB = warpgroup_mma(
             C_tile, B_tile.permute((1, 0)), gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True
         )
@@ -492,7 +492,7 @@ def compute_columns(
         dA_cs_tile = dA_cs_tiles.index(stage).reshape([CHUNK])
         dt_tile = dt_tiles.index(stage).reshape([CHUNK])
         d_state_tile = d_state_tiles.index(stage).reshape([BLOCK_P, BLOCK_N])
-        # what all heads share
+        # diagonal block
         CB = warpgroup_mma(
             B_tile, C_tile.permute((1, 0)), gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK), use_acc=False, is_async=True
         )

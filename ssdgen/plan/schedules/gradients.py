@@ -36,6 +36,10 @@ NOTES = {
 }
 
 
+# where a program has one head
+BY_HEAD = {"CB": "diagonal block", "d_C_CB": "through C B^T", "d_B_CB": "through C B^T"}
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Shape of the code: tiles of dstate and headdim; specialised: by warps, in the two roles of ROLES.
@@ -159,7 +163,7 @@ class _Part:
             pieces,
             sources(layer, descriptor=shape.specialised),
             rename=adjoint.RENAME,
-            notes=dict(NOTES),
+            notes={**NOTES, **(BY_HEAD if shape.by_head else {})},
             kept=adjoint.KEPT,
             value_axes=columns_first(layer) if role == "columns" else {},
             scopes=[[], [], []],
