@@ -235,6 +235,8 @@ class TestOnHopper:
     @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
     def test_every_head_a_group(self, options: tuple[str, ...], seqlen: int, way: str) -> None:
         """Then a program has chunks of a head: fewer than a run, and more."""
+        if seqlen == 1 and "initial_states" not in options:
+            pytest.skip("A's gradient is zero, and what is found nothing but rounding")
         case = replace(BASE, seqlen=seqlen, nheads=8, ngroups=8, options=options)
         assert "chunk_gradients_by_head_2consumers" in launched(WAYS[way], case)
         check(WAYS[way], case)

@@ -16,6 +16,8 @@ from ssdgen.mamba2_ops.launchers import backward as backward_launcher
 from ssdgen.mamba2_ops.launchers import forward as forward_launcher
 from ssdgen.plan import catalogue
 from ssdgen.plan.schedules.walk import Walk
+from tests.parity import configs
+from tests.parity.cases import Case, draw
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
 # batch, seqlen, nheads, headdim, dstate, ngroups: odd, and with two tiles of both
@@ -206,11 +208,26 @@ def test_kernels_that_are_specialised_by_warps(
     wanted, _ = step(given), launched()
     monkeypatch.setenv("SSDGEN_KEEP_STATES", "1")
     found, names = step(given), launched()
-    assert any("consumer" in name and name.endswith("_keeping") for name in names)
-    assert not any(name.startswith(MAKING) for name in names)
+    # of two tiles of dstate they are made again
+    kept = sizes[4] <= 128
+    assert any("consumer" in name and name.endswith("_keeping") for name in names) == kept
+    assert any(name.startswith(MAKING) for name in names) != kept
     for made, right in zip(found, wanted, strict=True):
         error = (made.float() - right.float()).norm() / right.float().norm()
         assert error < 1e-2
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_two_tiles_of_dstate_are_kept_by_no_kernel_that_is_specialised_by_warps(consumers: int) -> None:
+    """Nor by a plain one instead: to make the states again is faster than either."""
+    numbers = {"consumers": consumers, "num_stages": 2, "terms": 2}
+    config = {"schedule": "single_pass", "chunk": 64, "prepared": True, "kernels": {"single_pass": numbers}}
+    for dstate, kept in ((128, True), (200, False)):
+        call = draw(Case(1, 1024, 8, 64, dstate, 1, "bfloat16", ("D", "dt_softplus"))).on("meta")
+        plan = configs.launches(config, call, keeps=True)
+        assert any(launch.kernel.__name__.endswith("_keeping") for launch in plan.launches) is kept
+        assert ("states" in plan.tensors) is kept
+        assert any("consumer" in launch.kernel.__name__ for launch in plan.launches)
 
 
 @pytest.mark.gpu

@@ -62,13 +62,9 @@ from ..kernels import (
     single_pass_2n_2p_inline_gated,
     single_pass_2n_2p_keeping,
     single_pass_2n_2terms_1consumer,
-    single_pass_2n_2terms_1consumer_keeping,
     single_pass_2n_2terms_2consumers,
-    single_pass_2n_2terms_2consumers_keeping,
     single_pass_2n_apart_1consumer,
-    single_pass_2n_apart_1consumer_keeping,
     single_pass_2n_apart_2consumers,
-    single_pass_2n_apart_2consumers_keeping,
     single_pass_2n_inline,
     single_pass_2n_inline_gated,
     single_pass_2n_keeping,
@@ -181,12 +177,8 @@ KEEPING = {
     (1, 2, 2, "n", True, False): single_pass_2n_2p_keeping,
     (1, 1, 2, False, False): single_pass_2terms_1consumer_keeping,
     (2, 1, 2, False, False): single_pass_2terms_2consumers_keeping,
-    (1, 2, 2, False, False): single_pass_2n_2terms_1consumer_keeping,
-    (2, 2, 2, False, False): single_pass_2n_2terms_2consumers_keeping,
     (1, 1, "apart", False, False): single_pass_apart_1consumer_keeping,
     (2, 1, "apart", False, False): single_pass_apart_2consumers_keeping,
-    (1, 2, "apart", False, False): single_pass_2n_apart_1consumer_keeping,
-    (2, 2, "apart", False, False): single_pass_2n_apart_2consumers_keeping,
     (1, 1, 2, True, False): single_pass_2terms_1consumer_ahead_keeping,
     (1, 1, "apart", True, False): single_pass_apart_1consumer_ahead_keeping,
     (1, 1, 2, True, True): single_pass_2terms_inline_1consumer_ahead_keeping,
@@ -650,7 +642,8 @@ def _multiply_diagonal(sizes: Sizes) -> None:
 def _keeping(sizes: Sizes, config: dict[str, Any]) -> bool:
     """Whether there is a kernel for the single pass of a call that keeps states."""
     if _consumers(sizes, config, "single_pass"):
-        return True
+        # of two tiles of dstate there is none: it would be slower than to make the states again
+        return _specialised(sizes, config, "single_pass", False, keeps=True) is not None
     numbers = numbers_of(config, "single_pass")
     p_tiles = _p_tiles(sizes.names["HEADDIM"], {} if numbers.get("consumers") else numbers)
     return (1, len(cut(sizes.names["DSTATE"])), len(p_tiles), "n", True, False) in KEEPING
@@ -669,13 +662,16 @@ def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     return wanted if possible else 0
 
 
-def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool) -> Any:
-    """The kernel of a walk whose warps are specialised, None where there is none.  aside: it makes its step sizes."""
+def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool, keeps: bool | None = None) -> Any:
+    """The kernel of a walk whose warps are specialised, None where there is none.
+
+    aside: it makes its step sizes.  keeps: it keeps the states of chunks; None: where the call does.
+    """
     numbers, outputs = numbers_of(config, kernel), kernel == "single_pass"
     table, terms = SEGMENT_STATE_CONSUMERS, 1
     if outputs:
         table, terms = SINGLE_PASS_CONSUMERS, numbers.get("terms", 2)
-        if sizes.names["KEEPS"]:
+        if sizes.names["KEEPS"] if keeps is None else keeps:
             # none that keeps states has its scores in one term
             table, terms = KEEPING, 2 if terms == 1 else terms
     shape = (numbers.get("consumers", 0), consumer_tiles(sizes.names["DSTATE"])[1], terms)

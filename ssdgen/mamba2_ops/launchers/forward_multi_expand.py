@@ -515,7 +515,8 @@ def _walk(
 def _keeping(sizes: Sizes, config: dict[str, Any]) -> bool:
     """Whether there is a kernel for the single pass of a call that keeps states."""
     if _consumers(sizes, config, "single_pass"):
-        return True
+        # of two tiles of dstate there is none: it would be slower than to make the states again
+        return _specialised(sizes, config, "single_pass", False, keeps=True) is not None
     numbers = numbers_of(config, "single_pass")
     p_tiles = _p_tiles(sizes.names["HEADDIM"], {} if numbers.get("consumers") else numbers)
     return (1, len(cut(sizes.names["DSTATE"])), len(p_tiles), "n", True, False) in KEEPING
@@ -534,13 +535,16 @@ def _consumers(sizes: Sizes, config: dict[str, Any], kernel: str) -> int:
     return wanted if possible else 0
 
 
-def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool) -> Any:
-    """The kernel of a walk whose warps are specialised, None where there is none.  aside: it makes its step sizes."""
+def _specialised(sizes: Sizes, config: dict[str, Any], kernel: str, aside: bool, keeps: bool | None = None) -> Any:
+    """The kernel of a walk whose warps are specialised, None where there is none.
+
+    aside: it makes its step sizes.  keeps: it keeps the states of chunks; None: where the call does.
+    """
     numbers, outputs = numbers_of(config, kernel), kernel == "single_pass"
     table, terms = SEGMENT_STATE_CONSUMERS, 1
     if outputs:
         table, terms = SINGLE_PASS_CONSUMERS, numbers.get("terms", 2)
-        if sizes.names["KEEPS"]:
+        if sizes.names["KEEPS"] if keeps is None else keeps:
             # none that keeps states has its scores in one term
             table, terms = KEEPING, 2 if terms == 1 else terms
     shape = (numbers.get("consumers", 0), consumer_tiles(sizes.names["DSTATE"])[1], terms)
