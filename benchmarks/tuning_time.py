@@ -1,11 +1,12 @@
 """How near a short `ssdgen tune` comes to the best that half an hour finds.  -> a table and a JSON file
 
     python benchmarks/tuning_time.py [--shape 2,4096,128,64,128,1] [--short 300] [--long 1800] [--jobs N] [--out FILE]
+    python benchmarks/tuning_time.py --folder FOLDER --within 570    # in several calls: each goes on
 
 Needs a CUDA GPU.  One process searches for --short seconds.  Beside it, each on a GPU of its own, others share a study
-until they have had --long seconds of GPU time together; on a machine with one GPU they come one after the other.  Both
-start from nothing but the bundled records of other shapes: those of the shape itself, which is one of a Granite 4
-hybrid, must not be there.  What both found is then timed in turns in one process, as `ssdgen tune` times its finalists.
+until they have had --long seconds of GPU time together; the first one's GPU joins them once it is free.  Both start
+from nothing but the bundled records of other shapes: those of the shape itself, which is one of a Granite 4 hybrid,
+must not be there.  What both found is then timed in turns in one process, as `ssdgen tune` times its finalists.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,41 +47,102 @@ WAIT_S = 60
 
 @dataclass(frozen=True)
 class Searching:
-    """A search under way: its processes and the folder that its records go to."""
+    """A search under way: its processes, the first of which decides what to do, and the folder of its records."""
 
     processes: list[subprocess.Popen]
     out: Path
 
+    def join(self, shape: str, gpu: int, jobs: int) -> None:
+        """Another process helps, on this GPU."""
+        at = len(self.processes)
+        self.processes.append(start(command(shape, self.out, jobs, "--worker"), gpu, self.out / f"worker_{at}.log"))
+
     def wait(self) -> None:
-        """Errors: RuntimeError where it found nothing."""
-        for process in self.processes:
-            process.wait()
-        if code := self.processes[0].returncode:
-            # the folder goes with this process
-            said = (self.out / "search.log").read_text()[-SAID:]
-            raise RuntimeError(f"the search {self.out.name} ended with {code}; what it said last: {said}")
+        """Errors: RuntimeError where a process failed, and where nothing was found."""
+        for at, process in enumerate(self.processes):
+            if code := process.wait():
+                # the folder may go with this process
+                said = (self.out / (f"worker_{at}.log" if at else "search.log")).read_text()[-SAID:]
+                raise RuntimeError(f"the search {self.out.name} ended with {code}; what it said last: {said}")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What earlier calls have done.  short: whether the short search has ended; long_s: GPU time of the long one."""
+
+    short: bool = False
+    long_s: float = 0.0
+
+    @classmethod
+    def of(cls, folder: Path) -> Spent:
+        path = folder / "spent.json"
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+    def write(self, folder: Path) -> None:
+        (folder / "spent.json").write_text(json.dumps(asdict(self)) + "\n")
+
+
+def span(left: float, short: float, gpus: int, within: float) -> tuple[float, float]:
+    """(seconds, GPU seconds) of the long search in a call, of which `left` GPU seconds are wanted.
+
+    short: for so long the first GPU is another search's; 0: it is free.  within: seconds that the call may take.  With
+    one GPU the searches come one after the other.
+    """
+    others = gpus - 1 if short else gpus
+    if not others:
+        seconds = max(0.0, min(left, within - short))
+        return seconds, seconds
+    seconds = left / others
+    if seconds > short:
+        # from then on all of them search
+        seconds = (left + short * (gpus - others)) / gpus
+    seconds = min(seconds, within)
+    return seconds, others * seconds + (gpus - others) * max(0.0, seconds - short)
 
 
 def command(shape: str, out: Path, jobs: int, *more: str) -> list[str]:
-    """`ssdgen tune` for the shape, with records and trials of its own."""
-    wanted = ["--shapes", shape, "--out", str(out / "tuned"), "--storage", str(out / "trials.journal")]
+    """`ssdgen tune` for the shape, with records and trials of its own; whoever joins knows from those what to do."""
+    wanted = [] if {"--worker", "--resume"} & {*more} else ["--shapes", shape]
+    wanted += ["--out", str(out / "tuned"), "--storage", str(out / "trials.journal")]
     return [sys.executable, str(ROOT / "cli.py"), "tune", *wanted, "--jobs", str(jobs), *more]
 
 
 def search(shape: str, seconds: float, gpus: list[int], out: Path, jobs: int) -> Searching:
-    """Begin a search of so many seconds on each of these GPUs, all in one study."""
-    out.mkdir()
-    first = start(command(shape, out, jobs, "--budget", f"{seconds:.0f}s"), gpus[0], out / "search.log")
-    journal, end = out / "trials.journal", time.monotonic() + WAIT_S
-    while len(gpus) > 1 and not (journal.exists() and "shape 1 of" in (out / "search.log").read_text()):
+    """Begin a search of so many seconds on each of these GPUs, in one study, or go on with the one that is there."""
+    out.mkdir(exist_ok=True)
+    journal, log, end = out / "trials.journal", out / "search.log", time.monotonic() + WAIT_S
+    more = ("--resume",) if journal.exists() else ()
+    first = start(command(shape, out, jobs, *more, "--budget", f"{seconds:.0f}s"), gpus[0], log)
+    while len(gpus) > 1 and not (journal.exists() and "shape 1 of" in log.read_text()):
         if first.poll() is not None or time.monotonic() > end:
             break
         time.sleep(0.5)
-    others = [
-        start(command(shape, out, jobs, "--worker"), gpu, out / f"worker_{at}.log")
-        for at, gpu in enumerate(gpus[1:], start=1)
-    ]
-    return Searching([first, *others], out)
+    found = Searching([first], out)
+    for gpu in gpus[1:]:
+        found.join(shape, gpu, jobs)
+    return found
+
+
+def go_on(folder: Path, options: argparse.Namespace, gpus: list[int], jobs: int) -> Spent:
+    """Search for as long as a call may; what has been done then."""
+    spent = Spent.of(folder)
+    short = 0.0 if spent.short else options.short
+    seconds, worth = span(options.long - spent.long_s, short, len(gpus), options.within)
+    alone = search(options.shape, short, gpus[:1], folder / "short", jobs) if short else None
+    if alone and len(gpus) == 1:
+        alone.wait()
+    others = gpus[1:] if alone and len(gpus) > 1 else gpus
+    long = search(options.shape, seconds, others, folder / "long", jobs) if seconds >= 1 else None
+    print(f"searching on {len(gpus)} GPUs; logs are in {folder}", file=sys.stderr, flush=True)
+    if alone:
+        alone.wait()
+        if long and others != gpus and seconds > short:
+            long.join(options.shape, gpus[0], jobs)
+    if long:
+        long.wait()
+    done = Spent(True, spent.long_s + worth)
+    done.write(folder)
+    return done
 
 
 def start(arguments: list[str], gpu: int, log: Path) -> subprocess.Popen:
@@ -140,22 +203,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--long", type=float, default=1800, metavar="SECONDS", help="of GPU time, all others together")
     parser.add_argument("--jobs", type=int, help="processes that compile for each GPU; default: all cores shared out")
     parser.add_argument("--out", type=Path, help="JSON file to write; default: benchmarks/results/tuning_time_GPU.json")
+    parser.add_argument(
+        "--folder", type=Path, help="of the searches, which a later call goes on with; default: none stays"
+    )
+    parser.add_argument("--within", type=float, default=inf, metavar="SECONDS", help="end this call's searches by then")
     options = parser.parse_args(argv)
+    if options.within < inf and not options.folder:
+        parser.error("--within leaves searches for another call: say where, with --folder")
+    if options.within < options.short:
+        parser.error(f"--within is {options.within:.0f}, and the short search alone takes {options.short:.0f}")
     if not torch.cuda.is_available():
         print("benchmarks/tuning_time.py measures on a CUDA GPU, and torch sees none here.", file=sys.stderr)
         return 2
     gpus = list(range(torch.cuda.device_count()))
     jobs = options.jobs or max(1, session.default_jobs() // len(gpus))
-    others = gpus[1:] or gpus
-    with tempfile.TemporaryDirectory() as folder:
-        short = search(options.shape, options.short, gpus[:1], Path(folder) / "short", jobs)
-        if others == gpus:
-            short.wait()
-        long = search(options.shape, options.long / len(others), others, Path(folder) / "long", jobs)
-        print(f"searching on {len(gpus)} GPUs; logs are in {folder}", file=sys.stderr, flush=True)
-        short.wait()
-        long.wait()
-        records = [found(search.out) for search in (short, long)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        spent = go_on(folder, options, gpus, jobs)
+        if options.long - spent.long_s >= 1:
+            print(
+                f"{spent.long_s:.0f} of {options.long:.0f} s have been searched; the same command goes on with the rest"
+            )
+            return 3
+        records = [found(folder / name) for name in ("short", "long")]
     document: dict[str, Any] = {**report.environment(), "shape": options.shape, "gpus": len(gpus)}
     document |= {"short_s": options.short, "long_s": options.long, "limit": LIMIT}
     document["configs"] = [{name: record.config for name, record in each.items()} for each in records]

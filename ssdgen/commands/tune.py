@@ -96,7 +96,11 @@ Shapes, as b,L,H,P,N,G (batch, seqlen, nheads, headdim, dstate, ngroups):
     help="Where trials are kept: a journal file, or a database such as postgresql://... for several machines; also "
     "SSDGEN_STORAGE.  [default: a file of this GPU in ~/.cache/ssdgen/studies]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the newest run for this GPU in the storage.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the newest run for this GPU in the storage; one that has ended, for --budget.",
+)
 @click.option("--worker", is_flag=True, help="Help with a run that another process has started in the storage.")
 @click.pass_context
 def tune(
@@ -129,8 +133,8 @@ def tune(
     Ctrl-C stops and keeps what was found.  Records go to FOLDER/<arch>_<gpu>/ssd_PASS.json and are used from then on by
     `import mamba2_ops`.  Decode records are for one token, several batches and states of 32, 16 and 8 bits; those of
     the convolution for channels or positions side by side, and for one new token.  Every trial is written down before
-    it begins and when it ends: after a crash --resume goes on where it stopped.  Other processes, on this GPU's kind,
-    help with --worker.
+    it begins and when it ends: after a crash --resume goes on where it stopped, and with a --budget a run that has
+    ended goes on for so long.  Other processes, on this GPU's kind, help with --worker.
 
     \b
     Examples:
@@ -143,7 +147,8 @@ def tune(
       ssdgen tune --pass norm_backward --shapes 2.7b --budget 1m
       ssdgen tune --layout multi-contract --shapes 2.7b     multi-query attention's heads
       ssdgen tune --gpu h200                       on a laptop: predict for an H200
-      ssdgen tune --resume                         after a crash, or with more time
+      ssdgen tune --resume                         after a crash
+      ssdgen tune --resume --budget 30m            or, where all searches have ended, for longer
       ssdgen tune --storage postgresql://host/db   and on other machines: the same with --worker
       torchrun --nproc-per-node 4 --no-python ssdgen tune    on four GPUs of this machine
     """
@@ -171,7 +176,7 @@ def tune(
         root=root,
         predicted=predicted,
         # a worker stops when the run does
-        seconds=None if worker and not _given(context, "budget") else seconds,
+        seconds=None if join and not _given(context, "budget") else seconds,
         trials=trials or (PREDICTED_TRIALS if predicted else None),
         seed=seed,
         timing=timing,

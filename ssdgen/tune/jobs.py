@@ -10,7 +10,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..pack.records import Direction
@@ -46,6 +46,7 @@ class Job:
 
     trials: candidates of a search at most, of all processes together, or None.  seconds: for all searches together.
     max_error: what a candidate's error may be at most, beside the limits that all have, or None.
+    searches: the job whose searches this one takes further, or None where it has its own.
     """
 
     gpu: str
@@ -59,6 +60,7 @@ class Job:
     kernels: str
     spaces: Mapping[str, str]
     max_error: float | None = None
+    searches: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": [task.to_json() for task in self.tasks], "schema": SCHEMA}
@@ -74,7 +76,7 @@ class Stored:
 
     def study_of(self, task: Task) -> str:
         """The name of the study that is the ledger of a search."""
-        return f"{self.name}/{task.name}"
+        return f"{self.job.searches or self.name}/{task.name}"
 
 
 def digest(kernels: Mapping[str, str]) -> str:
@@ -89,6 +91,13 @@ def create(storage: Storage, job: Job) -> Stored:
         study_id = open_study(storage, name)
         storage.optuna.set_study_user_attr(study_id, _ATTRIBUTE, job.to_json())
     return Stored(job, name, study_id)
+
+
+def prolong(storage: Storage, stored: Stored, seconds: float) -> Stored:
+    """A job that takes the searches of one that is done further, for so long.  Errors: StorageError."""
+    return create(
+        storage, replace(stored.job, seconds=seconds, trials=None, searches=stored.job.searches or stored.name)
+    )
 
 
 def named(storage: Storage, name: str) -> Stored:

@@ -156,15 +156,21 @@ def _job(problems: dict[str, Problem], identity: Identity, kernels: dict[str, st
 
 
 def _stored(storage: Storage, job: Job, options: Options) -> Stored:
-    """A new job, or the one that is to go on.  Errors: JobError, StorageError."""
+    """A new job, or the one that is to go on; one that is done, with more time where some is given.
+
+    Errors: JobError, StorageError.
+    """
     if options.join is None:
         return jobs.create(storage, job)
     works = options.join == "work"
     end = time.monotonic() + (options.wait_s if works else 0.0)
     while True:
         found = jobs.latest(storage, job)
-        # a worker wants work; whoever goes on with a job that is done is told what it found
-        if found is not None and not (works and jobs.is_done(storage, found)):
+        done = found is not None and jobs.is_done(storage, found)
+        if found is not None and done and not works and options.seconds is not None:
+            return jobs.prolong(storage, found, options.seconds)
+        # a worker wants work; whoever goes on with a job that is done, and gives no time, is told what it found
+        if found is not None and not (works and done):
             return found
         if time.monotonic() >= end:
             option = "--worker" if works else "--resume"

@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gpu", default="h200")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=0.2)
+    # trials end a search here, not time: a machine with other work is slow
+    parser.add_argument("--budget", type=float, default=3600.0)
     parser.add_argument("--together", type=int, default=1)
     parser.add_argument("--join", choices=["resume", "work"])
     parser.add_argument("--training-job", action="store_true")
@@ -88,8 +90,7 @@ def main(arguments: list[str]) -> None:
     options = session.Options(
         root=given.folder / f"records-{launched.rank}" if launched.count > 1 else given.folder / "records",
         predicted=True,
-        # trials end a search here, not time: a machine with other work is slow
-        seconds=3600.0,
+        seconds=given.budget or None,
         trials=given.trials,
         seed=0,
         timing="graph",

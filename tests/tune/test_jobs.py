@@ -37,6 +37,16 @@ def test_a_job_is_read_as_it_was_written(kept: Storage) -> None:
     assert jobs.latest(kept, JOB) == newer and newer.study_of(TASKS[0]) != made.study_of(TASKS[0])
 
 
+def test_a_job_is_prolonged_with_the_same_searches(kept: Storage) -> None:
+    made = jobs.create(kept, JOB)
+    longer = jobs.prolong(kept, made, 900.0)
+    assert jobs.latest(kept, JOB) == longer and longer.name != made.name
+    assert longer.job == replace(JOB, seconds=900.0, trials=None, searches=made.name)
+    again = jobs.prolong(kept, longer, 60.0)
+    assert {each.study_of(TASKS[0]) for each in (made, longer, again)} == {made.study_of(TASKS[0])}
+    assert not jobs.is_done(kept, again)
+
+
 def test_a_job_is_done_when_all_of_its_searches_have_ended(kept: Storage) -> None:
     made = jobs.create(kept, JOB)
     ends = Ledger(kept, made.name)

@@ -42,3 +42,20 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     kept = storage.open_storage(journal)
     (job,) = [study for study in kept.optuna.get_all_studies() if "ssdgen" in study.user_attrs]
     assert jobs.is_done(kept, jobs.named(kept, job.study_name))
+
+
+def test_more_time_takes_a_search_further(tmp_path: Path) -> None:
+    """From all that was judged: nothing is judged twice, and the record is the best of both runs."""
+    journal = str(tmp_path / "journal")
+    processes.finish(processes.start(tmp_path, journal, "--trials", "4"))
+    first = processes.noted(tmp_path, "ended")
+    assert len(first) == 4
+    # without a time what was found is told
+    processes.finish(processes.start(tmp_path, journal, "--join", "resume", "--budget", "0"))
+    assert processes.noted(tmp_path, "ended") == first
+    processes.finish(processes.start(tmp_path, journal, "--join", "resume", "--budget", "4"))
+    judged = processes.noted(tmp_path, "ended")
+    assert judged[:4] == first and len(judged) > 4 and len({*judged}) == len(judged)
+    after = [trial for trial in processes.trials(journal) if trial.state == TrialState.COMPLETE]
+    assert len(after) == len(judged)
+    assert processes.record(tmp_path).time_us == pytest.approx(min(trial.value for trial in after))
