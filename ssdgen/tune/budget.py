@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from statistics import median_low
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,19 +32,28 @@ def seconds(text: str) -> float:
 class Budget:
     """Time that is left, shared out evenly among the problems that are still to come.
 
-    total_s: seconds, or None for no end.  clock: seconds, for tests.
+    What a search takes after its deadline, to judge its finalists once more, is expected of the next ones too: else the
+    first ones would have all of a short time.  total_s: seconds, or None for no end.  clock: seconds, for tests.
     """
 
     def __init__(self, total_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = None if total_s is None else clock() + total_s
+        self._last: float | None = None
+        self._beyond: list[float] = []
 
     def deadline(self, problems_left: int) -> float | None:
         """When the next of so many problems has had its share, on the clock of `now`; None for never."""
         if self._end is None:
             return None
         now = self._clock()
-        return now + max(0.0, self._end - now) / problems_left
+        if self._last is not None:
+            self._beyond.append(max(0.0, now - self._last))
+        share = max(0.0, self._end - now) / problems_left
+        # one that was late for another reason, as the first is, must not leave the next ones nothing
+        expected = min(median_low(self._beyond), share / 2) if self._beyond else 0.0
+        self._last = now + share - expected
+        return self._last
 
     def now(self) -> float:
         return self._clock()

@@ -73,3 +73,22 @@ def test_a_budget_is_shared_out_among_what_is_left() -> None:
     now[0] = 1000.0
     assert shared.deadline(1) == 1000.0
     assert Budget(None).deadline(1) is None
+
+
+def test_what_searches_take_beyond_their_deadlines_is_not_taken_from_the_last_ones() -> None:
+    """Ten searches that each end 3 s late, the first one much later: all but that one have about the same."""
+    now = [0.0]
+    shared, shares = Budget(60.0, clock=lambda: now[0]), list[float]()
+    for left in range(10, 0, -1):
+        end = shared.deadline(left)
+        assert end is not None and end >= now[0]
+        shares.append(end - now[0])
+        now[0] = end + (9.0 if left == 10 else 3.0)
+    assert min(shares[1:]) > 1.2 and max(shares[1:]) < 3.0
+    assert now[0] == pytest.approx(60.0, abs=4.0)
+    # one that ends early leaves the rest to the others
+    now[0] = 0.0
+    shared = Budget(60.0, clock=lambda: now[0])
+    assert shared.deadline(3) == 20
+    now[0] = 10.0
+    assert shared.deadline(2) == 35
