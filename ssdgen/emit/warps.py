@@ -12,7 +12,8 @@ import sympy
 
 from ..plan import ir
 from ..spec.dims import axes_of, name_of
-from .formula import FormulaPrinter, broadcast
+from .consumer_formula import ConsumerFormula
+from .formula import broadcast
 from .layout import fit
 from .reads import is_plain_load, made_by, moved_value, sides, touched
 from .shared import OUTGOING, SharedPrinter, turned_name
@@ -284,7 +285,7 @@ class ConsumerPrinter(SharedPrinter):
     def _formula(self, stmt: ir.Let) -> str:
         operands = frozenset(read.name for read in stmt.reads if read.name in self.operands or read.dtype == "stored")
         self.columns = self.tiles.columns(stmt.out) if len(stmt.out.axes) == 2 else ""
-        return _Formula(self, stmt.out.axes, operands, self.masks).print(stmt.formula)
+        return ConsumerFormula(self, stmt.out.axes, operands, self.masks).print(stmt.formula)
 
     def _statement(self, stmt: ir.Stmt) -> str:
         match stmt:
@@ -389,24 +390,3 @@ class ConsumerPrinter(SharedPrinter):
 def _factors(stmt: ir.Stmt) -> set[str]:
     """Values that a product multiplies."""
     return {stmt.left.name, stmt.right.name} if isinstance(stmt, ir.Dot) else set()
-
-
-class _Formula(FormulaPrinter):
-    """Formulas over a consumer's tiles."""
-
-    language, sigmoid = "gl", "sigmoid"
-
-    def __init__(
-        self, printer: ConsumerPrinter, over: tuple[str, ...], operands: frozenset[str], masks: frozenset[str]
-    ):
-        super().__init__(over, operands, masks)
-        self.printer = printer
-
-    def variable(self, name: str, axes: tuple[str, ...]) -> str:
-        if len(axes) == 1:
-            return self.printer._spread(name, axes[0], self.over)
-        if len(axes) == 2 and axes != self.over:
-            if name not in self.printer.tile_axes:
-                raise ValueError(f"{name} has axes {axes} and is read over {self.over}: only loaded tiles are turned")
-            return turned_name(name)
-        return name

@@ -167,11 +167,9 @@ def _stored(storage: Storage, job: Job, options: Options) -> Stored:
     while True:
         found = jobs.latest(storage, job)
         done = found is not None and jobs.is_done(storage, found)
-        if found is not None and done and not works and options.seconds is not None:
-            return jobs.prolong(storage, found, options.seconds)
         # a worker wants work; whoever goes on with a job that is done, and gives no time, is told what it found
         if found is not None and not (works and done):
-            return found
+            return jobs.prolong(storage, found, options.seconds) if done and options.seconds is not None else found
         if time.monotonic() >= end:
             option = "--worker" if works else "--resume"
             raise JobError(f"there is nothing to go on with in {storage.name}; start `ssdgen tune` without {option}")

@@ -164,9 +164,8 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
     # with consumers the products of the state run while what follows y's own products is worked out
     first = ("y_later" if shape.apart else "y_ssm") if shape.consumers else "y"
-    for name in (first,) if shape.outputs else ():
-        for at in lowering.combinations(("h", "i", "p")):
-            lowering.need(name, at)
+    for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
+        lowering.need(first, at)
     for at in lowering.combinations(state_axes):
         lowering.need("state_out", at)
     for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
@@ -322,8 +321,8 @@ def _keep(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> None:
     for at in lowering.combinations(state_axes):
         state = Value(lowering.variable("state", at), state_axes[1:])
         index = ("b", "chunk", at["h"].scalar, common.on(at["p"], "p"), common.on(at["n"], "n"))
-        stored = Store("states", index, state, vectors=shape.consumers > 0)
-        lowering.emit(1, stored, "walk < walks" if shape.consumers else None)
+        condition = "walk < walks" if shape.consumers else None
+        lowering.emit(1, Store("states", index, state, vectors=shape.consumers > 0), condition)
 
 
 def _leaving(lowering: Lowering, shape: Walk, state_axes: tuple[str, ...]) -> list[Stmt]:
