@@ -36,14 +36,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def launches() -> dict[str, Any]:
-    """A launch of every kernel at a real layer's sizes, on tensors without contents."""
+def layer() -> dict[str, torch.Tensor]:
+    """The operands of a real layer, without contents."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     wide, tokens, heads = torch.float32, (1, 256, HEADS), (1, HEADS)
-    tensors = {
+    return {
         **{name: empty(*tokens, HEADDIM) for name in ("x", "z")},
         **{name: empty(1, 256, 1, DSTATE) for name in ("B", "C")},
         **{name: empty(*tokens, dtype=wide) for name in ("adt", "step", "mix")},
@@ -55,6 +55,11 @@ def launches() -> dict[str, Any]:
         "B_before": empty(*heads, DSTATE),
         "x_before": empty(*heads, HEADDIM),
     }
+
+
+def launches() -> dict[str, Any]:
+    """A launch of every kernel at a real layer's sizes, on tensors without contents."""
+    tensors = layer()
     launch = importlib.import_module(f"{calls.package().__name__}.launch")
     found = [
         made
@@ -108,3 +113,22 @@ NEW = (
 @pytest.mark.parametrize("gpu", ("a100", "mi300x"))
 def test_elsewhere(gpu: str, name: str):
     compiles(name, gpu)
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_a_remembered_launch_finds_all_that_it_needs(states: bool):
+    """Among the operands, or among what its recipe makes: no tensor of the first call is left in it."""
+    launch = importlib.import_module(f"{calls.package().__name__}.launch")
+    tensors: dict[str, Any] = layer()
+    tensors |= {} if states else dict.fromkeys(launch.STATES)
+    given = launch._operands(tensors)
+    adjoints = launch._adjoints(tensors["x"], {"y": tensors["x"], "angle": tensors["angle"], "state": tensors["state"]})
+    forward, chunks = launch._Call(given, 64).outputs(), launch._Call(given | adjoints, 64).chunk_gradients()
+    made = {name: tensor for name, tensor in chunks.tensors.items() if name not in chunks.scratch}
+    plans = [(given, forward), (given | adjoints, chunks), (made, launch._Call(made, 64).token_gradients())]
+    for operands, plan in plans:
+        there = {name for name, tensor in operands.items() if tensor is not None} | {*plan.buffers, *plan.scratch}
+        used = {slot for each in plan.launches for slot in each.slots.values()}
+        assert used and used <= there, used - there
+        results = {name for name, tensor in plan.tensors.items() if tensor is not None}
+        assert results <= there, results - there
