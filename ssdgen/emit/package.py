@@ -47,7 +47,10 @@ from .fingerprint import FUNCTIONS
 from .parts import conv_launcher, norm_launcher
 
 # kernels that read neither x, B nor C: all head layouts share them
-SHARED = ("dt_cumsum", "state_passing", "adjoint_passing", *(Steps(blocks).name for blocks in (False, True)))
+SHARED = (
+    *("dt_cumsum", "state_passing", "adjoint_passing", "both_passing"),
+    *(Steps(blocks).name for blocks in (False, True)),
+)
 # of operands that are cut into slices, as launchers name their axes
 AXES = {"batch": "b", "nheads": "h", "ngroups": "g"}
 
@@ -255,7 +258,7 @@ def _backward_launcher(
     }
     consumers = {kernel: [row for row in rows if row[1] in names] for kernel, rows in specialised.backward().items()}
     used = {name for rows in (*there.values(), *consumers.values()) for _, name in rows}
-    used |= {*SHARED, *(kernel.name for kernel in gated if kernel.name in GATED_NAMES)}
+    used |= {*SHARED} - {"state_passing"} | {*(kernel.name for kernel in gated if kernel.name in GATED_NAMES)}
     strided = {
         t.name: t.dims for k in (*forward, *backward) if k.name in used for t in k.tensors if t.stride_parameters()
     }

@@ -59,6 +59,7 @@ BACKWARD: dict[str, Callable[[Layer], Kernel]] = {
         for each, n in product((False, True), (1, 2))
     },
     "adjoint_passing": partial(passing.kernel, reverse=True),
+    "both_passing": passing.both,
     **{(shape := Reverse(n, p)).name: partial(reverse.kernel, shape=shape) for n, p in TILES},
     **{(shape := Groups(n, p)).name: partial(groups.kernel, shape=shape) for n, p in TILES},
     **{(shape := Reverse(n, blocks=True)).name: partial(reverse.kernel, shape=shape) for n in (1, 2)},

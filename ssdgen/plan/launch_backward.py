@@ -115,17 +115,15 @@ class _Backward:
         """The states that enter the segments, and the adjoints of those that leave them."""
         call = self.call
         found = call.summaries(Walk(outputs=False, n_tiles=self.n_tiles, p_tiles=self.p_tiles), {})
-        initial, total = call.tensors["initial_states"], found["total"]
-        tensors = {"summary": _flat(found["summary"]), "total": total, "initial_states": _flat(initial)}
-        call.launch(passing.kernel(self.layer), {**tensors, "final_states": None}, STORE_FINAL=False)
         adjoints = call.buffer("batch", "nsegments", "nheads", "HEADDIM", "DSTATE")
         self._states(States(True, False), {"summary": adjoints})
-        leaving = call.tensors["d_final_states"]
         self._initial_buffer()
-        tensors = {"summary": _flat(adjoints), "total": total, "initial_states": _flat(leaving)}
-        tensors["final_states"] = _flat(call.tensors["d_initial"])
-        flags = {"HAS_ENTERING": leaving is not None, "STORE_FINAL": "initial_states" in self.needs}
-        call.launch(passing.kernel(self.layer, reverse=True), tensors, None, **flags)
+        tensors = {"summary": _flat(found["summary"]), "d_summary": _flat(adjoints), "total": found["total"]}
+        states = ("initial_states", "d_final_states", "d_initial")
+        tensors |= {name: _flat(call.tensors[name]) for name in states}
+        flags = {"HAS_ENTERING": tensors["initial_states"] is not None, "STORE_INITIAL": "initial_states" in self.needs}
+        flags["HAS_LEAVING"] = tensors["d_final_states"] is not None
+        call.launch(passing.both(self.layer), tensors, None, **flags)
         return found["summary"], adjoints
 
     def _initial_buffer(self) -> None:

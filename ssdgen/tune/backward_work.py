@@ -12,7 +12,7 @@ from .compile import Launch
 from .counted import Work, bytes_of, memory_of, moving
 
 # kernels that only move memory and add
-MOVING = ("dt_gradients", "adjoint_passing", "sum_heads", "sum_parts")
+MOVING = ("dt_gradients", "adjoint_passing", "both_passing", "sum_heads", "sum_parts")
 # their arguments that hold states which stay between launches of a slice
 KEPT = ("states_ptr", "states_desc", "d_states_ptr", "d_states_desc")
 WALKS = ("segment_adjoint", "chunk_states", "chunk_adjoints", "segment_state")
@@ -25,7 +25,7 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
     numbers = config["kernels"].get(kernel, {})
     length = min(problem.seqlen, config.get("segment") or problem.seqlen)
     if kernel in MOVING:
-        return moving(ctas, -(-problem.seqlen // length) if kernel == "adjoint_passing" else 1, memory, chunk)
+        return moving(ctas, -(-problem.seqlen // length) if kernel.endswith("_passing") else 1, memory, chunk)
     consumers = int(numbers.get("consumers", 0))
     teams = max(1, consumers)
     n, p = tiles_of(kernel, numbers, problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -69,18 +70,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def launches(config: dict[str, Any], case: Case) -> list[Any]:
+def launches(config: dict[str, Any], case: Case, kept: bool = False) -> list[Any]:
+    """kept: the forward pass has kept the states of the chunks."""
     call = draw(case).on("meta")
     d_y = torch.empty(call.operands["x"].shape, dtype=call.operands["x"].dtype, device="meta")
     states = torch.empty(case.batch, case.nheads, case.headdim, case.dstate, device="meta")
-    return launcher.launches(config, **arguments(call, d_y, states), needs=NEEDS).launches
+    given = arguments(call, d_y, states)
+    if kept:
+        chunks = -(-case.seqlen // config["chunk"])
+        given["states"] = states[:, None].expand(-1, chunks, -1, -1, -1).bfloat16()
+    return launcher.launches(config, **given, needs=NEEDS).launches
 
 
 @cache
 def every() -> dict[str, Any]:
     """A launch of each kernel, with all options."""
     cases = [Case(1, 1024, 2, p, n, 1, "bfloat16", EVERYTHING) for p, n in SIZES]
-    return {launch.kernel.__name__: launch for config in CONFIGS for case in cases for launch in launches(config, case)}
+    ways = product(CONFIGS, cases, (True, False))
+    return {launch.kernel.__name__: launch for way in ways for launch in launches(*way)}
 
 
 @cache

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ssdgen.plan import ir
-from ssdgen.plan.interpret import backward
-from ssdgen.plan.schedules import adjoint, gradients, groups, reverse, states, steps
+from ssdgen.plan.interpret import backward, run
+from ssdgen.plan.schedules import adjoint, gradients, groups, passing, reverse, states, steps
 from ssdgen.plan.schedules.gradients import Gradients
 from ssdgen.plan.schedules.groups import Groups
 from ssdgen.plan.schedules.reverse import Reverse
@@ -252,3 +252,36 @@ def test_what_is_scaled_first_is_the_same():
     assert "d_C_y_state" not in {name for node in graph.nodes for name in reads(node)}
     assert {"d_y_skip", "y_state"} <= set(reads(graph["d_left_decay_terms"]))
     assert reads(graph["d_dA_cs_scores_columns"]) == ("d_dt_scores", "dt")
+
+
+@pytest.mark.parametrize("nsegments", [1, 3, 4, 9])
+@pytest.mark.parametrize("given", [False, True])
+def test_passing_both_ways_is_passing_each(given: bool, nsegments: int, seed: int):
+    """The bits of two launches: of states, and of their adjoints."""
+    random = np.random.default_rng(seed)
+    batch, nheads, size = 2, 3, 10
+    summaries = random.normal(size=(2, batch, nsegments, nheads, size))
+    first, leaving = random.normal(size=(2, batch, nheads, size)) if given else (None, None)
+    total = -random.uniform(0, 2, (batch, nsegments, nheads))
+    sizes = {"batch": batch, "nheads": nheads, "nsegments": nsegments, "state_size": size}
+
+    def ends() -> Any:
+        return np.full((batch, nheads, size), np.nan) if given else None
+
+    def made(kernel: ir.Kernel, **tensors: Any) -> None:
+        there = {name: tensors[name] is not None for name in ("initial_states", "d_final_states", "d_initial")}
+        names = ("HAS_ENTERING", "HAS_LEAVING", "STORE_INITIAL")
+        flags = dict(zip(names, there.values(), strict=True)) | {"STORE_FINAL": tensors.get("final_states") is not None}
+        known = {tensor.name for tensor in kernel.tensors}
+        tensors = {name: value for name, value in tensors.items() if name in known}
+        run(kernel, tensors, sizes, {"BLOCK": 4}, {name: flags[name] for name in kernel.flags}, {})
+
+    ours, adjoints, d_initial = *(each.copy() for each in summaries), ends()
+    rest = {"total": total, "d_final_states": leaving, "d_initial": d_initial}
+    made(passing.both(Layer()), summary=ours, d_summary=adjoints, initial_states=first, **rest)
+    alone, back, d_first = *(each.copy() for each in summaries), ends()
+    rest = {"total": total, "d_final_states": None, "d_initial": None}
+    made(passing.kernel(Layer()), summary=alone, initial_states=first, final_states=None, **rest)
+    made(passing.kernel(Layer(), True), summary=back, initial_states=leaving, final_states=d_first, **rest)
+    for found, wanted in ((ours, alone), (adjoints, back), (d_initial, d_first)):
+        np.testing.assert_array_equal(found, wanted)

@@ -34,6 +34,7 @@ KERNELS = [
     *(lambda layer, n=n, p=p: scan.kernel(layer, Scan(n, p)) for n, p in ((1, 1), (2, 2))),
     lambda layer: prepare.kernel(layer),
     lambda layer: passing.kernel(layer),
+    passing.both,
 ]
 LAYERS = [Layer(family, layout) for family, layout in product(FAMILIES.values(), LAYOUTS.values())]
 

@@ -172,7 +172,7 @@ def test_work_of_the_backward_pass() -> None:
     assert one.steps == two.steps == 32 and one.flops == two.flops
     segments = {**config, "segment": 512}
     assert work.of_launch(launch("chunk_adjoints", 80, 4, 8), segments, PROBLEM).steps == 8
-    for passing in ("state_passing", "adjoint_passing"):
+    for passing in ("state_passing", "adjoint_passing", "both_passing"):
         assert work.of_launch(launch(passing, 16, 80, 8), segments, PROBLEM).steps == 4
     walk = {**config, "schedule": "walk"}
     assert work.of_launch(launch("reverse_walk_2n", 80, 1, 8), walk, PROBLEM).steps == 32

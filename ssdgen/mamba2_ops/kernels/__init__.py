@@ -6,6 +6,7 @@ from types import ModuleType
 _NAMES = frozenset(
     (
         "adjoint_passing",
+        "both_passing",
         "chunk_adjoints",
         "chunk_adjoints_1consumer",
         "chunk_adjoints_2consumers",

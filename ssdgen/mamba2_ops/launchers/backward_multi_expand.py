@@ -30,6 +30,7 @@ from ..errors import OptionError
 from ..kernel_shapes import block_of_states, dtype_of_states, heads_of_steps, numbers_of, precision
 from ..kernels import (
     adjoint_passing,
+    both_passing,
     chunk_states_2n_multi_expand,
     chunk_states_multi_expand,
     dt_cumsum,
@@ -50,7 +51,6 @@ from ..kernels import (
     segment_adjoint_multi_expand,
     segment_state_2n_multi_expand,
     segment_state_multi_expand,
-    state_passing,
     sum_heads,
 )
 from ..launching import TRITON_DTYPES, Plan, Recipe, Recipes, Sizes, key_of
@@ -473,18 +473,17 @@ def _pass_states(sizes: Sizes, config: dict[str, Any], there: bool) -> tuple[str
     for name in ("summary", "d_summary"):
         sizes.scratch(name, _states(sizes, "nsegments"), dtype)
     sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
-    module, numbers, blocks = SHAPES.states(sizes, config, "segment_state")
-    sizes.launch(module, numbers, {"dt": "dt_ready"}, **blocks)
-    block = block_of_states(sizes, config)
-    if not there:
-        numbers, entering = numbers_of(config, "state_passing"), sizes.tensors["initial_states"] is not None
-        sizes.launch(state_passing, numbers, BLOCK=block, HAS_ENTERING=entering, STORE_FINAL=False)
-    module, numbers, blocks = SHAPES.states(sizes, config, "segment_adjoint")
-    sizes.launch(module, numbers, {"summary": "d_summary"}, **blocks)
-    slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
+    for walk, slots in (("segment_state", {"dt": "dt_ready"}), ("segment_adjoint", {"summary": "d_summary"})):
+        module, numbers, blocks = SHAPES.states(sizes, config, walk)
+        sizes.launch(module, numbers, slots, **blocks)
+    block, numbers = block_of_states(sizes, config), numbers_of(config, "adjoint_passing")
     leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
-    numbers = numbers_of(config, "adjoint_passing")
-    sizes.launch(adjoint_passing, numbers, slots, BLOCK=block, HAS_ENTERING=leaving, STORE_FINAL=wanted)
+    if there:
+        slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}
+        sizes.launch(adjoint_passing, numbers, slots, BLOCK=block, HAS_ENTERING=leaving, STORE_FINAL=wanted)
+    else:
+        flags = {"HAS_ENTERING": sizes.tensors["initial_states"] is not None, "HAS_LEAVING": leaving}
+        sizes.launch(both_passing, numbers, BLOCK=block, STORE_INITIAL=wanted, **flags)
     return "summary", "d_summary"
 
 

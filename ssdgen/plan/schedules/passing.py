@@ -6,6 +6,8 @@ element-wise in the state, which is flattened.  Backwards it is the same scan ov
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sympy
 
 from ...spec.decompose import chunk_graph, decay
@@ -15,7 +17,22 @@ from ..ir import Scalar as ScalarStmt
 from ..lower import Lowering, Piece
 from . import adjoint, common
 
+SIZES = ("batch", "nheads", "nsegments", "state_size")
+TOTAL = Tensor("total", ("batch", "nsegments", "nheads"), "float32")
 AHEAD = 4  # summaries that are loaded together: each load waits for memory, and a store in between would order them
+
+
+@dataclass(frozen=True)
+class Way:
+    """A direction: tensors of the summaries, of the state that it begins with and of the one that it ends with, and the
+    flags under which these two are there."""
+
+    reverse: bool
+    summary: str = "summary"
+    first: str = "initial_states"
+    has_first: str = "HAS_ENTERING"
+    last: str = "final_states"
+    stores_last: str = "STORE_FINAL"
 
 
 def kernel(layer: Layer, reverse: bool = False) -> Kernel:
@@ -23,12 +40,6 @@ def kernel(layer: Layer, reverse: bool = False) -> Kernel:
 
     reverse: adjoints of the states that leave, from that of the final state, and the adjoint of the initial one.
     """
-    span = Span("n", "n", "BLOCK", "n0", "n_in")
-    state = Value("state", ("n",))
-    body: list[Stmt] = [ScalarStmt("first", f"step * {AHEAD}", wide=True)]
-    body += [stmt for k in range(AHEAD) for stmt in _loads(k, span, reverse)]
-    for k in range(AHEAD):
-        body.append(When(f"{_number(k)} < nsegments", _step(layer, k, span, reverse)))
     about = (
         "One program carries a block of the state across all segments; each summary is replaced by the state that "
         "enters its segment."
@@ -38,31 +49,71 @@ def kernel(layer: Layer, reverse: bool = False) -> Kernel:
             "One program carries a block of the state's adjoint across all segments from the last to the first; each "
             "summary is replaced by the adjoint of the state that leaves its segment."
         )
+    way = Way(reverse)
     return Kernel(
         "adjoint_passing" if reverse else "state_passing",
         about,
         ("d_state",) if reverse else ("state_out",),
-        _tensors(),
-        ("batch", "nheads", "nsegments", "state_size"),
+        (_summary(way), TOTAL, *_ends(way)),
+        SIZES,
         (),
         ("BLOCK",),
-        ("HAS_ENTERING", "STORE_FINAL"),
+        (way.has_first, way.stores_last),
         ("cdiv(state_size, BLOCK)", "nheads", "batch"),
-        (
-            ScalarStmt("n0", "program_id(0) * BLOCK"),
-            ScalarStmt("head", "program_id(1)", wide=True),
-            ScalarStmt("b", "program_id(2)", wide=True),
-            Arange("n", "n", "BLOCK"),
-            Mask("n_in", "n", "n", "state_size - n0"),
-            When(
-                "HAS_ENTERING",
-                (Load(state, "initial_states", ("b", "head", span)),),
-                (Full(state, ("BLOCK",)),),
-            ),
-            For("step", f"cdiv(nsegments, {AHEAD})", tuple(body)),
-            When("STORE_FINAL", (Store("final_states", ("b", "head", span), state),)),
-        ),
+        (*_place("program_id(0) * BLOCK"), *_carry(layer, way)),
         given=("d_state_y_state", "centre_decay") if reverse else (),
+    )
+
+
+def both(layer: Layer) -> Kernel:
+    """Both directions in one launch: half of the programs have states, the others their adjoints."""
+    states = Way(False, stores_last="")
+    adjoints = Way(True, "d_summary", "d_final_states", "HAS_LEAVING", "d_initial", "STORE_INITIAL")
+    return Kernel(
+        "both_passing",
+        "One program carries a block of the state across all segments, or of its adjoint from the last to the first; "
+        "each summary is replaced by what enters its segment, or by the adjoint of what leaves it.",
+        ("state_out", "d_state"),
+        (_summary(states), _summary(adjoints), TOTAL, _ends(states)[0], *_ends(adjoints)),
+        SIZES,
+        (),
+        ("BLOCK",),
+        ("HAS_ENTERING", "HAS_LEAVING", "STORE_INITIAL"),
+        ("2 * cdiv(state_size, BLOCK)", "nheads", "batch"),
+        (
+            ScalarStmt("blocks", "cdiv(state_size, BLOCK)"),
+            ScalarStmt("program", "program_id(0)"),
+            *_place("program % blocks * BLOCK"),
+            When("program < blocks", _carry(layer, states), _carry(layer, adjoints)),
+        ),
+        given=("local_state", "d_state_y_state", "centre_decay"),
+    )
+
+
+def _place(first: str) -> tuple[Stmt, ...]:
+    """Which block of which head's state a program has."""
+    return (
+        ScalarStmt("n0", first),
+        ScalarStmt("head", "program_id(1)", wide=True),
+        ScalarStmt("b", "program_id(2)", wide=True),
+        Arange("n", "n", "BLOCK"),
+        Mask("n_in", "n", "n", "state_size - n0"),
+    )
+
+
+def _carry(layer: Layer, way: Way) -> tuple[Stmt, ...]:
+    """The walk over the segments, AHEAD of them a trip."""
+    span = Span("n", "n", "BLOCK", "n0", "n_in")
+    state = Value("state", ("n",))
+    body: list[Stmt] = [ScalarStmt("first", f"step * {AHEAD}", wide=True)]
+    body += [stmt for k in range(AHEAD) for stmt in _loads(k, span, way)]
+    for k in range(AHEAD):
+        body.append(When(f"{_number(k)} < nsegments", _step(layer, k, span, way)))
+    stores = (When(way.stores_last, (Store(way.last, ("b", "head", span), state),)),) if way.stores_last else ()
+    return (
+        When(way.has_first, (Load(state, way.first, ("b", "head", span)),), (Full(state, ("BLOCK",)),)),
+        For("step", f"cdiv(nsegments, {AHEAD})", tuple(body)),
+        *stores,
     )
 
 
@@ -71,24 +122,25 @@ def _number(k: int) -> str:
     return f"first + {k}" if k else "first"
 
 
-def _place(k: int, reverse: bool) -> str:
+def _visited(k: int, reverse: bool) -> str:
     """The segment that is visited at number k of a trip, where there is one."""
     return f"nsegments - 1 - ({_number(k)})" if reverse else _number(k)
 
 
-def _loads(k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
+def _loads(k: int, span: Span, way: Way) -> tuple[Stmt, ...]:
     """Summary number k of a trip; past the end the last one is read again, and not used."""
     segment = f"minimum({_number(k)}, nsegments - 1)" if k else "first"
-    if reverse:
-        segment = f"maximum({_place(k, reverse)}, 0)" if k else _place(k, reverse)
+    if way.reverse:
+        segment = f"maximum({_visited(k, True)}, 0)" if k else _visited(k, True)
     return (
         Load(Value(f"total_{k}", ()), "total", ("b", segment, "head")),
-        Load(Value(f"local_state_{k}", ("n",)), "summary", ("b", segment, "head", span)),
+        Load(Value(f"local_state_{k}", ("n",)), way.summary, ("b", segment, "head", span)),
     )
 
 
-def _step(layer: Layer, k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
+def _step(layer: Layer, k: int, span: Span, way: Way) -> tuple[Stmt, ...]:
     """Summary number k becomes the state that enters its segment, and the state moves on."""
+    reverse = way.reverse
     at = {"h": Piece("", scalar="head"), "p": Piece(""), "n": Piece("", span)}
     carried, local, made = ("state", "local_state", "state_out")
     if reverse:
@@ -102,7 +154,7 @@ def _step(layer: Layer, k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
         value_axes=axes,
     )
     state, total = Value("state", ("n",)), Value(f"total_{k}", ())
-    lowering.emit(1, Store("summary", ("b", _place(k, reverse), "head", span), state))
+    lowering.emit(1, Store(way.summary, ("b", _visited(k, reverse), "head", span), state))
     centre = Value("centre_decay", ())
     # boundaries are in the total already: minus infinity
     lowering.emit(1, Let(centre, decay(sympy.Symbol(total.name, real=True)), (total,)))
@@ -113,10 +165,14 @@ def _step(layer: Layer, k: int, span: Span, reverse: bool) -> tuple[Stmt, ...]:
     return tuple(lowering.scopes[1])
 
 
-def _tensors() -> tuple[Tensor, ...]:
+def _summary(way: Way) -> Tensor:
+    return Tensor(way.summary, ("batch", "nsegments", "nheads", "state_size"), "state", out=True)
+
+
+def _ends(way: Way) -> tuple[Tensor, Tensor]:
+    """The state that it begins with, and the one that it ends with."""
+    state = ("batch", "nheads", "state_size")
     return (
-        Tensor("summary", ("batch", "nsegments", "nheads", "state_size"), "state", out=True),
-        Tensor("total", ("batch", "nsegments", "nheads"), "float32"),
-        Tensor("initial_states", ("batch", "nheads", "state_size"), "state", flag="HAS_ENTERING"),
-        Tensor("final_states", ("batch", "nheads", "state_size"), "state", flag="STORE_FINAL", out=True),
+        Tensor(way.first, state, "state", flag=way.has_first),
+        Tensor(way.last, state, "state", flag=way.stores_last, out=True),
     )
