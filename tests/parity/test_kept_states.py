@@ -205,13 +205,14 @@ def test_kernels_that_are_specialised_by_warps(
     monkeypatch.delenv("SSDGEN_NO_TUNE")
     select.forget()
     given = drawn(sizes, "cuda", torch.bfloat16, seed)
-    wanted, _ = step(given), launched()
+    wanted, before = step(given), launched()
+    assert any(name.startswith(MAKING) for name in before)
     monkeypatch.setenv("SSDGEN_KEEP_STATES", "1")
     found, names = step(given), launched()
-    # of two tiles of dstate they are made again
+    # of two tiles of dstate they are made again, by the backward pass that is remembered
     kept = sizes[4] <= 128
     assert any("consumer" in name and name.endswith("_keeping") for name in names) == kept
-    assert any(name.startswith(MAKING) for name in names) != kept
+    assert not any(name.startswith(MAKING) for name in names), names
     for made, right in zip(found, wanted, strict=True):
         error = (made.float() - right.float()).norm() / right.float().norm()
         assert error < 1e-2
