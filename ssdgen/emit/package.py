@@ -17,14 +17,13 @@ import sympy
 
 from ..plan import catalogue, ir, parts, space
 from ..plan.ir import Kernel
-from ..plan.schedules import adjoint, common, diagonal, mirror, prepare, sum_heads, sum_parts
+from ..plan.schedules import adjoint, common, diagonal, mirror, prepare, step_tiles, sum_heads, sum_parts
 from ..plan.schedules.decode import Step
 from ..plan.schedules.gradients import Gradients
 from ..plan.schedules.groups import Groups
 from ..plan.schedules.replay import Replay
 from ..plan.schedules.reverse import Reverse
 from ..plan.schedules.states import States
-from ..plan.schedules.step_tiles import TILES, Tiles
 from ..plan.schedules.steps import Steps
 from ..plan.schedules.walk import Walk
 from ..plan.tiles import (
@@ -293,8 +292,9 @@ def _decode_launcher(decoding: list[Kernel]) -> str:
     steps = [(f"({tied}, {n})", Step(n, tied).name) for tied, n in product((True, False), (1, 2))]
     replays = [(f"{n}", Replay(n).name) for n in (1, 2)]
     of_heads = [("False", Step(heads=True).name), ("True", Replay(heads=True).name)]
-    tiled = [(f"({replayed}, {p})", Tiles(p, replayed).name) for replayed, p in product((False, True), TILES)]
-    in_units = [(f"{p}", Tiles(p, units=True).name) for p in TILES]
+    shapes = step_tiles.shapes()
+    tiled = [(f"({each.replay}, {each.p_tiles}, {each.ahead})", each.name) for each in shapes if not each.units]
+    in_units = [(f"({each.p_tiles}, {each.ahead})", each.name) for each in shapes if each.units]
     tensors = sorted((t for k in decoding for t in k.tensors if t.stride_parameters()), key=lambda t: len(t.dims))
     strided = {t.name: t.dims for t in tensors}
     return render(

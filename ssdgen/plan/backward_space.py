@@ -39,7 +39,7 @@ from .space import HALF_OF_THE_REGISTERS, Value, digest
 from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST
 
 # kernels that share their numbers, by the name of their axes
-SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("state_passing", "adjoint_passing")}
+SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("both_passing",)}
 
 # what walks that are specialised by warps have fixed
 CONSUMERS_HAVE = {"block_p": CONSUMER_ROWS, "num_warps": 4}
@@ -90,7 +90,7 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
 def launched(config: Config) -> tuple[str, ...]:
     """The kernels of a config, by their names in it: without segments nothing passes between them."""
     chunk, segment = config.get("chunk"), config.get("segment")
-    several = ("segment_state", "state_passing", "segment_adjoint", "adjoint_passing") if segment else ()
+    several = ("segment_state", "segment_adjoint", "both_passing") if segment else ()
     # where a segment is a chunk, what enters and leaves chunks is there already
     kept = not segment or segment != chunk
     if config["schedule"] == "chunks":

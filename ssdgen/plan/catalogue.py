@@ -45,7 +45,6 @@ from .schedules.replay import Replay
 from .schedules.reverse import Reverse
 from .schedules.scan import Scan
 from .schedules.states import States
-from .schedules.step_tiles import Tiles
 from .schedules.steps import Steps
 from .schedules.walk import Walk
 
@@ -109,13 +108,8 @@ DECODE: dict[str, Callable[[Layer], Kernel]] = {
 }
 # those of one token whose programs have tiles of headdim, where B and C are shared
 TILED: dict[str, Callable[[Layer], Kernel]] = {
-    **{
-        (shape := Tiles(p, replayed)).name: partial(step_tiles.kernel, shape=shape)
-        for replayed, p in product((False, True), step_tiles.TILES)
-    },
+    **{shape.name: partial(step_tiles.kernel, shape=shape) for shape in step_tiles.shapes()},
     "replay_scores": step_tiles.scores,
-    # of states of 8 bits, which are bound by arithmetic
-    **{(shape := Tiles(p, units=True)).name: partial(step_tiles.kernel, shape=shape) for p in step_tiles.TILES},
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..gpus import Gpu
 from .kernel_space import EARLY, KernelSpace, Numbers, powers
 from .problem import Problem
+from .schedules.step_tiles import AHEAD
 from .space import Axis
 from .tiles import power_tiles
 
@@ -24,8 +25,9 @@ MOST_HEADS = 16
 WARPS = (1, 2, 4, 8)
 # tiles of a program, 0 for one of the kernels that have one tile or several heads; 32-bit registers of a thread that
 # hold them as they are stored
-TILES = (0, 1, 2, 4)
+TILES = (0, 1, 2, 4, 8)
 MOST_HELD = 128
+MOST_AT_ONCE = 4
 # numbers of the state below which a launch and its latency are most of a step
 FEW = 2**20
 
@@ -60,6 +62,12 @@ class StepSpace(KernelSpace):
                 "of one tile of dstate alone",
             ),
             Axis(
+                "ahead",
+                (0, *(ahead for tiles, ahead in AHEAD if tiles in _tiles(problem))),
+                "tiles that are on their way at once, 0 for all of them: the others are loaded while those before them "
+                "are computed, so that a program of a whole head makes the step size once and keeps memory busy",
+            ),
+            Axis(
                 "early",
                 (False, True) if gpu.arch in EARLY and len(power_tiles(problem.dstate)) == 1 else (False,),
                 "True: the launch overlaps with the kernel before, which is much of a small batch's time",
@@ -88,8 +96,12 @@ class StepSpace(KernelSpace):
             return f"a program has {tiles} tiles of one head, or goes through {numbers['heads']} heads"
         if tiles and problem.headdim % (tiles * rows):
             return f"{tiles} tiles of {rows} rows do not divide headdim {problem.headdim}"
-        if tiles * each * problem.element_bytes / 4 > MOST_HELD:
-            return f"{tiles} tiles of {each:g} numbers of a thread do not fit {MOST_HELD} registers"
+        ahead = numbers["ahead"]
+        if (tiles, ahead) not in AHEAD and (ahead or tiles > MOST_AT_ONCE):
+            known = ", ".join(f"{most} of {tiles}" for tiles, most in AHEAD)
+            return f"{ahead or 'all'} of {tiles} tiles at once; there are kernels for {known}"
+        if (ahead or tiles) * each * problem.element_bytes / 4 > MOST_HELD:
+            return f"{ahead or tiles} tiles of {each:g} numbers of a thread do not fit {MOST_HELD} registers"
         if numbers["heads"] > 1 and each > MOST_AHEAD:
             return f"a thread would have {each:g} numbers of each of two heads, more than the {MOST_AHEAD} that fit"
         return None
@@ -99,25 +111,41 @@ class StepSpace(KernelSpace):
 
     def often(self, problem: Problem, gpu: Gpu) -> Iterable[Numbers]:
         """Programs of a few hundred loads, whole heads or parts of them; first what was fastest on an H200."""
-        names = ("block_p", "num_warps", "heads", "tiles", "early", "maxnreg")
+        names = ("block_p", "num_warps", "heads", "tiles", "ahead", "early", "maxnreg")
         few = problem.batch * problem.nheads * problem.headdim * problem.dstate < FEW
         if few:
-            found = [(8, 2, 1, 1, True, 0), (4, 1, 1, 1, True, 0), (8, 1, 1, 1, False, 0), (16, 2, 1, 1, False, 0)]
+            found = [
+                (8, 2, 1, 1, 0, True, 0),
+                (4, 1, 1, 1, 0, True, 0),
+                (8, 1, 1, 1, 0, False, 0),
+                (16, 2, 1, 1, 0, False, 0),
+            ]
         elif problem.element_bytes == 1:
-            found = [(16, 2, 1, 4, False, 112), (8, 1, 1, 4, False, 128), (16, 2, 1, 4, False, 0)]
+            found = [(16, 2, 1, 4, 0, False, 112), (8, 1, 1, 4, 0, False, 128), (16, 2, 1, 4, 0, False, 0)]
         else:
-            found = [(16, 2, 1, 4, True, 112), (16, 1, 1, 1, False, 0), (16, 2, 1, 0, False, 0), (8, 1, 1, 4, True, 0)]
-        found += [(32, 2, 1, 2, False, 0), (16, 2, 1, 4, True, 0), (8, 1, 1, 4, False, 0), (16, 1, 1, 2, False, 0)]
-        found += [(rows, warps, 1, 0, False, 0) for rows, warps in ((64, 4), (32, 4), (16, 2), (8, 2), (4, 1))]
-        found += [(32, 2, 4, 0, False, 0), (64, 8, 4, 0, False, 0), (16, 2, 4, 0, False, 0)]
+            found = [
+                (16, 2, 1, 4, 0, True, 112),
+                (16, 1, 1, 1, 0, False, 0),
+                (16, 2, 1, 0, 0, False, 0),
+                (8, 1, 1, 4, 0, True, 0),
+            ]
+        found += [(16, 1, 1, 4, 2, True, 128), (8, 1, 1, 8, 4, True, 128)]
+        found += [
+            (32, 2, 1, 2, 0, False, 0),
+            (16, 2, 1, 4, 0, True, 0),
+            (8, 1, 1, 4, 0, False, 0),
+            (16, 1, 1, 2, 0, False, 0),
+        ]
+        found += [(rows, warps, 1, 0, 0, False, 0) for rows, warps in ((64, 4), (32, 4), (16, 2), (8, 2), (4, 1))]
+        found += [(32, 2, 4, 0, 0, False, 0), (64, 8, 4, 0, 0, False, 0), (16, 2, 4, 0, 0, False, 0)]
         for numbers in dict.fromkeys(found):
             yield dict(zip(names, numbers, strict=True))
 
     def implied(self) -> Numbers:
-        return {"heads": 1, "tiles": 0, "early": False, "maxnreg": 0}
+        return {"heads": 1, "tiles": 0, "ahead": 0, "early": False, "maxnreg": 0}
 
     def bounds(self) -> tuple[object, ...]:
-        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD, MOST_HELD, FEW
+        return LEAST_EACH, MOST_EACH, MOST_ROWS, MOST_AHEAD, MOST_HELD, MOST_AT_ONCE, FEW
 
 
 def _rows(problem: Problem) -> tuple[int, ...]:

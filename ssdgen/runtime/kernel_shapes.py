@@ -50,9 +50,9 @@ def heads_of_steps(sizes: Sizes, config: dict[str, Any]) -> int:
     return next_power_of_two(block)
 
 
-def block_of_states(sizes: Sizes, config: dict[str, Any]) -> int:
+def block_of_states(sizes: Sizes, numbers: dict[str, Any]) -> int:
     """Numbers of a state that one program passes from segment to segment."""
-    return min(numbers_of(config, "state_passing").get("block", 512), next_power_of_two(sizes.names["state_size"]))
+    return min(numbers.get("block", 512), next_power_of_two(sizes.names["state_size"]))
 
 
 def can_specialise(sizes: Sizes, operands: tuple[str, ...]) -> bool:

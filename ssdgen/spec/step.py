@@ -28,7 +28,8 @@ def step_graph(
     tied: step size and decay rate are one number for a head, as in Mamba-2; else dt[h, p] and A[h, p, n].
     replay: the state is that before the kept tokens, j; state_out is still that after one token.
     merged: the scale of a row and its decay are one factor, `carried`, of the numbers as they are stored; the scale is
-        1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new.
+        1 where nothing is scaled.  With a replay state_out is then that after all tokens, kept and new.  D may then be
+        one number for a head, `D_head`.
     units: merged, and that factor is what the state is counted in until it is stored, `in_units`: a row has one product
         less for each number, and is divided once.  Of scaled states, without a replay.
     """
@@ -75,11 +76,11 @@ def step_graph(
     after = entry("state_out", "h", "p", "n")
     if units:
         nodes += _in_units(centre_decay, stored_step, (hx, hb, hc))
-        nodes += _gated(x)
+        nodes += [*_of_heads(x), *_gated(x, entry("y_own", "h", "p"))]
         return Graph(f"step in units[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     if merged:
-        nodes += _merged(layer, centre_decay, log_decay, replay, (hx, hb, hc))
-        nodes += _outputs(x, after, stored_step)
+        nodes += [*_merged(layer, centre_decay, log_decay, replay, (hx, hb, hc)), *_of_heads(x)]
+        nodes += [*_gated(x, entry("y_own", "h", "p")), *_scaled(after, stored_step)]
         return Graph(f"merged {'replay' if replay else 'step'}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
     nodes += [
         Map(
@@ -100,15 +101,14 @@ def step_graph(
         nodes += _replayed(layer, log_decay, hx, hb, hc)
     else:
         nodes += [Map("y_terms", ("h", "p", "n"), after * c), _over_n("y_ssm", ("h", "p"), "y_terms", ("h", "p", "n"))]
-    nodes += _outputs(x, after, stored_step)
+    nodes += [*_gated(x, entry("y_ssm", "h", "p")), *_scaled(after, stored_step)]
     kind = ("replay" if replay else "step") + ("" if tied else ", untied")
     return Graph(f"{kind}[{layer.family.name}, {layer.layout.name}]", tuple(nodes))
 
 
-def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol) -> list[Node]:
-    """y from y_ssm, and the state as it is stored."""
+def _scaled(after: sympy.Indexed, stored_step: sympy.Symbol) -> list[Node]:
+    """The state as it is stored."""
     return [
-        *_gated(x),
         Largest("largest", ("h", "p"), after, ("n",)),
         Map("scale_out", ("h", "p"), storage.scale_of(entry("largest", "h", "p"), stored_step)),
         Map("inverse_scale", ("h", "p"), storage.inverse(entry("scale_out", "h", "p"))),
@@ -116,11 +116,20 @@ def _outputs(x: sympy.Indexed, after: sympy.Indexed, stored_step: sympy.Symbol) 
     ]
 
 
-def _gated(x: sympy.Indexed) -> list[Node]:
-    """y from y_ssm."""
-    y_ssm, y_skip = entry("y_ssm", "h", "p"), entry("y_skip", "h", "p")
+def _of_heads(x: sympy.Indexed) -> list[Node]:
+    """What D gives where it is one number for a head: then there is no D of channels."""
+    y_ssm = entry("y_ssm", "h", "p")
     return [
-        Map("y_skip", ("h", "p"), formulas.skip(y_ssm, entry("D", "h", "p"), x), "HAS_D", y_ssm),
+        Input("D_head", ("h",), "skip weight of all channels of a head"),
+        Map("y_own", ("h", "p"), formulas.skip(y_ssm, entry("D_head", "h"), x), "D_BY_HEAD", y_ssm),
+    ]
+
+
+def _gated(x: sympy.Indexed, before: sympy.Indexed) -> list[Node]:
+    """y from what comes before its skip and its gate."""
+    y_skip = entry("y_skip", "h", "p")
+    return [
+        Map("y_skip", ("h", "p"), formulas.skip(before, entry("D", "h", "p"), x), "HAS_D", before),
         Map("y", ("h", "p"), formulas.gate(y_skip, entry("z", "h", "p")), "HAS_Z", y_skip),
     ]
 

@@ -107,12 +107,18 @@ CALLS = {
     "state_step_1tile": launches("float32", 32, tiles=1),
     "state_step_2tiles": launches("bfloat16", 32, tiles=2, everything=False),
     "state_step_4tiles": launches("bfloat16", 32, tiles=4, everything=False),
+    "state_step_4tiles_2ahead": launches("float32", 32, tiles=4, ahead=2),
+    "state_step_8tiles_4ahead": launches("bfloat16", 32, tiles=8, ahead=4, everything=False),
     "state_step_1tile_units": launches("float8", 32, tiles=1),
     "state_step_2tiles_units": launches("float8", 32, tiles=2, everything=False),
     "state_step_4tiles_units": launches("int8", 32, tiles=4, everything=False),
+    "state_step_4tiles_2ahead_units": launches("int8", 32, tiles=4, ahead=2, everything=False),
+    "state_step_8tiles_4ahead_units": launches("float8", 32, tiles=8, ahead=4, everything=False),
     "replay_step_1tile": launches("float8", 32, kept=3, tiles=1),
     "replay_step_2tiles": launches("bfloat16", 32, kept=3, tiles=2),
     "replay_step_4tiles": launches("int8", 32, kept=17, tiles=4, everything=False),
+    "replay_step_4tiles_2ahead": launches("bfloat16", 32, kept=3, tiles=4, ahead=2),
+    "replay_step_8tiles_4ahead": launches("int8", 32, kept=3, tiles=8, ahead=4, everything=False),
 }
 
 

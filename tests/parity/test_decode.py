@@ -12,10 +12,11 @@ import torch
 import ssdgen.mamba2_ops as ops
 from ssdgen.mamba2_ops import decode_fallback, decode_paths, paths, storage
 from ssdgen.mamba2_ops.launchers import decode as launcher
-from ssdgen.plan.schedules.step_tiles import Tiles
+from ssdgen.plan.schedules.step_tiles import AHEAD, TILES, Tiles
 from tests.parity.decode import CASES, EVERYTHING, MODEL, Case, check, draw, replayed
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpreter), pytest.param("cuda", marks=pytest.mark.gpu)]
+CUTS = [*((tiles, 0) for tiles in TILES), *AHEAD]
 ON_GPU = [
     *(Case(batch, 0, 80, 64, 128, 1, "bfloat16", state, MODEL) for batch, state in ((1, "float32"), (5, "bfloat16"))),
     Case(5, 0, 80, 64, 128, 1, "bfloat16", "int8", (*MODEL, "seed")),
@@ -83,7 +84,7 @@ def test_replay_of_heads_after_heads(device: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize(("tiles", "ahead"), CUTS)
 @pytest.mark.parametrize(
     "case",
     [
@@ -94,10 +95,11 @@ def test_replay_of_heads_after_heads(device: str, monkeypatch: pytest.MonkeyPatc
     ],
     ids=str,
 )
-def test_tiles_of_a_program(case: Case, tiles: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = run_with(monkeypatch, tiles=tiles, num_warps=2)
+def test_tiles_of_a_program(case: Case, tiles: int, ahead: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D of heads and of channels."""
+    ran = run_with(monkeypatch, tiles=tiles, ahead=ahead, num_warps=2)
     check(case, ops.selective_state_update, device)
-    assert ran == [Tiles(tiles, units=case.state in ("int8", "float8")).name]
+    assert ran == [Tiles(tiles, units=case.state in ("int8", "float8"), ahead=ahead).name]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -117,14 +119,16 @@ def test_a_first_token_in_units(scale: float, device: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize(("tiles", "ahead"), CUTS)
 @pytest.mark.parametrize("state", ["float32", "int8"])
-def test_replay_in_tiles(state: str, tiles: int, early: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_in_tiles(
+    state: str, tiles: int, ahead: int, early: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More steps than are kept, with three kept inputs: a product has more rows than that."""
-    ran = run_with(monkeypatch, tiles=tiles, num_warps=2, early=early)
+    ran = run_with(monkeypatch, tiles=tiles, ahead=ahead, num_warps=2, early=early)
     case = Case(headdim=16, dstate=32, state=state, options=("D", "z", "dt_bias", "dt_softplus", "slots"))
     ys, expected, args, replay = replayed(ops, case, 4, 6, device)
-    assert {"replay_scores", Tiles(tiles, units=state == "int8").name} == set(ran)
+    assert {"replay_scores", Tiles(tiles, units=state == "int8", ahead=ahead).name} == set(ran)
     slots = args["state_batch_indices"].long()
     assert replay.count[slots[slots >= 0]].tolist() == [2, 2]
     assert float((ys - expected).norm() / expected.norm()) < (1e-5 if state == "float32" else 2e-2)

@@ -71,7 +71,7 @@ def test_a_config_has_the_kernels_that_are_launched() -> None:
     def kernels(schedule: str, **changes: Any) -> set[str]:
         return set(space.config(schedule, {"chunk": 64, "segment": 0, **changes})["kernels"])
 
-    steps, passing = {"dt_cumsum", "dt_gradients"}, {"state_passing", "adjoint_passing"}
+    steps, passing = {"dt_cumsum", "dt_gradients"}, {"both_passing"}
     assert kernels("walk") == steps | {"chunk_states", "reverse_walk", "group_gradients"}
     assert kernels("chunks") == steps | {"chunk_states", "chunk_adjoints", "chunk_gradients"}
     assert kernels("chunks", segment=128) == kernels("chunks") | passing | {"segment_state", "segment_adjoint"}

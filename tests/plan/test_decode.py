@@ -23,6 +23,9 @@ NSLOTS = 6
 KINDS = [(family, MULTI_INPUT) for family in FAMILIES.values()]
 KINDS += [(SSD, layout) for layout in LAYOUTS.values() if layout is not MULTI_INPUT]
 OPTIONS = {"HAS_D": True, "HAS_Z": True, "HAS_DT_BIAS": True, "DT_SOFTPLUS": True, "RANDOM": False, "EARLY": True}
+OPTIONS["D_BY_HEAD"] = False
+# D is one number for a head
+OF_HEADS = {"HAS_D": False, "D_BY_HEAD": True}
 
 
 def drawn(layer: Layer, tokens: int, dstate: int) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def run_step(
     scale = np.full((NSLOTS, HEADS, P), 0.25)
     tensors = {
         **args,
+        "D_head": args["D"][:, 0],
         "state": state / 0.25 if flags.get("HAS_SCALE") else state,
         "state_scale": scale,
         "state_batch_indices": SLOTS,
@@ -142,14 +146,15 @@ def test_heads_after_heads_are_the_oracle(family, layout, scaled: bool) -> None:
     assert np.isnan(np.delete(state, SLOTS[rows], axis=0)).all(), "another slot was touched"
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("p_tiles", step_tiles.TILES)
+@pytest.mark.parametrize("shape", [shape for shape in step_tiles.shapes() if not shape.replay], ids=lambda s: s.name)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_tiles_of_a_program_are_the_oracle(family, p_tiles: int, scaled: bool) -> None:
+@pytest.mark.parametrize("by_head", [False, True])
+def test_tiles_of_a_program_are_the_oracle(family, shape: step_tiles.Tiles, by_head: bool) -> None:
     """One factor for the scale of a row and its decay, and a grid that says which head is whose."""
-    layer, args = Layer(family=family), drawn(Layer(family=family), 1, 8)
+    layer, args, scaled = Layer(family=family), drawn(Layer(family=family), 1, 8), shape.units
+    args["D"] = args["D"][:, :1].repeat(P, axis=1) if by_head else args["D"]
     exact = oracle(Layer(family, MULTI_INPUT, dt_softplus=True), **args, dt_limit=(0.05, 0.6))
-    found = run_step(layer, args, step_tiles.Tiles(p_tiles, units=scaled), HAS_SCALE=scaled)
+    found = run_step(layer, args, shape, HAS_SCALE=scaled, **(OF_HEADS if by_head else {}))
     rows = SLOTS >= 0
     np.testing.assert_allclose(found["y"][rows], exact.y[rows], rtol=1e-9)
     assert not found["y"][~rows].any()
@@ -172,11 +177,11 @@ def test_heads_that_have_nothing_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("p_tiles", step_tiles.TILES)
+@pytest.mark.parametrize("shape", [shape for shape in step_tiles.shapes() if shape.replay], ids=lambda s: s.name)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_a_replay_in_tiles_is_the_oracle(family, p_tiles: int, scaled: bool) -> None:
+def test_a_replay_in_tiles_is_the_oracle(family, shape: step_tiles.Tiles, scaled: bool) -> None:
     """The scores are made and the tokens are counted by a kernel of their own, before."""
-    check_replay(Layer(family=family), 8, step_tiles.Tiles(p_tiles, replay=True), HAS_SCALE=scaled)
+    check_replay(Layer(family=family), 8, shape, HAS_SCALE=scaled)
 
 
 @pytest.mark.parametrize("heads", [False, True])
@@ -208,6 +213,7 @@ def check_replay(layer: Layer, dstate: int, shape: replay.Replay | step_tiles.Ti
         "kept_dt": np.full((NSLOTS, HEADS, kept), 1e9),
         "kept_B": np.full((NSLOTS, args["B"].shape[2], kept, dstate), 1e9),
         **{name: args[name] for name in ("A", "D", "dt_bias")},
+        "D_head": args["D"][:, 0],
     }
     memory |= {f"new_{name}": memory[f"kept_{name}"] for name in ("x", "dt", "B")}
     tiled = isinstance(shape, step_tiles.Tiles)
@@ -253,4 +259,4 @@ def test_a_slot_named_twice_is_a_race_and_one_past_the_end_is_not_read(monkeypat
 
 def test_the_catalogue_has_every_shape() -> None:
     assert {kernel.name for kernel in catalogue.decoding(Layer())} == {*catalogue.DECODE, *catalogue.TILED}
-    assert len(catalogue.DECODE) == 9 and len(catalogue.TILED) == 10
+    assert len(catalogue.DECODE) == 9 and len(catalogue.TILED) == 16

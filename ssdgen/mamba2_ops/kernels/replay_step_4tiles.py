@@ -21,7 +21,8 @@ x_kept[h, j, p] = kept_x[h, j, p]*weights[h, j]
 kept_added[h, p, n] = sum over j of x_kept[h, j, p] * kept_B[j, n]
 kept_state[h, p, n] = kept_added[h, p, n]
 state_out[h, p, n] = B[n]*x_weighted[h, p] + carried[h, p]*stored[h, p, n] + kept_state[h, p, n]
-y_skip[h, p] = D[h, p]*x[h, p] + y_ssm[h, p]    if HAS_D
+y_own[h, p] = D_head[h]*x[h, p] + y_ssm[h, p]    if D_BY_HEAD
+y_skip[h, p] = D[h, p]*x[h, p] + y_own[h, p]    if HAS_D
 y[h, p] = sigmoid(z[h, p])*y_skip[h, p]*z[h, p]    if HAS_Z
 largest[h, p] = largest over n of |state_out[h, p, n]|
 scale_out[h, p] = stored_step*Max(1.0e-30, largest[h, p])
@@ -50,6 +51,7 @@ def replay_step_4tiles(
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, tokens, nheads, headdim], if HAS_Z
+    D_head_ptr,  # [nheads], if D_BY_HEAD
     held_ptr,  # [batch]
     CB_ptr,  # [batch, ngroups]
     kept_CB_ptr,  # [batch, ngroups, block_k]
@@ -80,6 +82,7 @@ def replay_step_4tiles(
     stride_z_batch: tl.int64,
     stride_z_tokens: tl.int64,
     stride_z_nheads: tl.int64,
+    stride_D_head_nheads: tl.int64,
     stride_y_batch: tl.int64,
     stride_y_tokens: tl.int64,
     stride_y_nheads: tl.int64,
@@ -107,6 +110,7 @@ def replay_step_4tiles(
     HAS_SLOTS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
+    D_BY_HEAD: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     p_blocks = HEADDIM // (4 * BLOCK_P)
@@ -205,6 +209,8 @@ def replay_step_4tiles(
         dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
     kept_CB = tl.load(kept_CB_ptr + (b * ngroups + group) * BLOCK_K + k)  # [BLOCK_K]
     CB = tl.load(CB_ptr + b * ngroups + group)
+    if D_BY_HEAD:
+        D_head = tl.load(D_head_ptr + head * stride_D_head_nheads).to(tl.float32)
     state_0 = widen(state_0, FORMAT)
     kept_log_decay = tl.where(k_in, kept_dt * A * 1.4426950408889634, 0.0)
     dA_last = tl.sum(kept_log_decay, axis=0)
@@ -225,6 +231,8 @@ def replay_step_4tiles(
     y_terms_0 = state_0 * C.to(tl.float32)[None, :]
     y_state_0 = tl.sum(y_terms_0, axis=1)
     y_0 = y_kept_0 + x_weighted_0 * CB + carried_0 * y_state_0
+    if D_BY_HEAD:
+        y_0 = y_0 + x_0.to(tl.float32) * D_head
     if HAS_D:
         y_0 = y_0 + D_0 * x_0.to(tl.float32)
     if HAS_Z:
@@ -238,6 +246,8 @@ def replay_step_4tiles(
     y_terms_1 = state_1 * C.to(tl.float32)[None, :]
     y_state_1 = tl.sum(y_terms_1, axis=1)
     y_1 = y_kept_1 + x_weighted_1 * CB + carried_1 * y_state_1
+    if D_BY_HEAD:
+        y_1 = y_1 + x_1.to(tl.float32) * D_head
     if HAS_D:
         y_1 = y_1 + D_1 * x_1.to(tl.float32)
     if HAS_Z:
@@ -251,6 +261,8 @@ def replay_step_4tiles(
     y_terms_2 = state_2 * C.to(tl.float32)[None, :]
     y_state_2 = tl.sum(y_terms_2, axis=1)
     y_2 = y_kept_2 + x_weighted_2 * CB + carried_2 * y_state_2
+    if D_BY_HEAD:
+        y_2 = y_2 + x_2.to(tl.float32) * D_head
     if HAS_D:
         y_2 = y_2 + D_2 * x_2.to(tl.float32)
     if HAS_Z:
@@ -264,6 +276,8 @@ def replay_step_4tiles(
     y_terms_3 = state_3 * C.to(tl.float32)[None, :]
     y_state_3 = tl.sum(y_terms_3, axis=1)
     y_3 = y_kept_3 + x_weighted_3 * CB + carried_3 * y_state_3
+    if D_BY_HEAD:
+        y_3 = y_3 + x_3.to(tl.float32) * D_head
     if HAS_D:
         y_3 = y_3 + D_3 * x_3.to(tl.float32)
     if HAS_Z:

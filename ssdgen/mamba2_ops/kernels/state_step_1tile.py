@@ -10,7 +10,8 @@ carried[h, p] = centre_decay[h]*scale[h, p]
 state_out[h, p, n] = B[n]*x_weighted[h, p] + carried[h, p]*stored[h, p, n]
 y_terms[h, p, n] = C[n]*state_out[h, p, n]
 y_ssm[h, p] = sum over n of y_terms[h, p, n]
-y_skip[h, p] = D[h, p]*x[h, p] + y_ssm[h, p]    if HAS_D
+y_own[h, p] = D_head[h]*x[h, p] + y_ssm[h, p]    if D_BY_HEAD
+y_skip[h, p] = D[h, p]*x[h, p] + y_own[h, p]    if HAS_D
 y[h, p] = sigmoid(z[h, p])*y_skip[h, p]*z[h, p]    if HAS_Z
 largest[h, p] = largest over n of |state_out[h, p, n]|
 scale_out[h, p] = stored_step*Max(1.0e-30, largest[h, p])
@@ -39,6 +40,7 @@ def state_step_1tile(
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, tokens, nheads, headdim], if HAS_Z
+    D_head_ptr,  # [nheads], if D_BY_HEAD
     y_ptr,  # [batch, tokens, nheads, headdim]
     stride_state_nslots: tl.int64,
     stride_state_nheads: tl.int64,
@@ -61,6 +63,7 @@ def state_step_1tile(
     stride_z_batch: tl.int64,
     stride_z_tokens: tl.int64,
     stride_z_nheads: tl.int64,
+    stride_D_head_nheads: tl.int64,
     stride_y_batch: tl.int64,
     stride_y_tokens: tl.int64,
     stride_y_nheads: tl.int64,
@@ -83,6 +86,7 @@ def state_step_1tile(
     HAS_SLOTS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
+    D_BY_HEAD: tl.constexpr,
     STORE_STATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -126,6 +130,8 @@ def state_step_1tile(
     dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
     if HAS_DT_BIAS:
         dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
+    if D_BY_HEAD:
+        D_head = tl.load(D_head_ptr + head * stride_D_head_nheads).to(tl.float32)
     state = widen(state, FORMAT)
     if HAS_DT_BIAS:
         dt = dt + dt_bias
@@ -139,6 +145,8 @@ def state_step_1tile(
     state = B.to(tl.float32)[None, :] * x_weighted[:, None] + state * carried[:, None]
     y_terms = state * C.to(tl.float32)[None, :]
     y = tl.sum(y_terms, axis=1)
+    if D_BY_HEAD:
+        y = y + x.to(tl.float32) * D_head
     if HAS_D:
         y = y + D * x.to(tl.float32)
     if HAS_Z:

@@ -10,7 +10,8 @@ carried[h, p] = centre_decay[h]*scale[h, p]
 state_out[h, p, n] = B[n]*x_weighted[h, p] + carried[h, p]*stored[h, p, n]
 y_terms[h, p, n] = C[n]*state_out[h, p, n]
 y_ssm[h, p] = sum over n of y_terms[h, p, n]
-y_skip[h, p] = D[h, p]*x[h, p] + y_ssm[h, p]    if HAS_D
+y_own[h, p] = D_head[h]*x[h, p] + y_ssm[h, p]    if D_BY_HEAD
+y_skip[h, p] = D[h, p]*x[h, p] + y_own[h, p]    if HAS_D
 y[h, p] = sigmoid(z[h, p])*y_skip[h, p]*z[h, p]    if HAS_Z
 largest[h, p] = largest over n of |state_out[h, p, n]|
 scale_out[h, p] = stored_step*Max(1.0e-30, largest[h, p])
@@ -39,6 +40,7 @@ def state_step_4tiles(
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, tokens, nheads, headdim], if HAS_Z
+    D_head_ptr,  # [nheads], if D_BY_HEAD
     y_ptr,  # [batch, tokens, nheads, headdim]
     stride_state_nslots: tl.int64,
     stride_state_nheads: tl.int64,
@@ -61,6 +63,7 @@ def state_step_4tiles(
     stride_z_batch: tl.int64,
     stride_z_tokens: tl.int64,
     stride_z_nheads: tl.int64,
+    stride_D_head_nheads: tl.int64,
     stride_y_batch: tl.int64,
     stride_y_tokens: tl.int64,
     stride_y_nheads: tl.int64,
@@ -83,6 +86,7 @@ def state_step_4tiles(
     HAS_SLOTS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
+    D_BY_HEAD: tl.constexpr,
     STORE_STATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -165,6 +169,8 @@ def state_step_4tiles(
     dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
     if HAS_DT_BIAS:
         dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
+    if D_BY_HEAD:
+        D_head = tl.load(D_head_ptr + head * stride_D_head_nheads).to(tl.float32)
     state_0 = widen(state_0, FORMAT)
     if HAS_DT_BIAS:
         dt = dt + dt_bias
@@ -178,6 +184,8 @@ def state_step_4tiles(
     state_0 = B.to(tl.float32)[None, :] * x_weighted_0[:, None] + state_0 * carried_0[:, None]
     y_terms_0 = state_0 * C.to(tl.float32)[None, :]
     y_0 = tl.sum(y_terms_0, axis=1)
+    if D_BY_HEAD:
+        y_0 = y_0 + x_0.to(tl.float32) * D_head
     if HAS_D:
         y_0 = y_0 + D_0 * x_0.to(tl.float32)
     if HAS_Z:
@@ -203,6 +211,8 @@ def state_step_4tiles(
     state_1 = B.to(tl.float32)[None, :] * x_weighted_1[:, None] + state_1 * carried_1[:, None]
     y_terms_1 = state_1 * C.to(tl.float32)[None, :]
     y_1 = tl.sum(y_terms_1, axis=1)
+    if D_BY_HEAD:
+        y_1 = y_1 + x_1.to(tl.float32) * D_head
     if HAS_D:
         y_1 = y_1 + D_1 * x_1.to(tl.float32)
     if HAS_Z:
@@ -228,6 +238,8 @@ def state_step_4tiles(
     state_2 = B.to(tl.float32)[None, :] * x_weighted_2[:, None] + state_2 * carried_2[:, None]
     y_terms_2 = state_2 * C.to(tl.float32)[None, :]
     y_2 = tl.sum(y_terms_2, axis=1)
+    if D_BY_HEAD:
+        y_2 = y_2 + x_2.to(tl.float32) * D_head
     if HAS_D:
         y_2 = y_2 + D_2 * x_2.to(tl.float32)
     if HAS_Z:
@@ -257,6 +269,8 @@ def state_step_4tiles(
     state_3 = B.to(tl.float32)[None, :] * x_weighted_3[:, None] + state_3 * carried_3[:, None]
     y_terms_3 = state_3 * C.to(tl.float32)[None, :]
     y_3 = tl.sum(y_terms_3, axis=1)
+    if D_BY_HEAD:
+        y_3 = y_3 + x_3.to(tl.float32) * D_head
     if HAS_D:
         y_3 = y_3 + D_3 * x_3.to(tl.float32)
     if HAS_Z:

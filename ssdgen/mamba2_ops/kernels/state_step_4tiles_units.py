@@ -18,7 +18,8 @@ step_units[h, p] = stored_step*Max(1.0e-30, largest[h, p])
 step_root[h, p] = rsqrt(step_units[h, p])
 inverse_scale[h, p] = step_root[h, p]**2
 state_scaled[h, p, n] = in_units[h, p, n]*inverse_scale[h, p]
-y_skip[h, p] = D[h, p]*x[h, p] + y_ssm[h, p]    if HAS_D
+y_own[h, p] = D_head[h]*x[h, p] + y_ssm[h, p]    if D_BY_HEAD
+y_skip[h, p] = D[h, p]*x[h, p] + y_own[h, p]    if HAS_D
 y[h, p] = sigmoid(z[h, p])*y_skip[h, p]*z[h, p]    if HAS_Z
 """
 
@@ -43,6 +44,7 @@ def state_step_4tiles_units(
     dt_bias_ptr,  # [nheads], if HAS_DT_BIAS
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, tokens, nheads, headdim], if HAS_Z
+    D_head_ptr,  # [nheads], if D_BY_HEAD
     y_ptr,  # [batch, tokens, nheads, headdim]
     stride_state_nslots: tl.int64,
     stride_state_nheads: tl.int64,
@@ -65,6 +67,7 @@ def state_step_4tiles_units(
     stride_z_batch: tl.int64,
     stride_z_tokens: tl.int64,
     stride_z_nheads: tl.int64,
+    stride_D_head_nheads: tl.int64,
     stride_y_batch: tl.int64,
     stride_y_tokens: tl.int64,
     stride_y_nheads: tl.int64,
@@ -87,6 +90,7 @@ def state_step_4tiles_units(
     HAS_SLOTS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     RANDOM: tl.constexpr,
+    D_BY_HEAD: tl.constexpr,
     STORE_STATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -169,6 +173,8 @@ def state_step_4tiles_units(
     dt = tl.load(dt_ptr + b * stride_dt_batch + head * stride_dt_nheads).to(tl.float32)
     if HAS_DT_BIAS:
         dt_bias = tl.load(dt_bias_ptr + head * stride_dt_bias_nheads).to(tl.float32)
+    if D_BY_HEAD:
+        D_head = tl.load(D_head_ptr + head * stride_D_head_nheads).to(tl.float32)
     state_0 = widen(state_0, FORMAT)
     if HAS_DT_BIAS:
         dt = dt + dt_bias
@@ -185,6 +191,8 @@ def state_step_4tiles_units(
     y_terms_0 = state_0 * C.to(tl.float32)[None, :]
     y_units_0 = tl.sum(y_terms_0, axis=1)
     y_0 = carried_0 * y_units_0
+    if D_BY_HEAD:
+        y_0 = y_0 + x_0.to(tl.float32) * D_head
     if HAS_D:
         y_0 = y_0 + D_0 * x_0.to(tl.float32)
     if HAS_Z:
@@ -210,6 +218,8 @@ def state_step_4tiles_units(
     y_terms_1 = state_1 * C.to(tl.float32)[None, :]
     y_units_1 = tl.sum(y_terms_1, axis=1)
     y_1 = carried_1 * y_units_1
+    if D_BY_HEAD:
+        y_1 = y_1 + x_1.to(tl.float32) * D_head
     if HAS_D:
         y_1 = y_1 + D_1 * x_1.to(tl.float32)
     if HAS_Z:
@@ -235,6 +245,8 @@ def state_step_4tiles_units(
     y_terms_2 = state_2 * C.to(tl.float32)[None, :]
     y_units_2 = tl.sum(y_terms_2, axis=1)
     y_2 = carried_2 * y_units_2
+    if D_BY_HEAD:
+        y_2 = y_2 + x_2.to(tl.float32) * D_head
     if HAS_D:
         y_2 = y_2 + D_2 * x_2.to(tl.float32)
     if HAS_Z:
@@ -260,6 +272,8 @@ def state_step_4tiles_units(
     y_terms_3 = state_3 * C.to(tl.float32)[None, :]
     y_units_3 = tl.sum(y_terms_3, axis=1)
     y_3 = carried_3 * y_units_3
+    if D_BY_HEAD:
+        y_3 = y_3 + x_3.to(tl.float32) * D_head
     if HAS_D:
         y_3 = y_3 + D_3 * x_3.to(tl.float32)
     if HAS_Z:

@@ -476,7 +476,8 @@ def _pass_states(sizes: Sizes, config: dict[str, Any], there: bool) -> tuple[str
     for walk, slots in (("segment_state", {"dt": "dt_ready"}), ("segment_adjoint", {"summary": "d_summary"})):
         module, numbers, blocks = SHAPES.states(sizes, config, walk)
         sizes.launch(module, numbers, slots, **blocks)
-    block, numbers = block_of_states(sizes, config), numbers_of(config, "adjoint_passing")
+    numbers = numbers_of(config, "both_passing")
+    block = block_of_states(sizes, numbers)
     leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
     if there:
         slots = {"summary": "d_summary", "initial_states": "d_final_states", "final_states": "d_initial"}

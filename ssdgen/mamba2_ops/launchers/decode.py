@@ -20,6 +20,8 @@ from ..kernels import (
     replay_step_2n,
     replay_step_2tiles,
     replay_step_4tiles,
+    replay_step_4tiles_2ahead,
+    replay_step_8tiles_4ahead,
     replay_step_heads,
     state_step,
     state_step_1tile,
@@ -28,7 +30,11 @@ from ..kernels import (
     state_step_2tiles,
     state_step_2tiles_units,
     state_step_4tiles,
+    state_step_4tiles_2ahead,
+    state_step_4tiles_2ahead_units,
     state_step_4tiles_units,
+    state_step_8tiles_4ahead,
+    state_step_8tiles_4ahead_units,
     state_step_heads,
     state_step_untied,
     state_step_untied_2n,
@@ -43,6 +49,7 @@ DIMS = {
     "B": ("batch", "tokens", "ngroups", "DSTATE"),
     "C": ("batch", "tokens", "ngroups", "DSTATE"),
     "D": ("nheads", "HEADDIM"),
+    "D_head": ("nheads",),
     "dt": ("batch", "tokens", "nheads", "HEADDIM"),
     "dt_bias": ("nheads", "HEADDIM"),
     "state": ("nslots", "nheads", "HEADDIM", "DSTATE"),
@@ -77,20 +84,27 @@ OF_HEADS = {
     True: replay_step_heads,
 }
 
-# whether inputs are kept, and tiles of headdim of a program, where a call has one token and dstate is one tile
+# whether inputs are kept, tiles of headdim of a program and those that are on their way at once (0: all of them), where
+# a call has one token and dstate is one tile
 TILED = {
-    (False, 1): state_step_1tile,
-    (False, 2): state_step_2tiles,
-    (False, 4): state_step_4tiles,
-    (True, 1): replay_step_1tile,
-    (True, 2): replay_step_2tiles,
-    (True, 4): replay_step_4tiles,
+    (False, 1, 0): state_step_1tile,
+    (False, 2, 0): state_step_2tiles,
+    (False, 4, 0): state_step_4tiles,
+    (False, 4, 2): state_step_4tiles_2ahead,
+    (False, 8, 4): state_step_8tiles_4ahead,
+    (True, 1, 0): replay_step_1tile,
+    (True, 2, 0): replay_step_2tiles,
+    (True, 4, 0): replay_step_4tiles,
+    (True, 4, 2): replay_step_4tiles_2ahead,
+    (True, 8, 4): replay_step_8tiles_4ahead,
 }
 # the same for a scaled state that nothing is kept for
 IN_UNITS = {
-    1: state_step_1tile_units,
-    2: state_step_2tiles_units,
-    4: state_step_4tiles_units,
+    (1, 0): state_step_1tile_units,
+    (2, 0): state_step_2tiles_units,
+    (4, 0): state_step_4tiles_units,
+    (4, 2): state_step_4tiles_2ahead_units,
+    (8, 4): state_step_8tiles_4ahead_units,
 }
 # of a program that makes scores
 SCORE_WARPS = 4
@@ -108,10 +122,11 @@ def launches(config: dict[str, Any], tensors: dict[str, Tensor | None], **option
 def step(config: dict[str, Any], tensors: dict[str, Tensor | None], **options: Any) -> None:
     """Write y and advance the states.  On the current device; arguments already checked, batch at least 1.
 
-    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "tiles", "early", "maxnreg"}}}, the
-    last four where they are not 1, 0, False and 0; never changed.  heads: of a program, taken where they divide those
-    of a group and a kernel is there; tiles: of block_p rows each, of one head, that a program has, taken where they
-    divide headdim and a kernel is there; early: the launch overlaps with the kernel before, on GPUs that can.
+    config: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", "heads", "tiles", "ahead", "early",
+    "maxnreg"}}}, the last five where they are not 1, 0, 0, False and 0; never changed.  heads: of a program, taken
+    where they divide those of a group and a kernel is there; tiles: of block_p rows each, of one head, that a program
+    has, taken where they divide headdim and a kernel is there; ahead: of these on their way at once, 0 for all; early:
+    the launch overlaps with the kernel before, on GPUs that can.
     tensors: by name, None or left out where there is none: state [slots, nheads, headdim, dstate]; state_scale;
     state_batch_indices; seed; x, y, z [batch, heads, headdim] and B, C [batch, heads, dstate], or with tokens behind
     batch, all with a last stride of 1; dt [batch, nheads] or with headdim; A [nheads] or with headdim and dstate; D,
@@ -199,9 +214,8 @@ def _plan(
     one_token = tied and (tokens or 1) == 1 and tensors.get("step_states") is None
     early = bool(numbers.get("early")) and can_start_early(x.device)
     heads = heads if nheads // ngroups % heads == 0 else 1
-    tiled = TILED.get((bool(kept), numbers.get("tiles", 0)))
-    if sizes.names["HAS_SCALE"] and not kept:
-        tiled = IN_UNITS.get(numbers.get("tiles", 0))
+    cut = numbers.get("tiles", 0), numbers.get("ahead", 0)
+    tiled = IN_UNITS.get(cut) if sizes.names["HAS_SCALE"] and not kept else TILED.get((bool(kept), *cut))
     fits = one_token and len(tiles) == 1 and max(x.shape[0], ngroups) <= MOST_PROGRAMS
     if tiled is not None and fits and headdim % numbers["tiles"] == 0:
         block = _divisor(headdim // numbers["tiles"], numbers.get("block_p", headdim))
@@ -227,9 +241,12 @@ def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: boo
 
     early: beside the kernel in front of it, for which it waits itself.
     """
-    names = sizes.names
+    names, D = sizes.names, sizes.tensors.get("D")
+    by_head = D is not None and D.dim() == 1
+    slots = {"D_head": "D"}
+    flags = {"EARLY": early, "HAS_D": names["HAS_D"] and not by_head, "D_BY_HEAD": by_head}
     if not names["KEPT"]:
-        sizes.launch(kernel, {**numbers, "early": early}, EARLY=early, **blocks)
+        sizes.launch(kernel, {**numbers, "early": early}, slots, **flags, **blocks)
         return
     # what is multiplied on a matrix unit has 16 rows at least
     columns = max(16, next_power_of_two(names["KEPT"]))
@@ -238,9 +255,9 @@ def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: boo
     sizes.scratch("CB", (batch, ngroups), torch.float32)
     sizes.scratch("kept_CB", (batch, ngroups, columns), torch.float32)
     blocks["BLOCK_K"] = columns
-    slots = {f"new_{name}": f"kept_{name}" for name in ("x", "dt", "B")}
+    slots |= {f"new_{name}": f"kept_{name}" for name in ("x", "dt", "B")}
     sizes.launch(replay_scores, {"num_warps": SCORE_WARPS}, slots, EARLY=early, **blocks)
-    sizes.launch(kernel, {**numbers, "early": early}, slots, EARLY=early, **blocks)
+    sizes.launch(kernel, {**numbers, "early": early}, slots, **flags, **blocks)
 
 
 def _divisor(headdim: int, block: int) -> int:

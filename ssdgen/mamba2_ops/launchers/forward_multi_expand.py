@@ -455,7 +455,8 @@ def _pass_states(sizes: Sizes, config: dict[str, Any]) -> None:
     """The state that enters each segment, in place of its summary, and the final states."""
     names = sizes.names
     names.update(nentering=names["nsegments"])
-    sizes.launch(state_passing, numbers_of(config, "state_passing"), BLOCK=block_of_states(sizes, config))
+    numbers = numbers_of(config, "state_passing")
+    sizes.launch(state_passing, numbers, BLOCK=block_of_states(sizes, numbers))
 
 
 def _walk(

@@ -42,6 +42,8 @@ from . import common, decode
 from .replay import kept_sources, kept_tensors
 
 TILES = (1, 2, 4)
+# (tiles, those of them that are on their way at once)
+AHEAD = ((4, 2), (8, 4))
 MASK = "k_in"
 # a kept token's dimension, in whole blocks
 _SCRATCH = (
@@ -50,7 +52,7 @@ _SCRATCH = (
     Tensor("kept_CB", ("batch", "ngroups", "BLOCK_K"), "float32"),
 )
 # read for the decays of a head and the scores of its tokens
-_OF_HEAD = ("A", "dt", "dt_bias", "CB", "kept_CB", "kept_dt")
+_OF_HEAD = ("A", "dt", "dt_bias", "D_head", "CB", "kept_CB", "kept_dt")
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,27 @@ class Tiles:
     """A shape of the step.
 
     p_tiles: tiles of headdim of a program; replay: y from kept inputs too; units: the state is counted in the scale of
-    its row until it is stored, of scaled states.
+    its row until it is stored, of scaled states; ahead: tiles that are on their way at once, all of them where it is 0,
+    so that the others are loaded while those before them are computed.
     """
 
     p_tiles: int = 1
     replay: bool = False
     units: bool = False
+    ahead: int = 0
 
     @property
     def name(self) -> str:
         tiles = "1tile" if self.p_tiles == 1 else f"{self.p_tiles}tiles"
-        return f"{'replay' if self.replay else 'state'}_step_{tiles}" + ("_units" if self.units else "")
+        words = f"_{self.ahead}ahead" * bool(self.ahead) + "_units" * self.units
+        return f"{'replay' if self.replay else 'state'}_step_{tiles}{words}"
+
+
+def shapes() -> tuple[Tiles, ...]:
+    """Those that are emitted.  In units are states of 8 bits, which are bound by arithmetic."""
+    cuts = (*((p, 0) for p in TILES), *AHEAD)
+    plain = (Tiles(p, replay, ahead=ahead) for replay in (False, True) for p, ahead in cuts)
+    return (*plain, *(Tiles(p, units=True, ahead=ahead) for p, ahead in cuts))
 
 
 def applies(layer: Layer) -> bool:
@@ -88,6 +100,7 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
     columns = Piece("", Span("j", "k", "BLOCK_K", "0", MASK), position="k")
     sources = {name: decode.of_the_only_token(each) for name, each in decode.sources(layer, True, level=0).items()}
     del sources["scale"]
+    sources["D_head"] = Source("D_head", lambda at: ("head",), level=0, flag="D_BY_HEAD")
     if not layer.family.uses_a:
         del sources["A"]
     if shape.replay:
@@ -106,16 +119,24 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
         scopes=[body, body],
     )
     tiles = [{**at, "j": columns} for at in lowering.combinations(("h", "p", "n"))]
+    # what is made of each tile
+    made: list[list[Stmt]] = []
     for at in tiles:
         _load(lowering, at)
-    for at in tiles:
         _widen(lowering, at)
         if not shape.replay:
             lowering.need("in_units" if shape.units else "state_out", at)
         lowering.store(0, "y", at, "y", ("b", "0", "head", decode.on_p(at)))
         if not shape.replay:
             lowering.emit(0, When("STORE_STATE", _leave(lowering, at, shape.units)))
-    whole = _loads_before(body, shape.replay)
+        made.append(body.copy())
+        body.clear()
+    first = shape.ahead or len(tiles)
+    whole = _loads_before([stmt for part in made[:first] for stmt in _loads(part)], shape.replay)
+    for k, part in enumerate(made):
+        whole = (*whole, *merge(tuple(stmt for stmt in common.loads_first(part) if not _is_load(stmt))))
+        later = made[k + first] if k + first < len(made) else []
+        whole = (*whole, *((*_loads(later), Begun()) if later else ()))
     if shape.replay:
         whole = (*whole, When("held >= KEPT", _write(lowering, tiles), _keep(lowering, tiles)))
     about = "makes tiles of y from the state and the kept inputs, and writes the state when no more can be kept"
@@ -138,6 +159,7 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
         (
             *decode.state_tensors(),
             *decode.operand_tensors(layer),
+            Tensor("D_head", ("nheads",), "any", strided="all", flag="D_BY_HEAD"),
             *(_kept(layer) if shape.replay else ()),
             Tensor("y", ("batch", "tokens", "nheads", "HEADDIM"), "operand", strided="unit", out=True),
         ),
@@ -147,7 +169,7 @@ def kernel(layer: Layer, shape: Tiles) -> Kernel:
             *("HEADDIM", "DSTATE", *(["KEPT"] if shape.replay else []), "FORMAT", "BLOCK_P", "BLOCK_N"),
             *(["BLOCK_K"] if shape.replay else []),
         ),
-        (*decode.OPTIONS, *([] if shape.replay else ["STORE_STATE"]), "EARLY"),
+        (*decode.OPTIONS, "D_BY_HEAD", *([] if shape.replay else ["STORE_STATE"]), "EARLY"),
         (f"group_heads * (HEADDIM // {rows})", "ngroups", "batch"),
         (*place, *_skip_padding(tiles, shape.replay), *whole),
         given=("stored", "CB", "kept_CB") if shape.replay else ("stored",),
@@ -269,23 +291,24 @@ def _widen(lowering: Lowering, at: Pieces) -> None:
     lowering.bind("stored", at, state, 0)
 
 
-def _loads_before(body: list[Stmt], replay: bool) -> tuple[Stmt, ...]:
-    """The state's loads and those of rows, then those that numbers of a head are made of, then what is computed.
+def _loads_before(loads: list[Stmt], replay: bool) -> tuple[Stmt, ...]:
+    """The state's loads and those of rows, then those that numbers of a head are made of.
 
     A compiler would wait for the step size before it asks for what is needed after it.
     """
-    ordered = common.loads_first(body)
-    loads = [stmt for stmt in ordered if _is_load(stmt)]
     of_head = [stmt for stmt in loads if _loaded(stmt) in _OF_HEAD]
     late = [stmt for stmt in loads if _loaded(stmt) == "kept_x"]
-    of_state = [stmt for stmt in loads if _loaded(stmt) == "state"]
+    of_state = [stmt for name in ("state", "state_scale") for stmt in loads if _loaded(stmt) == name]
     rows = [stmt for stmt in loads if stmt not in (*of_head, *late, *of_state)]
-    computed = [stmt for stmt in ordered if not _is_load(stmt)]
     if replay:
         # what the kernel before this one makes, and what depends on it
         held = Load(Value("held", (), "int"), "held", ("b",))
         late = [When("EARLY", (Wait(),)), held, Mask(MASK, "j", "k", "held"), *late, Begun()]
-    return (*of_state, *merge(tuple(rows)), Begun(), *late, *of_head, *merge(tuple(computed)))
+    return (*merge(tuple(of_state)), *merge(tuple(rows)), Begun(), *late, *of_head)
+
+
+def _loads(body: list[Stmt]) -> list[Stmt]:
+    return [stmt for stmt in body if _is_load(stmt)]
 
 
 def _loaded(stmt: Stmt) -> str:
@@ -370,4 +393,4 @@ def _keep(lowering: Lowering, tiles: list[Pieces]) -> tuple[Stmt, ...]:
     return (*x, When("p0 == 0", (dt,)))
 
 
-__all__ = ["TILES", "Tiles", "applies", "graph", "kernel", "scores"]
+__all__ = ["AHEAD", "TILES", "Tiles", "applies", "graph", "kernel", "scores", "shapes"]
