@@ -133,15 +133,18 @@ def moved(batch: int, state: str, replay: bool = False) -> float:
 
 
 def replay_us(batch: int, state: str, timer: timing.ColdGpuTimer) -> dict[str, float]:
-    """Mean time of STEPS steps in a row, of which the last writes the state; the others take that of the middle one."""
+    """Mean time of STEPS steps in a row, of which the last writes the state; the others take that of the middle one.
+
+    apart_us: of a step whose rows have kept different numbers of inputs, so that one in STEPS writes its state.
+    """
     args = draw(batch, state)
     cache = Replay.allocate(args["state"], STEPS, NGROUPS)
 
-    def at(count: int) -> float:
+    def at(counts: torch.Tensor) -> float:
         """Time of the step that finds so many inputs kept."""
 
         def place() -> None:
-            cache.count.fill_(count)
+            cache.count.copy_(counts)
 
         def call() -> None:
             place()
@@ -150,8 +153,10 @@ def replay_us(batch: int, state: str, timer: timing.ColdGpuTimer) -> dict[str, f
         call()
         return timer(call) - timer(place)
 
-    between, write = at(STEPS // 2 - 1), at(STEPS - 1)
-    return {"gpu_us": ((STEPS - 1) * between + write) / STEPS, "between_us": between, "write_us": write}
+    between, write = (at(torch.full_like(cache.count, count)) for count in (STEPS // 2 - 1, STEPS - 1))
+    apart = at(torch.arange(batch, device="cuda").to(cache.count.dtype) % STEPS)
+    mean = ((STEPS - 1) * between + write) / STEPS
+    return {"gpu_us": mean, "between_us": between, "write_us": write, "apart_us": apart}
 
 
 def drift(steps: int, batch: int = 2) -> dict[str, dict[str, float]]:

@@ -19,8 +19,8 @@ _MOST_ROWS = 64
 _LEAST_ROWS, _LEAST_DSTATE = 4, 16
 # architectures whose kernels may be launched before the one in front of them has ended
 _EARLY = ("sm90", "sm100", "sm103", "sm120")
-# tiles of a program that loads them all before it computes one
-_TILES = 4
+# tiles of a program that loads them all before it computes one; those of a replay that are on their way at once
+_TILES, _AHEAD = 4, 2
 
 
 def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = False) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = Fa
 
     sms: streaming multiprocessors (compute units), >= 1.  arch: "sm90"; "": whatever there is.  replay: of a step that
     keeps its inputs.
-    Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles" and "early" where they are not
-    0 and False}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two below that
-    divides it, and one program a tile where tiles do not fit.
+    Returns: {"schedule", "kernels": {"state_step": {"block_p", "num_warps", and "tiles", "ahead" and "early" where they
+    are not 0 and False}}}.  A program has block_p rows of headdim; the launcher takes the largest power of two below
+    that divides it, and one program a tile where tiles do not fit.
     """
     narrow, early = problem.dtype == "int8", arch in _EARLY
     few = problem.batch * problem.nheads * problem.headdim * problem.dstate < _PROGRAMS * sms * _TILE
@@ -39,7 +39,7 @@ def default_decode(problem: Problem, sms: int, arch: str = "", replay: bool = Fa
     if few:
         return _config(problem, _SMALL_TILE, _EACH if narrow else _EACH // 2, tiles=1, early=early and not narrow)
     if replay:
-        return _config(problem, _SMALL_TILE, _EACH, tiles=_TILES, early=early)
+        return _config(problem, _SMALL_TILE, _EACH, tiles=_TILES, ahead=_AHEAD, early=early)
     if narrow:
         return _config(problem, 2 * _TILE, 2 * _EACH, tiles=_TILES // 2)
     if problem.dtype == "float32":

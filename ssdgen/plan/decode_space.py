@@ -74,7 +74,7 @@ class StepSpace(KernelSpace):
             ),
             Axis(
                 "maxnreg",
-                (0, 96, 112, 128) if gpu.backend == "cuda" else (0,),
+                (0, 96, 112, 128, 144, 160) if gpu.backend == "cuda" else (0,),
                 "a cap on the registers lets more programs share a multiprocessor: only 8-bit states and replays are "
                 "bound by arithmetic, the others by what is on its way",
             ),
@@ -129,7 +129,7 @@ class StepSpace(KernelSpace):
                 (16, 2, 1, 0, 0, False, 0),
                 (8, 1, 1, 4, 0, True, 0),
             ]
-        found += [(16, 1, 1, 4, 2, True, 128), (8, 1, 1, 8, 4, True, 128)]
+        found += [(16, 1, 1, 4, 2, True, 160), (8, 1, 1, 4, 2, True, 128)]
         found += [
             (32, 2, 1, 2, 0, False, 0),
             (16, 2, 1, 4, 0, True, 0),

@@ -27,8 +27,9 @@ from .gate import Checked
 # |state - exact| / |exact| once it is stored, by dtype: what rounding alone costs, and half as much again
 STATE_LIMITS = {"float32": 1e-5, "bfloat16": 2.5e-3, "int8": 1.2e-2}
 LARGEST = 127
-# inputs that a replay keeps, as many as public reports of it found best; how many are kept before its time is taken, in
-# which it goes round and round: the median is that of a step with half of them
+# inputs that a replay keeps, as many as public reports of it found best; how many the first row of the batch has kept
+# before its time is taken.  The next row has one more, as those of a server, whose sequences began one after the other:
+# the state of one row in 16 is written in every step
 KEPT, KEPT_THEN = 15, 7
 
 
@@ -143,8 +144,10 @@ class ReplayStep(Decode):
             # as a transform leaves them
             "kept_dt": 0.05 * torch.rand(p.batch, p.nheads, KEPT, device=device, generator=generator),
             "kept_B": normal(p.batch, p.ngroups, KEPT, p.dstate),
-            "count": torch.full((p.batch,), KEPT if more else KEPT_THEN, device=device, dtype=torch.int32),
+            "count": torch.arange(KEPT_THEN, KEPT_THEN + p.batch, device=device, dtype=torch.int32) % (KEPT + 1),
         }
+        if more:
+            kept["count"].fill_(KEPT)
         return replace(token, tensors={**token.tensors, **kept})
 
     def fresh(self, given: Token) -> Token:
@@ -162,12 +165,13 @@ class ReplayStep(Decode):
         assert count is not None
         state = _restored(given.state, given.scale).double()
         group = torch.arange(problem.nheads, device=state.device) // (problem.nheads // problem.ngroups)
-        for k in range(int(count[0])):
-            step = kept_dt[:, :, k]
+        for k in range(KEPT):
+            # nothing happens to a row that has kept fewer
+            step = kept_dt[:, :, k] * (k < count)[:, None]
             state *= (step * A).exp()[..., None, None]
             state += (step[..., None] * kept_x[:, :, k])[..., None] * kept_B[:, group, None, k]
         y, states = super().expect(replace(given, state=state, scale=None), problem)
-        return y, states if int(count[0]) == KEPT else _restored(given.state, given.scale)
+        return y, torch.where((count == KEPT)[:, None, None, None], states, _restored(given.state, given.scale))
 
     def call(self, given: Token, more: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         tensors = dict(self.fresh(given).tensors)
