@@ -157,7 +157,9 @@ class _Campaign:
 
     def _search(self, index: int, deadline: float | None) -> Row:
         task = self._tasks[index]
-        limits = Limits(deadline, self._budget.now, over=lambda: _key(task) in self._ends.taken())
+        now = self._budget.now
+        least = 0.0 if deadline is None else max(0.0, deadline - now()) / 2
+        limits = Limits(deadline, least, now, over=lambda: _key(task) in self._ends.taken())
         search: Search | None = None
         claim: Claim | None = None
         try:

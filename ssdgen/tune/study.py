@@ -28,9 +28,14 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop.  deadline: on `clock`, seconds, or None; over: whether another process has ended the search."""
+    """When to stop.  deadline: on `clock`, seconds, or None; over: whether another process has ended the search.
+
+    least: seconds that a search has from its first result on, whatever the deadline is: until then workers start, and a
+    first search would end with the default alone.
+    """
 
     deadline: float | None = None
+    least: float = 0.0
     clock: Callable[[], float] = time.monotonic
     over: Callable[[], bool] = _never
 
@@ -79,6 +84,8 @@ class Search:
         self._rejected = self._begun = 0
         self._reason = ""
         self._best: Result | None = None
+        # when this process had its first result
+        self._first: float | None = None
         self._hear_of_others()
 
     def begin(self) -> None:
@@ -138,7 +145,10 @@ class Search:
         return not self._late() or (self._best is None and self._begun + len(self._waiting) < self._given)
 
     def _late(self) -> bool:
-        return self._limits.deadline is not None and self._limits.clock() >= self._limits.deadline
+        limits = self._limits
+        if limits.deadline is None or limits.clock() < limits.deadline:
+            return False
+        return self._first is None or limits.clock() >= self._first + limits.least
 
     def _ready(self) -> int | None:
         """Which candidate to judge now; None if none is compiled yet, after a moment."""
@@ -161,6 +171,7 @@ class Search:
         # where the trial was taken from this process its result is as good, and the ledger has another
         self._trials.passed(trial, result)
         self._keep(result)
+        self._first = self._limits.clock() if self._first is None else self._first
         self._tell("passed", trial, result=result)
 
     def _hear_of_others(self) -> None:

@@ -130,6 +130,21 @@ def test_a_deadline_ends_the_search_but_one_config_is_found() -> None:
     assert len(bench.runs) == 3
 
 
+@pytest.mark.parametrize(("start", "tried"), [(1.0, 10), (8.0, 6), (30.0, 6)])
+def test_a_search_whose_workers_start_slowly_has_its_time_all_the_same(start: float, tried: int) -> None:
+    """Five seconds from the first result on, and no more than until the deadline where that is later."""
+    now = [0.0]
+    bench = FakeBench()
+    real = bench.run
+
+    def run(config, prepared, best_us):
+        now[0] += 1 if bench.runs else start
+        return real(config, prepared, best_us)
+
+    bench.run = run  # type: ignore[method-assign]
+    assert search(bench, limits=Limits(deadline=10.0, least=5.0, clock=lambda: now[0])).tried == tried
+
+
 def test_who_fails_in_the_finals_is_out() -> None:
     bench = FakeBench()
 
