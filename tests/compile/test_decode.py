@@ -56,9 +56,10 @@ def launches(
     rows: int = 8,
     heads: int = 1,
     tokens: int | None = None,
+    D: torch.Tensor | None = None,
     **numbers: Any,
 ) -> list[Any]:
-    """Of one step on tensors without contents."""
+    """Of one step on tensors without contents.  D: None for one number for each head."""
     h, p, bf16 = 8, 64, torch.bfloat16
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -73,7 +74,7 @@ def launches(
         **{name: empty(*row, 2, dstate, dtype=bf16) for name in ("B", "C")},
         "dt": empty(*row, h, *each, dtype=bf16),
         "A": empty(h, *every),
-        "D": empty(h),
+        "D": empty(h) if D is None else D,
         "dt_bias": empty(h, *each),
     }
     if everything:
@@ -169,6 +170,19 @@ def test_all_tiles_are_on_their_way_before_anything_is_waited_for(
     assert [name for name in code[: code.index("BAR")] if name == "LDG.128"] == ["LDG.128"] * loads
     arithmetic = {"FFMA", "MUFU", "SHFL"}
     assert not arithmetic & set(code[: code.index("BAR")])
+
+
+@pytest.mark.parametrize("kept", [0, 15])
+def test_a_skip_weight_that_is_one_number_for_a_head_is_loaded_once(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = compiled(monkeypatch)
+    of_channels = torch.empty(8, 64, device="meta")
+    forms = {"of channels": of_channels, "of heads": of_channels[:, 0], "expanded": of_channels[:, :1].expand(8, 64)}
+    for D in forms.values():
+        launch = launches("bfloat16", 128, batch=256, everything=False, kept=kept, rows=16, tiles=4, D=D)[-1]
+        compile_launch(launch, gpus.find("h200"))
+    loads = dict(zip(forms, (instructions(each.asm["cubin"]).count("LDG") for each in made), strict=True))
+    # each thread has eight rows of each of four tiles
+    assert loads["of heads"] == loads["expanded"] == loads["of channels"] - 4 * 8 + 1
 
 
 @pytest.mark.parametrize(("gpu", "most"), [("l40s", 0.6), ("h200", 0.6), ("b200", 0.7)])

@@ -125,8 +125,9 @@ def draw(case: Case, device: str = "cpu") -> Tensors:
     if case.has("expanded"):
         args["dt"] = args["dt"][..., None].expand(*args["x"].shape)
         args["A"] = args["A"][:, None, None].expand(*heads, p, n)
-        if "dt_bias" in args:
-            args["dt_bias"] = args["dt_bias"][:, None].expand(*heads, p)
+        for name in ("dt_bias", "D"):
+            if name in args and args[name].dim() == 1:
+                args[name] = args[name][:, None].expand(*heads, p)
     slots = case.batch
     if case.has("slots"):
         slots = 2 * case.batch + 1

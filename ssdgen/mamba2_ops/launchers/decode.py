@@ -242,7 +242,8 @@ def _launch_tiles(sizes: Sizes, kernel: Any, numbers: dict[str, Any], early: boo
     early: beside the kernel in front of it, for which it waits itself.
     """
     names, D = sizes.names, sizes.tensors.get("D")
-    by_head = D is not None and D.dim() == 1
+    # expanded over headdim it is one number for a head, too
+    by_head = D is not None and (D.dim() == 1 or D.stride(1) == 0)
     slots = {"D_head": "D"}
     flags = {"EARLY": early, "HAS_D": names["HAS_D"] and not by_head, "D_BY_HEAD": by_head}
     if not names["KEPT"]:
