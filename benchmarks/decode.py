@@ -196,6 +196,9 @@ def table(document: dict[str, Any]) -> str:
     for row in document["rows"]:
         host = f"{row['host_us']:8.1f}" if "host_us" in row else " " * 8
         off = f"{row['y']:8.1e} {row['state_error']:8.1e}" if "y" in row else ""
+        if "apart_us" in row:
+            between, write, apart = (f"{row[f'{name}_us']:.1f}" for name in ("between", "write", "apart"))
+            off = f"keeps {between}, writes {write}, one row in {STEPS} {apart}"
         lines.append(
             f"{row['batch']:>5}  {row['name']:<20} {row['gpu_us']:8.2f} {row['share']:8.1%} {host} {off}"
             + ("" if row.get("passed", True) else "  WRONG")
