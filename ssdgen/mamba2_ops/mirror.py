@@ -25,6 +25,7 @@ from torch.compiler import is_compiling
 
 from . import autograd, paths
 from .autograd import DIFFERENTIABLE
+from .every_head import added_up, repeated
 from .problem import Problem
 from .select import gpu_of
 
@@ -49,11 +50,6 @@ def with_upper(
     sizes of arguments that were checked, or None for a tracer.
     """
     return _Upper.apply(problem, y, x, weight, ones, a, b, c, seq_idx)
-
-
-def of_heads(tensor: Tensor, nheads: int) -> Tensor:
-    """An operand with an entry for every head, repeated where heads share it."""
-    return tensor if tensor.shape[2] == nheads else tensor.repeat_interleave(nheads // tensor.shape[2], dim=2)
 
 
 def _walks(problem: Problem, x: Tensor) -> bool:
@@ -95,11 +91,11 @@ class _Upper(torch.autograd.Function):
             if weight is not None:
                 d_x = (d_values * weight[:, 1:, :, None]).to(x.dtype)
             if of_weight:
-                d_weight = _later((d_values * of_heads(x[:, 1:], d_y.shape[2])).sum(-1).to(weight.dtype))
-            d_x = _later(_shared(d_x, x))
+                d_weight = _later((d_values * repeated(x[:, 1:], d_y.shape[2])).sum(-1).to(weight.dtype))
+            d_x = _later(added_up(d_x, x.shape[2]))
         d_a, d_b, d_c = above.gradients(adjoint, of_a, of_b, of_c)
-        d_b = None if d_b is None else _later(_shared(d_b, b))
-        d_c = None if d_c is None else _earlier(_shared(d_c, c))
+        d_b = None if d_b is None else _later(added_up(d_b, b.shape[2]))
+        d_c = None if d_c is None else _earlier(added_up(d_c, c.shape[2]))
         return None, d_y if of_y else None, d_x if of_x else None, d_weight, None, d_a, d_b, d_c, None
 
 
@@ -133,7 +129,7 @@ class _Transpose:
         nheads = ones.shape[2]
         if x.shape[2] != nheads or b.shape[2] != c.shape[2]:
             # transposing exchanges what heads share, and there are no kernels for that
-            x, b, c = (of_heads(operand, nheads) for operand in (x, b, c))
+            x, b, c = (repeated(operand, nheads) for operand in (x, b, c))
             problem = problem and replace(problem, ngroups=nheads, layout="")
         values, decays = x[:, 1:], a[:, 1:]
         if weight is not None:
@@ -188,12 +184,6 @@ class _Transpose:
             x, self.steps, self.decays, self.queries, self.keys, None, None, None, None, self.seq_idx, None, False,
             -inf, inf,
         )  # fmt: skip
-
-
-def _shared(gradient: Tensor, operand: Tensor) -> Tensor:
-    """Added up over the heads that share the operand."""
-    heads = operand.shape[2]
-    return gradient if gradient.shape[2] == heads else gradient.unflatten(2, (heads, -1)).sum(3)
 
 
 def _later(part: Tensor) -> Tensor:

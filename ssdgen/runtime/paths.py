@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import every_head
 from .errors import OptionError, SsdWarning
 from .problem import Problem
 from .repeats import Again
@@ -84,7 +85,7 @@ def forward_again(problem: Problem, tensors: dict[str, Tensor | None], **options
 def backward_again(problem: Problem, tensors: dict[str, Tensor | None], **options) -> Again | None:
     """The same of `backward`."""
     launcher, d_y, d_states = backward_launcher(problem.layout), tensors["d_y"], tensors["d_final_states"]
-    if launcher is None or d_y is None or not _are_read_in_place(tensors):
+    if launcher is None or d_y is None or not _are_read_in_place(tensors) or every_head.instead(problem, d_y):
         return None
     if any(gradient is not None and 0 in gradient.stride() for gradient in (d_y, d_states)):
         return None
@@ -169,6 +170,8 @@ def backward(
 
     Arguments as in `fallback.backward`, without cu_seqlens.  Warns (SsdWarning) once per bucket that has no kernel.
     """
+    if (own := every_head.instead(problem, x)) is not None:
+        return _backward_of_every_head(own, x, dt, A, B, C, d_y=d_y, **options)
     launcher = backward_launcher(problem.layout)
     assert launcher is not None
     x, A, B, C = _unit_stride(x), _rates(A), _unit_stride(B), _unit_stride(C)
@@ -182,6 +185,19 @@ def backward(
         with torch.cuda.device(x.device):
             return _backward_here(launcher, problem, x, dt, A, B, C, options)
     return _backward_here(launcher, problem, x, dt, A, B, C, options)
+
+
+def _backward_of_every_head(problem: Problem, x, dt, A, B, C, **options) -> dict[str, Tensor] | None:
+    """The same with operands that are repeated for every head, of a problem in which none is shared."""
+    x_of_each, *others = (every_head.repeated(operand, problem.nheads) for operand in (x, B, C))
+    found = backward(problem, x_of_each, dt, A, *others, **options)
+    if found is None:
+        return None
+    heads = {"x": x.shape[2], "B": B.shape[2], "C": C.shape[2]}
+    return {
+        name: every_head.added_up(gradient, heads[name]) if name in heads else gradient
+        for name, gradient in found.items()
+    }
 
 
 def _backward_here(launcher, problem: Problem, x, dt, A, B, C, options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssdgen.mamba2_ops import kernels, ssd
+from ssdgen.mamba2_ops import every_head, kernels, paths, ssd
+from ssdgen.mamba2_ops.problem import Problem
 from tests.parity.dense import HEADS, MASKS, dense, draw
 
 EVERY = ("weight", "D", "initial_states")
@@ -145,6 +147,31 @@ def test_kernels_of_two_tiles(layout: str, forced: None, seed: int) -> None:
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("layout", ["multi-contract", "multi-expand"])
+def test_gradients_of_operands_that_are_repeated(
+    layout: str, forced: None, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """By the kernels of the package's own layout, in the first call and in those that are remembered."""
+
+    def instead(problem: Problem, _: Tensor) -> Problem | None:
+        return replace(problem, ngroups=problem.nheads, layout="") if problem.layout else None
+
+    ran: list[str] = []
+    here = paths._backward_here
+
+    def noting(launcher: Any, problem: Problem, *args: Any) -> Any:
+        ran.append(problem.layout)
+        assert problem.ngroups == problem.nheads
+        return here(launcher, problem, *args)
+
+    monkeypatch.setattr(every_head, "instead", instead)
+    monkeypatch.setattr(paths, "_backward_here", noting)
+    for _ in range(2):
+        compare(draw(layout, "gated", TILES["one"], seed, *EVERY), torch.float32, 2e-5)
+    assert ran == ["", ""]
+
+
+@pytest.mark.interpreter
 @pytest.mark.parametrize("layout", ["multi-head", "multi-expand"])
 def test_kernels_of_sequences_in_a_row(layout: str, forced: None, seed: int) -> None:
     operands = draw(layout, "gated", TILES["one"], seed, *EVERY, sequences=2)
@@ -186,7 +213,13 @@ def test_every_kernel_of_a_layout_is_launched() -> None:
 @layouts
 @masks
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_a_gpu(layout: str, mask: str, dtype: torch.dtype, seed: int) -> None:
+@pytest.mark.parametrize("copies", [True, False])
+def test_on_a_gpu(
+    layout: str, mask: str, dtype: torch.dtype, copies: bool, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """copies: operands are repeated where that is faster; with a limit to the memory they never are."""
+    if not copies:
+        monkeypatch.setenv("SSDGEN_MEMORY_LIMIT", "1T")
     sizes = (2, 300, 8, 2, 64, 128)
     compare(draw(layout, mask, sizes, seed, *EVERY), dtype, 5e-4 if dtype is torch.float32 else 3e-2, "cuda")
 
