@@ -76,6 +76,10 @@ def _line(stmt: ir.Stmt) -> str:
             return f"widen    {_value(stmt.out)} = {_value(stmt.of)} as fp32"
         case ir.Narrow():
             return f"narrow   {_value(stmt.out)} = {_value(stmt.of)} in the state's format"
+        case ir.InWords():
+            return f"pack     {_value(stmt.out)} = {_value(stmt.of)}, two of 16 bits to a word"
+        case ir.FromWords():
+            return f"unpack   {_value(stmt.out)} = {_value(stmt.of)} as fp32"
         case ir.Split():
             return f"split    {_value(stmt.first)}, {_value(stmt.second)} = numbers of each pair of {_value(stmt.of)}"
         case ir.Join():

@@ -14,7 +14,14 @@ from .environment import render
 
 LENGTH = 16
 # modules that kernels import
-FUNCTIONS = ("functions", "warpgroup_functions", "storage_functions", "gate_functions", "layout_functions")
+FUNCTIONS = (
+    "functions",
+    "warpgroup_functions",
+    "storage_functions",
+    "gate_functions",
+    "layout_functions",
+    "word_functions",
+)
 
 
 @lru_cache(maxsize=1024)  # packages of other sizes hold the same kernels

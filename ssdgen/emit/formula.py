@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from ..spec.dims import axes_of, name_of
-from ..spec.functions import rsqrt, sigmoid, softplus, wrapped
+from ..spec.functions import rsqrt, sigmoid, silu2_slope, softplus, wrapped
 
 RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Ge: ">=", sympy.Gt: ">", sympy.Le: "<=", sympy.Lt: "<"}
 
@@ -76,6 +76,7 @@ class FormulaPrinter:
             (sympy.Piecewise, self._where),
             (softplus, lambda e: self._call("softplus", e.args)),
             (sigmoid, lambda e: self._call(self.sigmoid, e.args)),
+            (silu2_slope, lambda e: self._call("silu2_slope", e.args)),
             (rsqrt, lambda e: self._call(f"{self.language}.rsqrt", e.args)),
             (sympy.log, self._log),
             (sympy.cos, lambda e: self._call(f"{self.of_angles}cos", e.args)),

@@ -25,9 +25,10 @@ from .warps import ConsumerPrinter
 
 FUNCTIONS = ("decay", "leading", "maximum", "minimum", "running_sum", "sigmoid", "softplus")
 STORAGE_FUNCTIONS = ("narrow", "widen")
-GATE_FUNCTIONS = ("sigmoid",)
+GATE_FUNCTIONS = ("sigmoid", "silu2_slope")
 LAYOUT_FUNCTIONS = ("in_vectors",)
 ANGLE_FUNCTIONS = ("cos", "sin")
+WORD_FUNCTIONS = ("from_words", "in_words")
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
@@ -100,7 +101,10 @@ def _wrapped(line: str) -> str:
     """An equation on as many lines as it needs."""
     if len(line) <= WIDTH:
         return line
-    return textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    # not between the axes of a value
+    whole = re.sub(r"(?<=\w), (?=\w+[\],])", ",\0", line)
+    text = textwrap.fill(whole, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return text.replace("\0", " ")
 
 
 def module(kernel: ir.Kernel, graph: Graph) -> str:
@@ -133,6 +137,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
         ],
         "layout_functions": [name for name in LAYOUT_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "angle_functions": [name for name in ANGLE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
+        "word_functions": [name for name in WORD_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,
         "grid": grid(kernel),

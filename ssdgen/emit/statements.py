@@ -232,6 +232,10 @@ class StatementPrinter:
                 return f"{out.name} = widen({of.name}, FORMAT)"
             case ir.Narrow(out, of, row, column, token):
                 return f"{out.name} = narrow({of.name}, {row}, {column}, {token}, seed, FORMAT, RANDOM)"
+            case ir.InWords(out, of):
+                return f"{out.name} = in_words({of.name})"
+            case ir.FromWords(out, of, tensor):
+                return f"{out.name} = from_words({of.name}, {tensor}_ptr.dtype.element_ty)"
             case ir.Split(first, second, of, sizes):
                 return self.idiom.split(first.name, second.name, of.name, ", ".join(sizes))
             case ir.Join(out, first, second, sizes):

@@ -161,8 +161,8 @@ class _Program:
                 scope[out.name] = np.sum(self.tile(of), axis=of.axes.index(along))
             case ir.Largest(out, of, along):
                 scope[out.name] = np.max(np.abs(self.tile(of)), axis=of.axes.index(along))
-            case ir.Widen(out, of) | ir.Narrow(out, of):
-                # a stored state is float64 here: nothing is rounded
+            case ir.Widen(out, of) | ir.Narrow(out, of) | ir.InWords(out, of) | ir.FromWords(out, of):
+                # what is stored is float64 here: nothing is rounded
                 scope[out.name] = self.tile(of)
             case ir.Split(first, second, of, sizes):
                 tile = self.tile(of)

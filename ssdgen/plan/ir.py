@@ -214,6 +214,23 @@ class Narrow:
 
 
 @dataclass(frozen=True)
+class InWords:
+    """out = `of`, as loaded, with numbers of 16 bits two to a word: what a loop carries takes half the registers."""
+
+    out: Value
+    of: Value
+
+
+@dataclass(frozen=True)
+class FromWords:
+    """out = `of` as fp32, which `InWords` made of what stands in a tensor."""
+
+    out: Value
+    of: Value
+    tensor: str
+
+
+@dataclass(frozen=True)
 class Split:
     """first, second = numbers 0 and 1 of each pair that stands along the last axis of `of`.
 
@@ -317,6 +334,8 @@ Stmt = (
     | Largest
     | Widen
     | Narrow
+    | InWords
+    | FromWords
     | Split
     | Join
     | Leave

@@ -6,6 +6,10 @@ from Philox and depend on the seed and on the place of an element, not on who co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -17,8 +21,9 @@ FORMATS = {
     torch.int8: "int8",
     FLOAT8: "float8_e4m3fn",
 }
-# what kernels call the format where the GPU has instructions for it: NVIDIA's from Ada and Hopper on
-FLOAT8_NATIVE, _NATIVE_FROM = "float8e4nv", (8, 9)
+# what kernels call a format where the GPU has instructions for it, and NVIDIA's capability from which on it has
+NATIVE = {FLOAT8: "float8e4nv", torch.int8: "int8_of_word"}
+_NATIVE_FROM = {FLOAT8: 89, torch.int8: 70}
 # the largest stored number of a format that has a scale for each row of dstate
 LARGEST = {torch.int8: 127.0, FLOAT8: 448.0}
 # least |state| of a row that its scale is made for: the scale's inverse stays finite
@@ -30,11 +35,30 @@ _LOW = 0xFFFFFFFF
 _MULTIPLIERS, _WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 
 
+# of the GPU that tensors on "meta" stand for, see `planned_for`
+_planned: ContextVar[int | str | None] = ContextVar("planned", default=None)
+
+
+@contextmanager
+def planned_for(capability: int | str) -> Iterator[None]:
+    """Tensors on "meta" stand for those on a GPU: NVIDIA's by compute capability, 90, others by a name, "gfx942"."""
+    before = _planned.set(capability)
+    try:
+        yield
+    finally:
+        _planned.reset(before)
+
+
 def format_on(device: torch.device, dtype: torch.dtype) -> str:
-    """The name by which kernels for a device know a format.  "meta" is any GPU."""
-    if dtype is not FLOAT8 or device.type != "cuda" or torch.version.hip:
+    """The name by which kernels for a device know a format."""
+    if dtype not in NATIVE:
         return FORMATS[dtype]
-    return FLOAT8_NATIVE if torch.cuda.get_device_capability(device) >= _NATIVE_FROM else FORMATS[dtype]
+    capability = _planned.get() if device.type == "meta" else None
+    if device.type == "cuda" and not torch.version.hip:
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    native = isinstance(capability, int) and capability >= _NATIVE_FROM[dtype]
+    return NATIVE[dtype] if native else FORMATS[dtype]
 
 
 def restore(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

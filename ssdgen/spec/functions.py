@@ -52,6 +52,26 @@ class rsqrt(sympy.Function):
         return 1 / sympy.sqrt(arg)
 
 
+class silu2(sympy.Function):
+    """x sigmoid(x) of x = -log(2) u, so that a kernel has 2**u without a product of its own."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        slope: Any = silu2_slope(self.args[0])
+        return slope
+
+    def _eval_rewrite_as_sigmoid(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        return silu(-sympy.log(2) * arg)
+
+
+class silu2_slope(sympy.Function):
+    """The derivative of silu2."""
+
+    def _eval_rewrite_as_sigmoid(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
+        value: Any = -sympy.log(2) * arg
+        share: Any = sigmoid(value)
+        return -sympy.log(2) * share * (1 + value * (1 - share))
+
+
 class wrapped(sympy.Function):
     """An angle less whole turns, in [0, 2 pi); its derivative is 1."""
 

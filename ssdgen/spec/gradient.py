@@ -303,7 +303,8 @@ class _Reverse:
                 raise NotDifferentiable(f"{node.name} is read under {' or '.join(added)} only; one option may decide")
             if isinstance(node, Input):
                 return value if isinstance(value, sympy.Indexed) else self._node(Map(name, axes, value), value)
-            return scale * self._node(Map(name, axes, value, option, sympy.Integer(0)), value, option)
+            made = f"{name}_or_none" if isinstance(value, sympy.Indexed) and name_of(value) == name else name
+            return scale * self._node(Map(made, axes, value, option, sympy.Integer(0)), value, option)
         for place, (option, values) in enumerate(added.items()):
             if not isinstance(total, sympy.Indexed):
                 base = f"{name}_base" if place == 0 else f"{name}_base{place + 1}"

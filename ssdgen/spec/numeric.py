@@ -9,6 +9,8 @@ from typing import Any
 import sympy
 from sympy.printing.numpy import NumPyPrinter
 
+from .functions import sigmoid
+
 
 class UnknownFunction(ValueError):
     """A formula holds a function that has no numeric form."""
@@ -45,6 +47,11 @@ class FloatPrinter(NumPyPrinter):
     def _print_sigmoid(self, expr: Any) -> str:
         # exp(-log(1 + exp(-x))): 1 / (1 + exp(-x)) overflows for large negative x
         return self._call("exp", "-" + self._call("logaddexp", "0", *self._texts(expr.func(-expr.args[0]))))
+
+    def _print_silu2(self, expr: Any) -> str:
+        return f"({self._print(expr.rewrite(sigmoid))})"
+
+    _print_silu2_slope = _print_silu2
 
     def _print_rsqrt(self, expr: Any) -> str:
         return f"(1 / {self._call('sqrt', *self._texts(expr))})"

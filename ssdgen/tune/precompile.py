@@ -20,6 +20,7 @@ from ..mamba2_ops import precompiled
 from ..mamba2_ops.backward_defaults import parts_for
 from ..mamba2_ops.errors import OptionError
 from ..mamba2_ops.problem import Problem as CallProblem
+from ..mamba2_ops.storage import planned_for
 from ..pack.build import Code, Host
 from ..pack.records import Direction
 from ..plan.problem import Problem
@@ -67,7 +68,7 @@ class Compiler:
 
     def compile(self, call: Call, index: int) -> Code:
         """The index-th launch of a call.  Errors: CompileError."""
-        launch, target = launches(call)[index], target_of(self._gpu)
+        launch, target = launches(call, self._gpu)[index], target_of(self._gpu)
         source, options = source_of(launch, target)
         key = precompiled.key_of(source, options, target)
         assert key is not None
@@ -116,7 +117,8 @@ def keys(call: Call, gpu: Gpu) -> list[tuple[str, str | None]]:
     """(kernel, its key in a pack) of each launch of a call.  Nothing is compiled.  Errors: CompileError."""
     target = target_of(gpu)
     return [
-        (launch.kernel.__name__, precompiled.key_of(*source_of(launch, target), target)) for launch in launches(call)
+        (launch.kernel.__name__, precompiled.key_of(*source_of(launch, target), target))
+        for launch in launches(call, gpu)
     ]
 
 
@@ -126,11 +128,12 @@ def driver_module() -> Host:
     return Host(made.key, made.name, made.data)
 
 
-def launches(call: Call) -> list[Any]:
+def launches(call: Call, gpu: Gpu) -> list[Any]:
     """The launches of a call, not yet made.  Errors: CompileError."""
     it = PASSES[call.direction]
     try:
-        return it.plan(call.config, it.draw(call.problem, "meta", 0, call.more), call.more).launches
+        with planned_for(gpu.capability):
+            return it.plan(call.config, it.draw(call.problem, "meta", 0, call.more), call.more).launches
     except OptionError as error:
         raise CompileError(str(error)) from error
 

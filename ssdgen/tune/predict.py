@@ -11,6 +11,7 @@ from typing import Any
 
 from ..gpus import Gpu
 from ..mamba2_ops.errors import OptionError
+from ..mamba2_ops.storage import planned_for
 from ..pack.records import Direction
 from ..plan.problem import Problem
 from . import model
@@ -60,7 +61,8 @@ class Compiler:
         Errors: CompileError.
         """
         try:
-            plan = PASSES[direction].plan(config, _sizes_only(problem, direction, more), more)
+            with planned_for(self._gpu.capability):
+                plan = PASSES[direction].plan(config, _sizes_only(problem, direction, more), more)
         except OptionError as error:
             raise CompileError(str(error)) from error
         found = []

@@ -189,12 +189,26 @@ def test_a_skip_weight_that_is_one_number_for_a_head_is_loaded_once(kept: int, m
 def test_8_bit_floats_are_converted_by_instructions(gpu: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the GPU has them, instead of by what takes their bits apart."""
     made = compiled(monkeypatch)
-    for name in (storage.FORMATS[storage.FLOAT8], storage.FLOAT8_NATIVE):
+    for name in (storage.FORMATS[storage.FLOAT8], storage.NATIVE[storage.FLOAT8]):
         monkeypatch.setattr(launcher, "format_on", lambda *_, name=name: name)
         (launch,) = launches("float8", 128, everything=False, rows=16, tiles=4)
         compile_launch(launch, gpus.find(gpu))
     taken_apart, native = (len(instructions(each.asm["cubin"])) for each in made)
     assert native < most * taken_apart
+
+
+@pytest.mark.parametrize("gpu", ["rtx3090", "h200", "b200"])
+def test_bytes_do_not_become_numbers_by_slow_instructions(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I2F goes at an eighth of the rate, or a quarter; I2FP at half of it."""
+    made, target = compiled(monkeypatch), gpus.find(gpu)
+    for capability in (0, target.capability):
+        with storage.planned_for(capability):
+            (launch,) = launches("int8", 128, everything=False, rows=16, tiles=4)
+        compile_launch(launch, target)
+    portable, native = (instructions(each.asm["cubin"]) for each in made)
+    rows_of_a_thread, numbers = 4, 16
+    assert portable.count("I2F") >= rows_of_a_thread * numbers
+    assert "I2F" not in native and len(native) < 1.05 * len(portable)
 
 
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -178,6 +178,7 @@ def test_fingerprints_are_of_the_meaning() -> None:
         ("warpgroup_functions", "single_pass_2terms_2consumers"),
         ("storage_functions", "state_step"),
         ("gate_functions", "conv_walk_4w"),
+        ("word_functions", "conv_walk_4w"),
         ("layout_functions", "single_pass_2terms_2consumers_keeping"),
     ):
         other = {module: f"{shared_functions()[module]}\nother = 1\n"}

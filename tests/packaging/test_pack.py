@@ -85,7 +85,7 @@ def test_compiled_kernels_are_the_same_in_every_process(tmp_path: Path) -> None:
             "import hashlib",
             "from tests.runtime.test_precompiled import H200, launch",
             "from ssdgen.tune import host, precompile",
-            "precompile.launches = lambda call: [launch()]",
+            "precompile.launches = lambda call, gpu: [launch()]",
             "code = precompile.Compiler(H200, host.have_compiler()).compile(None, 0)",
             "parts = (code.cubin, code.metadata, code.launcher.data if code.launcher else b'', code.key.encode())",
             "print(*(hashlib.sha256(part).hexdigest() for part in parts))",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 from functools import lru_cache, partial
 from itertools import product
 from typing import Any

@@ -212,20 +212,21 @@ def test_a_seed_repeats_itself_whatever_the_tile(device: str, monkeypatch: pytes
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("state", ["float8", "int8"])
 @pytest.mark.parametrize("options", [MODEL, EVERYTHING], ids=["model", "everything"])
-def test_instructions_for_8_bit_floats_do_what_their_bits_say(
-    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+def test_instructions_for_8_bits_do_what_the_portable_ones_do(
+    options: tuple[str, ...], state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(3, 0, 8, 64, 128, 2, "bfloat16", "float8", options)
+    case = Case(3, 0, 8, 64, 128, 2, "bfloat16", state, options)
     found = []
-    for bits in (False, True):
-        if bits:
+    for portable in (False, True):
+        if portable:
             monkeypatch.setattr(launcher, "format_on", lambda _, dtype: storage.FORMATS[dtype])
             monkeypatch.setattr(launcher, "_recipes", type(launcher._recipes)())
         args = draw(case, "cuda")
         found.append((ops.selective_state_update(**args), args["state"].view(torch.uint8), args["state_scale"]))
-    for native, taken_apart in zip(*found, strict=True):
-        assert torch.equal(native, taken_apart)
+    for native, portable in zip(*found, strict=True):
+        assert torch.equal(native, portable)
 
 
 @pytest.mark.gpu

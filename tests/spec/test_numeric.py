@@ -7,7 +7,7 @@ import pytest
 import sympy
 
 from ssdgen.spec.dims import COL, ROW, entry
-from ssdgen.spec.functions import sigmoid, softplus, wrapped
+from ssdgen.spec.functions import sigmoid, silu, silu2, silu2_slope, softplus, wrapped
 from ssdgen.spec.numeric import UnknownFunction, function
 
 X, Y = sympy.symbols("x y", real=True)
@@ -50,6 +50,15 @@ def test_functions_as_symbols():
     # so that a clamped decay of a positive step resolves by itself
     assert softplus(X).is_positive and sigmoid(X).is_positive
     assert sympy.Min(-softplus(X), 0) == -softplus(X)
+
+
+def test_an_activation_in_units():
+    u = np.array([-1e4, -40.0, -1.0, 0.0, 0.3, 40.0, 1e4])
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        value, slope = function((X,), silu2(X))(u), function((X,), silu2(X).diff(X))(u)
+    np.testing.assert_allclose(value, function((X,), silu(X))(-np.log(2) * u), rtol=1e-14)
+    np.testing.assert_allclose(slope, function((X,), silu(X).diff(X))(-np.log(2) * u) * -np.log(2), rtol=1e-12)
+    assert silu2(X).diff(X) == silu2_slope(X)
 
 
 def test_an_angle_less_whole_turns():

@@ -7,32 +7,41 @@ tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_
 x_2[t, d] = x[t, d], 2 before along t
 seq_2[t] = seq[t], 2 before along t
 tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
-own[t, d] = weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
-summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d]
+units_weight_0[d] = -weight_0[d]/log(2)    if SILU
+units_weight_1[d] = -weight_1[d]/log(2)    if SILU
+units_weight_2[d] = -weight_2[d]/log(2)    if SILU
+units_bias[d] = -bias[d]/log(2)    if SILU
+own[t, d] = units_weight_0[d]*x[t, d]
+biased[t, d] = own[t, d] + units_bias[d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*units_weight_1[d] + tap_2[t, d]*units_weight_2[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
-d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
-d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
-d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_bias[d] = sum over t of d_summed[t, d]
-d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
+d_summed[t, d] = silu2_slope(summed[t, d])*d_active[t, d]    if SILU
+d_units_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
+d_units_weight_1[d] = sum over t of d_units_weight_1_terms[t, d]
+d_units_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
+d_units_weight_2[d] = sum over t of d_units_weight_2_terms[t, d]
+d_units_bias[d] = sum over t of d_summed[t, d]
+d_units_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_units_weight_0[d] = sum over t of d_units_weight_0_terms[t, d]
+d_units_bias_or_none[d] = d_units_bias[d]    if HAS_BIAS
+d_tap_2[t, d] = d_summed[t, d]*units_weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*units_weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
+d_bias[d] = -d_units_bias_or_none[d]/log(2)    if SILU
+d_weight_2[d] = -d_units_weight_2[d]/log(2)    if SILU
+d_weight_1[d] = -d_units_weight_1[d]/log(2)    if SILU
+d_weight_0[d] = -d_units_weight_0[d]/log(2)    if SILU
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
+d_x[t, d] = d_summed[t, d]*units_weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
 """
 
 import triton
 import triton.language as tl
 
-from .gate_functions import sigmoid
+from .gate_functions import silu2_slope
 
 
 @triton.jit
@@ -89,6 +98,10 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         seq_first = tl.load(seq_idx_ptr + b * seqlen)
         seq_last = tl.load(seq_idx_ptr + b * seqlen + length - 1)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+        if SILU:
+            bias = bias * -1.4426950408889634
     in_m2 = (t < BLOCK_T) & (t0 - 2 + t >= 0) & (t0 - 2 + t < seqlen)
     x_m2_base = x_ptr + b * stride_x_batch + d0 * stride_x_dim + t0 - 2
     x_m2 = tl.load(x_m2_base + d[None, :] * stride_x_dim + t[:, None], mask=in_m2[:, None] & d_in[None, :], other=0.0)
@@ -206,9 +219,10 @@ def conv_tile_backward_3w(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
+    if SILU:
+        weight_0 = weight_0 * -1.4426950408889634
     own_0 = x_0 * weight_0[None, :]
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
         own_0 = bias[None, :] + own_0
     tap_1_0 = x_m1
     if HAS_SEQ_IDX:
@@ -220,7 +234,11 @@ def conv_tile_backward_3w(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_1 = weight_1.to(tl.float32)
+    if SILU:
+        weight_1 = weight_1 * -1.4426950408889634
     weight_2 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
+    if SILU:
+        weight_2 = weight_2 * -1.4426950408889634
     summed_0 = own_0 + tap_1_0 * weight_1[None, :] + tap_2_0 * weight_2[None, :]
     own_1 = x_1 * weight_0[None, :]
     if HAS_BIAS:
@@ -266,7 +284,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_0 = tl.where(seq_0[:, None] >= 0.0, d_y_0, 0.0)
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
+        d_y_0 = d_y_0 * silu2_slope(summed_0)
     if HAS_SEQ_IDX:
         d_state_out_0 = tl.where(seq_last == seq_0[:, None], d_state_out_0, 0.0)
     d_y_1_base = d_y_ptr + b * stride_d_y_batch + d0 * stride_d_y_dim + t0 + 1
@@ -277,7 +295,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_1 = tl.where(seq_1[:, None] >= 0.0, d_y_1, 0.0)
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
+        d_y_1 = d_y_1 * silu2_slope(summed_1)
     d_tap_1_1 = d_y_1 * weight_1[None, :]
     if HAS_SEQ_IDX:
         d_tap_1_1 = tl.where(seq_0[:, None] == seq_1[:, None], d_tap_1_1, 0.0)
@@ -289,7 +307,7 @@ def conv_tile_backward_3w(
     if HAS_SEQ_IDX:
         d_y_2 = tl.where(seq_2[:, None] >= 0.0, d_y_2, 0.0)
     if SILU:
-        d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
+        d_y_2 = d_y_2 * silu2_slope(summed_2)
     d_tap_2_2 = d_y_2 * weight_2[None, :]
     if HAS_SEQ_IDX:
         d_tap_2_2 = tl.where(seq_0[:, None] == seq_2[:, None], d_tap_2_2, 0.0)
@@ -302,18 +320,26 @@ def conv_tile_backward_3w(
         tl.store(
             d_initial_states_base + d[None, :] * state_len + t[:, None], d_x_0, mask=before[:, None] & d_in[None, :]
         )
-    d_weight_0_terms_0 = d_y_0 * x_0
-    d_weight_0 = tl.sum(d_weight_0_terms_0, axis=0)
-    d_weight_1_terms_0 = d_y_0 * tap_1_0
-    d_weight_1 = tl.sum(d_weight_1_terms_0, axis=0)
-    d_weight_2_terms_0 = d_y_0 * tap_2_0
-    d_weight_2 = tl.sum(d_weight_2_terms_0, axis=0)
+    d_units_weight_0_terms_0 = d_y_0 * x_0
+    d_weight_0 = tl.sum(d_units_weight_0_terms_0, axis=0)
+    d_units_weight_1_terms_0 = d_y_0 * tap_1_0
+    d_weight_1 = tl.sum(d_units_weight_1_terms_0, axis=0)
+    d_units_weight_2_terms_0 = d_y_0 * tap_2_0
+    d_weight_2 = tl.sum(d_units_weight_2_terms_0, axis=0)
     if HAS_BIAS:
         d_bias = tl.sum(d_y_0, axis=0)
+    if SILU:
+        d_weight_0 = d_weight_0 * -1.4426950408889634
     tl.store(parts_ptr + ((b * ntiles + tile) * sums + 2) * dim + d0 + d, d_weight_0, mask=d_in)
+    if SILU:
+        d_weight_1 = d_weight_1 * -1.4426950408889634
     tl.store(parts_ptr + ((b * ntiles + tile) * sums + 1) * dim + d0 + d, d_weight_1, mask=d_in)
+    if SILU:
+        d_weight_2 = d_weight_2 * -1.4426950408889634
     tl.store(parts_ptr + (b * ntiles + tile) * sums * dim + d0 + d, d_weight_2, mask=d_in)
     if HAS_BIAS:
+        if SILU:
+            d_bias = d_bias * -1.4426950408889634
         tl.store(parts_ptr + ((b * ntiles + tile) * sums + 3) * dim + d0 + d, d_bias, mask=d_in)
 
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .gate_functions import sigmoid
+from .word_functions import from_words, in_words
 
 
 @triton.jit
@@ -106,15 +107,19 @@ def conv_walk_2w(
     x_next_3 = tl.load(
         x_ptr + row * stride_x_batch + (start + first + 3) * stride_x_seqlen + d0 + d, mask=ahead_3, other=0.0
     )
+    x_next_0 = in_words(x_next_0)
+    x_next_1 = in_words(x_next_1)
+    x_next_2 = in_words(x_next_2)
+    x_next_3 = in_words(x_next_3)
     x_base = x_ptr + row * stride_x_batch + d0
     y_base = y_ptr + row * stride_y_batch + d0
     for trip in range(trips):
         t = first + trip * 4
         at = start + t
-        x_0 = x_next_0.to(tl.float32)
-        x_1 = x_next_1.to(tl.float32)
-        x_2 = x_next_2.to(tl.float32)
-        x_3 = x_next_3.to(tl.float32)
+        x_0 = from_words(x_next_0, x_ptr.dtype.element_ty)
+        x_1 = from_words(x_next_1, x_ptr.dtype.element_ty)
+        x_2 = from_words(x_next_2, x_ptr.dtype.element_ty)
+        x_3 = from_words(x_next_3, x_ptr.dtype.element_ty)
         if HAS_SEQ_IDX:
             seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
             seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
@@ -128,6 +133,10 @@ def conv_walk_2w(
         x_next_1 = tl.load(x_base + (at + 4 + 1) * stride_x_seqlen + d, mask=ahead_1, other=0.0)  # [BLOCK_D]
         x_next_2 = tl.load(x_base + (at + 4 + 2) * stride_x_seqlen + d, mask=ahead_2, other=0.0)  # [BLOCK_D]
         x_next_3 = tl.load(x_base + (at + 4 + 3) * stride_x_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
+        x_next_0 = in_words(x_next_0)
+        x_next_1 = in_words(x_next_1)
+        x_next_2 = in_words(x_next_2)
+        x_next_3 = in_words(x_next_3)
         in_0 = (d < dim - d0) & (t < length)
         own_0 = weight_0 * x_0
         if HAS_BIAS:

@@ -7,32 +7,42 @@ tap_1[t, d] = Piecewise((x_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_
 x_2[t, d] = x[t, d], 2 before along t
 seq_2[t] = seq[t], 2 before along t
 tap_2[t, d] = Piecewise((x_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
-own[t, d] = weight_0[d]*x[t, d]
-biased[t, d] = bias[d] + own[t, d]    if HAS_BIAS
-summed[t, d] = biased[t, d] + tap_1[t, d]*weight_1[d] + tap_2[t, d]*weight_2[d]
+units_weight_0[d] = -weight_0[d]/log(2)    if SILU
+units_weight_1[d] = -weight_1[d]/log(2)    if SILU
+units_weight_2[d] = -weight_2[d]/log(2)    if SILU
+units_bias[d] = -bias[d]/log(2)    if SILU
+own[t, d] = units_weight_0[d]*x[t, d]
+biased[t, d] = own[t, d] + units_bias[d]    if HAS_BIAS
+summed[t, d] = biased[t, d] + tap_1[t, d]*units_weight_1[d] + tap_2[t, d]*units_weight_2[d]
 d_active[t, d] = Piecewise((d_y[t, d], seq[t] >= 0), (0, True))    if HAS_SEQ_IDX
-d_summed[t, d] = ((1 - sigmoid(summed[t, d]))*summed[t, d] + 1)*sigmoid(summed[t, d])*d_active[t, d]    if SILU
-d_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
-d_weight_1[d] = sum over t of d_weight_1_terms[t, d]
-d_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
-d_weight_2[d] = sum over t of d_weight_2_terms[t, d]
-d_bias[d] = sum over t of d_summed[t, d]
-d_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
-d_weight_0[d] = sum over t of d_weight_0_terms[t, d]
-d_tap_2[t, d] = d_summed[t, d]*weight_2[d]
+d_summed[t, d] = silu2_slope(summed[t, d])*d_active[t, d]    if SILU
+d_units_weight_1_terms[t, d] = d_summed[t, d]*tap_1[t, d]
+d_units_weight_1[d] = sum over t of d_units_weight_1_terms[t, d]
+d_units_weight_2_terms[t, d] = d_summed[t, d]*tap_2[t, d]
+d_units_weight_2[d] = sum over t of d_units_weight_2_terms[t, d]
+d_units_bias[d] = sum over t of d_summed[t, d]
+d_units_weight_0_terms[t, d] = d_summed[t, d]*x[t, d]
+d_units_weight_0[d] = sum over t of d_units_weight_0_terms[t, d]
+d_units_bias_or_none[d] = d_units_bias[d]    if HAS_BIAS
+d_tap_2[t, d] = d_summed[t, d]*units_weight_2[d]
 d_x_2[t, d] = Piecewise((d_tap_2[t, d], Eq(seq[t], seq_2[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_2[t, d] = d_x_2[t, d], 2 after along t
-d_tap_1[t, d] = d_summed[t, d]*weight_1[d]
+d_tap_1[t, d] = d_summed[t, d]*units_weight_1[d]
 d_x_1[t, d] = Piecewise((d_tap_1[t, d], Eq(seq[t], seq_1[t])), (0, True))    if HAS_SEQ_IDX
 d_x_x_1[t, d] = d_x_1[t, d], 1 after along t
+d_bias[d] = -d_units_bias_or_none[d]/log(2)    if SILU
+d_weight_2[d] = -d_units_weight_2[d]/log(2)    if SILU
+d_weight_1[d] = -d_units_weight_1[d]/log(2)    if SILU
+d_weight_0[d] = -d_units_weight_0[d]/log(2)    if SILU
 d_x_state_out[t, d] = Piecewise((d_state_out[t, d], Eq(seq_last, seq[t])), (0, True))    if HAS_SEQ_IDX
-d_x[t, d] = d_summed[t, d]*weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
+d_x[t, d] = d_summed[t, d]*units_weight_0[d] + d_x_state_out[t, d] + d_x_x_1[t, d] + d_x_x_2[t, d]
 """
 
 import triton
 import triton.language as tl
 
-from .gate_functions import sigmoid
+from .gate_functions import silu2_slope
+from .word_functions import from_words, in_words
 
 
 @triton.jit
@@ -94,17 +104,25 @@ def conv_walk_backward_3w(
     first = segment * part
     last = tl.minimum(first + part, length)
     trips = tl.cast(tl.cdiv(tl.maximum(last - first, 0), 4), tl.int32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+        if SILU:
+            bias = bias * -1.4426950408889634
     weight_0 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 2 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_0 = weight_0.to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + d0 + d, mask=d_in, other=0.0).to(tl.float32)  # [BLOCK_D]
+    if SILU:
+        weight_0 = weight_0 * -1.4426950408889634
     weight_1 = tl.load(
         weight_ptr + d0 * stride_weight_dim + 1 * stride_weight_width + d * stride_weight_dim, mask=d_in, other=0.0
     )
     weight_1 = weight_1.to(tl.float32)
+    if SILU:
+        weight_1 = weight_1 * -1.4426950408889634
     weight_2 = tl.load(weight_ptr + d0 * stride_weight_dim + d * stride_weight_dim, mask=d_in, other=0.0).to(tl.float32)
+    if SILU:
+        weight_2 = weight_2 * -1.4426950408889634
     in_m2 = (d < dim - d0) & (first >= 2) & (first - 2 < length)
     x_m2 = tl.load(x_ptr + row * stride_x_batch + (start + first - 2) * stride_x_seqlen + d0 + d, mask=in_m2, other=0.0)
     x_m2 = x_m2.to(tl.float32)
@@ -166,6 +184,14 @@ def conv_walk_backward_3w(
     d_y_next_3 = tl.load(
         d_y_ptr + row * stride_d_y_batch + (start + first + 3) * stride_d_y_seqlen + d0 + d, mask=ahead_3, other=0.0
     )
+    x_next_0 = in_words(x_next_0)
+    x_next_1 = in_words(x_next_1)
+    x_next_2 = in_words(x_next_2)
+    x_next_3 = in_words(x_next_3)
+    d_y_next_0 = in_words(d_y_next_0)
+    d_y_next_1 = in_words(d_y_next_1)
+    d_y_next_2 = in_words(d_y_next_2)
+    d_y_next_3 = in_words(d_y_next_3)
     d_summed_m2 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_summed_m1 = tl.zeros([BLOCK_D], dtype=tl.float32)
     d_weight_0 = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -179,14 +205,14 @@ def conv_walk_backward_3w(
     for trip in range(trips):
         t = first + trip * 4
         at = start + t
-        x_0 = x_next_0.to(tl.float32)
-        x_1 = x_next_1.to(tl.float32)
-        x_2 = x_next_2.to(tl.float32)
-        x_3 = x_next_3.to(tl.float32)
-        d_y_0 = d_y_next_0.to(tl.float32)
-        d_y_1 = d_y_next_1.to(tl.float32)
-        d_y_2 = d_y_next_2.to(tl.float32)
-        d_y_3 = d_y_next_3.to(tl.float32)
+        x_0 = from_words(x_next_0, x_ptr.dtype.element_ty)
+        x_1 = from_words(x_next_1, x_ptr.dtype.element_ty)
+        x_2 = from_words(x_next_2, x_ptr.dtype.element_ty)
+        x_3 = from_words(x_next_3, x_ptr.dtype.element_ty)
+        d_y_0 = from_words(d_y_next_0, d_y_ptr.dtype.element_ty)
+        d_y_1 = from_words(d_y_next_1, d_y_ptr.dtype.element_ty)
+        d_y_2 = from_words(d_y_next_2, d_y_ptr.dtype.element_ty)
+        d_y_3 = from_words(d_y_next_3, d_y_ptr.dtype.element_ty)
         if HAS_SEQ_IDX:
             seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
             seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
@@ -204,6 +230,14 @@ def conv_walk_backward_3w(
         d_y_next_1 = tl.load(d_y_base + (at + 4 + 1) * stride_d_y_seqlen + d, mask=ahead_1, other=0.0)  # [BLOCK_D]
         d_y_next_2 = tl.load(d_y_base + (at + 4 + 2) * stride_d_y_seqlen + d, mask=ahead_2, other=0.0)  # [BLOCK_D]
         d_y_next_3 = tl.load(d_y_base + (at + 4 + 3) * stride_d_y_seqlen + d, mask=ahead_3, other=0.0)  # [BLOCK_D]
+        x_next_0 = in_words(x_next_0)
+        x_next_1 = in_words(x_next_1)
+        x_next_2 = in_words(x_next_2)
+        x_next_3 = in_words(x_next_3)
+        d_y_next_0 = in_words(d_y_next_0)
+        d_y_next_1 = in_words(d_y_next_1)
+        d_y_next_2 = in_words(d_y_next_2)
+        d_y_next_3 = in_words(d_y_next_3)
         if HAS_SEQ_IDX:
             d_y_0 = tl.where(seq_0 >= 0.0, d_y_0, 0.0)
         own_0 = weight_0 * x_0
@@ -217,13 +251,13 @@ def conv_walk_backward_3w(
             tap_2_0 = tl.where(seq_0 == seq_m2, x_m2, 0.0)
         summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2
         if SILU:
-            d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
-        d_weight_0_terms_0 = d_y_0 * x_0
-        d_weight_0 = d_weight_0 + d_weight_0_terms_0
-        d_weight_1_terms_0 = d_y_0 * tap_1_0
-        d_weight_1 = d_weight_1 + d_weight_1_terms_0
-        d_weight_2_terms_0 = d_y_0 * tap_2_0
-        d_weight_2 = d_weight_2 + d_weight_2_terms_0
+            d_y_0 = d_y_0 * silu2_slope(summed_0)
+        d_units_weight_0_terms_0 = d_y_0 * x_0
+        d_weight_0 = d_units_weight_0_terms_0 + d_weight_0
+        d_units_weight_1_terms_0 = d_y_0 * tap_1_0
+        d_weight_1 = d_units_weight_1_terms_0 + d_weight_1
+        d_units_weight_2_terms_0 = d_y_0 * tap_2_0
+        d_weight_2 = d_units_weight_2_terms_0 + d_weight_2
         if HAS_BIAS:
             d_bias = d_bias + d_y_0
         if HAS_D_STATES:
@@ -268,13 +302,13 @@ def conv_walk_backward_3w(
             tap_2_1 = tl.where(seq_1 == seq_m1, x_m1, 0.0)
         summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2
         if SILU:
-            d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
-        d_weight_0_terms_1 = d_y_1 * x_1
-        d_weight_0 = d_weight_0 + d_weight_0_terms_1
-        d_weight_1_terms_1 = d_y_1 * tap_1_1
-        d_weight_1 = d_weight_1 + d_weight_1_terms_1
-        d_weight_2_terms_1 = d_y_1 * tap_2_1
-        d_weight_2 = d_weight_2 + d_weight_2_terms_1
+            d_y_1 = d_y_1 * silu2_slope(summed_1)
+        d_units_weight_0_terms_1 = d_y_1 * x_1
+        d_weight_0 = d_units_weight_0_terms_1 + d_weight_0
+        d_units_weight_1_terms_1 = d_y_1 * tap_1_1
+        d_weight_1 = d_units_weight_1_terms_1 + d_weight_1
+        d_units_weight_2_terms_1 = d_y_1 * tap_2_1
+        d_weight_2 = d_units_weight_2_terms_1 + d_weight_2
         if HAS_BIAS:
             d_bias = d_bias + d_y_1
         if HAS_D_STATES:
@@ -319,13 +353,13 @@ def conv_walk_backward_3w(
             tap_2_2 = tl.where(seq_0 == seq_2, x_0, 0.0)
         summed_2 = own_2 + tap_1_2 * weight_1 + tap_2_2 * weight_2
         if SILU:
-            d_y_2 = d_y_2 * (summed_2 * (1.0 - sigmoid(summed_2)) + 1.0) * sigmoid(summed_2)
-        d_weight_0_terms_2 = d_y_2 * x_2
-        d_weight_0 = d_weight_0 + d_weight_0_terms_2
-        d_weight_1_terms_2 = d_y_2 * tap_1_2
-        d_weight_1 = d_weight_1 + d_weight_1_terms_2
-        d_weight_2_terms_2 = d_y_2 * tap_2_2
-        d_weight_2 = d_weight_2 + d_weight_2_terms_2
+            d_y_2 = d_y_2 * silu2_slope(summed_2)
+        d_units_weight_0_terms_2 = d_y_2 * x_2
+        d_weight_0 = d_units_weight_0_terms_2 + d_weight_0
+        d_units_weight_1_terms_2 = d_y_2 * tap_1_2
+        d_weight_1 = d_units_weight_1_terms_2 + d_weight_1
+        d_units_weight_2_terms_2 = d_y_2 * tap_2_2
+        d_weight_2 = d_units_weight_2_terms_2 + d_weight_2
         if HAS_BIAS:
             d_bias = d_bias + d_y_2
         if HAS_D_STATES:
@@ -363,13 +397,13 @@ def conv_walk_backward_3w(
             tap_2_3 = tl.where(seq_1 == seq_3, x_1, 0.0)
         summed_3 = own_3 + tap_1_3 * weight_1 + tap_2_3 * weight_2
         if SILU:
-            d_y_3 = d_y_3 * (summed_3 * (1.0 - sigmoid(summed_3)) + 1.0) * sigmoid(summed_3)
-        d_weight_0_terms_3 = d_y_3 * x_3
-        d_weight_0 = d_weight_0 + d_weight_0_terms_3
-        d_weight_1_terms_3 = d_y_3 * tap_1_3
-        d_weight_1 = d_weight_1 + d_weight_1_terms_3
-        d_weight_2_terms_3 = d_y_3 * tap_2_3
-        d_weight_2 = d_weight_2 + d_weight_2_terms_3
+            d_y_3 = d_y_3 * silu2_slope(summed_3)
+        d_units_weight_0_terms_3 = d_y_3 * x_3
+        d_weight_0 = d_units_weight_0_terms_3 + d_weight_0
+        d_units_weight_1_terms_3 = d_y_3 * tap_1_3
+        d_weight_1 = d_units_weight_1_terms_3 + d_weight_1
+        d_units_weight_2_terms_3 = d_y_3 * tap_2_3
+        d_weight_2 = d_units_weight_2_terms_3 + d_weight_2
         if HAS_BIAS:
             d_bias = d_bias + d_y_3
         if HAS_D_STATES:
@@ -404,10 +438,10 @@ def conv_walk_backward_3w(
             seq_m1 = seq_3
     t = first + trips * 4
     at = start + t
-    x_0 = x_next_0.to(tl.float32)
-    x_1 = x_next_1.to(tl.float32)
-    d_y_0 = d_y_next_0.to(tl.float32)
-    d_y_1 = d_y_next_1.to(tl.float32)
+    x_0 = from_words(x_next_0, x_ptr.dtype.element_ty)
+    x_1 = from_words(x_next_1, x_ptr.dtype.element_ty)
+    d_y_0 = from_words(d_y_next_0, d_y_ptr.dtype.element_ty)
+    d_y_1 = from_words(d_y_next_1, d_y_ptr.dtype.element_ty)
     if HAS_SEQ_IDX:
         seq_0 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t, length - 1))
         seq_1 = tl.load(seq_idx_ptr + row * seqlen + tl.minimum(t + 1, length - 1))
@@ -439,7 +473,7 @@ def conv_walk_backward_3w(
         tap_2_0 = tl.where(seq_0 == seq_m2, x_m2, 0.0)
     summed_0 = own_0 + tap_1_0 * weight_1 + tap_2_0 * weight_2
     if SILU:
-        d_y_0 = d_y_0 * (summed_0 * (1.0 - sigmoid(summed_0)) + 1.0) * sigmoid(summed_0)
+        d_y_0 = d_y_0 * silu2_slope(summed_0)
     d_tap_2_0 = d_y_0 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_0 = tl.where(seq_0 == seq_m2, d_tap_2_0, 0.0)
@@ -474,17 +508,25 @@ def conv_walk_backward_3w(
         tap_2_1 = tl.where(seq_1 == seq_m1, x_m1, 0.0)
     summed_1 = own_1 + tap_1_1 * weight_1 + tap_2_1 * weight_2
     if SILU:
-        d_y_1 = d_y_1 * (summed_1 * (1.0 - sigmoid(summed_1)) + 1.0) * sigmoid(summed_1)
+        d_y_1 = d_y_1 * silu2_slope(summed_1)
     d_tap_2_1 = d_y_1 * weight_2
     if HAS_SEQ_IDX:
         d_tap_2_1 = tl.where(seq_1 == seq_m1, d_tap_2_1, 0.0)
     d_x_m1 = d_state_out_m1 + d_tap_1_0 + d_tap_2_1 + d_summed_m1 * weight_0
     own_m1 = (d < dim - d0) & (t - 1 >= first) & (t - 1 < length)
     tl.store(d_x_ptr + row * stride_d_x_batch + (at - 1) * stride_d_x_seqlen + d0 + d, d_x_m1, mask=own_m1)
+    if SILU:
+        d_weight_0 = d_weight_0 * -1.4426950408889634
     tl.store(parts_ptr + ((b * nsegments + segment) * sums + 2) * dim + d0 + d, d_weight_0, mask=d_in)
+    if SILU:
+        d_weight_1 = d_weight_1 * -1.4426950408889634
     tl.store(parts_ptr + ((b * nsegments + segment) * sums + 1) * dim + d0 + d, d_weight_1, mask=d_in)
+    if SILU:
+        d_weight_2 = d_weight_2 * -1.4426950408889634
     tl.store(parts_ptr + (b * nsegments + segment) * sums * dim + d0 + d, d_weight_2, mask=d_in)
     if HAS_BIAS:
+        if SILU:
+            d_bias = d_bias * -1.4426950408889634
         tl.store(parts_ptr + ((b * nsegments + segment) * sums + 3) * dim + d0 + d, d_bias, mask=d_in)
 
 

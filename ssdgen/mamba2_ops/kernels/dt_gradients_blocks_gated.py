@@ -17,8 +17,8 @@ d_dA_last_right_decay[h] = sum over j of d_dA_last_right_decay_terms[h, j]
 d_left_decay_whole[h, i] = Piecewise((d_left_decay[h, i], Eq(seq_before, seq[i])), (0, True))    if HAS_SEQ_IDX
 d_dA_cs_scores_columns[h, j] = d_dt_scores[h, j]*dt[h, j]
 d_dA_last_scaled[h] = centre_decay_whole[h]*d_centre_decay_whole[h] + d_dA_last_right_decay[h]
-d_dA_cs_scaled[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j] + d_left_decay_whole[h,
-    j]*left_decay_whole[h, j] - d_right_decay_whole[h, j]*right_decay_whole[h, j]
+d_dA_cs_scaled[h, j] = -d_dA_cs_scores_columns[h, j] + d_dA_cs_scores_rows[h, j] +
+    d_left_decay_whole[h, j]*left_decay_whole[h, j] - d_right_decay_whole[h, j]*right_decay_whole[h, j]
 d_log_decay_dA_cs[h, j] = running sum of d_dA_cs_scaled[h, j] over j from its end
 d_log_decay_scaled[h, j] = d_dA_last_scaled[h] + d_log_decay_dA_cs[h, j]
 d_dt[h, j] = 2**Min(0, -dA_cs[h, j] + dA_last[h])*d_right_decay_whole[h, j] + d_dt_scores[h, j]

@@ -16,6 +16,8 @@ def widen(stored, FORMAT: tl.constexpr):
         # the exponent moves to the place that fp32 has it at, and from its bias of 7 to 127; the sign is all bits above
         bits = (stored.to(tl.int8, bitcast=True).to(tl.int32) << 20) & -0x78100000
         return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2 ** 120
+    if FORMAT == "int8_of_word":
+        return bytes_of_words(stored).to(tl.float32)
     if FORMAT == "bfloat16":
         # the same as a conversion, which compilers make in one instruction more for every second number
         return (stored.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -23,11 +25,32 @@ def widen(stored, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def bytes_of_words(stored):
+    """int8 as int32, by one of NVIDIA's instructions for each byte of a word: the sign is that byte's, three times.
+
+    The conversion from int32 to fp32 goes at half of the full rate, the one from int8 at an eighth.
+    """
+    return tl.inline_asm_elementwise(
+        """
+        prmt.b32 $0, $4, 0, 0x8880;
+        prmt.b32 $1, $4, 0, 0x9991;
+        prmt.b32 $2, $4, 0, 0xAAA2;
+        prmt.b32 $3, $4, 0, 0xBBB3;
+        """,
+        constraints="=r,=r,=r,=r,r",
+        args=[stored],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
 def narrow(value, row, column: tl.constexpr, token, seed, FORMAT: tl.constexpr, RANDOM: tl.constexpr):
     """fp32 numbers [BLOCK_P, BLOCK_N] in a format; `row` is the number of the first row, `column` that of a column."""
     WIDTH: tl.constexpr = 16 if FORMAT == "bfloat16" or FORMAT == "float16" else 8
     noise = random_bits(value.shape[0], value.shape[1], row, column, token, seed, WIDTH) if RANDOM else 0
-    if FORMAT == "int8":
+    if FORMAT == "int8" or FORMAT == "int8_of_word":
         stored = to_int8(value, noise, RANDOM)
     elif FORMAT == "float8e4nv" and not RANDOM:
         stored = value.to(tl.float8e4nv).to(tl.uint8, bitcast=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import sympy
 
-from ...spec.conv import conv_graph
+from ...spec.conv import conv_adjoint, conv_graph
 from ...spec.dims import entry
-from ..ir import Arange, Full, Index, Let, Load, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
-from ..lower import Lowering
+from ..ir import Arange, Full, Index, Let, Load, Mask, Scalar, Span, Stmt, Tensor, Value, When
+from ..lower import Lowering, merge
 from ..pieces import Piece, Pieces, Source
 
 CHANNELS = Piece("", Span("d", "d", "BLOCK_D", "d0", "d_in"))
@@ -64,14 +64,26 @@ def channel_statements(program: int) -> tuple[Stmt, ...]:
     )
 
 
-def channel_sources(width: int, level: int) -> dict[str, Source]:
-    """What a channel is multiplied with; the last column of the weight is that of the token itself."""
+def channel_sources(width: int, level: int, flag: str | None = "HAS_BIAS") -> dict[str, Source]:
+    """What a channel is multiplied with; the last column of the weight is that of the token itself.
+
+    flag: of the load of the bias; None where what asks for it stands under that flag already.
+    """
 
     def column(back: int) -> Callable[[Pieces], tuple[str | Span, ...]]:
         return lambda at: (span(), str(width - 1 - back))
 
     weights = {f"weight_{back}": Source("weight", column(back), level) for back in range(width)}
-    return {**weights, "bias": Source("bias", lambda at: (span(),), level, flag="HAS_BIAS")}
+    return {**weights, "bias": Source("bias", lambda at: (span(),), level, flag=flag)}
+
+
+def bias_in_units(lowering: Lowering) -> None:
+    """Make it where there is a bias; without one nothing reads it."""
+    at: dict[str, Piece] = {"d": CHANNELS}
+    with lowering.under("HAS_BIAS"):
+        made = lowering.need("units_bias", at)
+    assert made is not None
+    lowering.bind("units_bias", at, *made)
 
 
 def span(mask: str = "d_in") -> Span:
@@ -154,14 +166,24 @@ def gradient_names(width: int) -> tuple[str, ...]:
     return (*(f"d_weight_{back}" for back in range(width)), "d_bias")
 
 
+def summed_names(width: int) -> dict[str, str]:
+    """{sum over a program's tokens in units: the variable of it, a gradient's, which it becomes in the end}."""
+    return {f"d_units_{name.removeprefix('d_')}": name for name in gradient_names(width)}
+
+
 def store_parts(width: int, part: str) -> list[Stmt]:
     """What a program adds to the gradients of its channels: those of the weight by column, then that of the bias."""
-    found: list[Stmt] = []
+    at: dict[str, Piece] = {"d": CHANNELS}
+    lowering = Lowering(conv_adjoint(width), {"d": (CHANNELS,)}, {})
+    for name, variable in summed_names(width).items():
+        # without a bias nobody asks for its gradient
+        lowering.bind("d_units_bias_or_none" if variable == "d_bias" else name, at, Value(variable, ("d",)), 1)
     for back in range(width):
-        value = Value(f"d_weight_{back}", ("d",))
-        found.append(Store("parts", ("b", part, str(width - 1 - back), span()), value))
-    bias = Store("parts", ("b", part, str(width), span()), Value("d_bias", ("d",)))
-    return [*found, When("HAS_BIAS", (bias,))]
+        column = ("b", part, str(width - 1 - back), span())
+        lowering.store(1, f"d_weight_{back}", at, "parts", column)
+    with lowering.under("HAS_BIAS"):
+        lowering.store(1, "d_bias", at, "parts", ("b", part, str(width), span()))
+    return list(merge(tuple(lowering.scopes[1])))
 
 
 def scalar(name: str) -> sympy.Symbol:

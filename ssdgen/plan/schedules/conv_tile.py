@@ -22,6 +22,7 @@ from .conv import (
     KEPT,
     after,
     backward_tensors,
+    bias_in_units,
     channel_sources,
     channel_statements,
     final_states,
@@ -31,6 +32,7 @@ from .conv import (
     span,
     store_parts,
     suffix,
+    summed_names,
     zeros,
 )
 
@@ -109,9 +111,11 @@ def _lowering(shape: Tile) -> Lowering:
     lowering = Lowering(
         conv_adjoint(shape.width) if shape.backward else conv_graph(shape.width),
         {"t": tuple(_piece(order) for order in orders), "d": (CHANNELS,)},
-        {"d_y": d_y, **channel_sources(shape.width, 0)},
+        {"d_y": d_y, **channel_sources(shape.width, 0, None if shape.backward else "HAS_BIAS")},
         kept=KEPT,
     )
+    if shape.backward:
+        bias_in_units(lowering)
     for order in orders:
         for stmt in _inputs(order, shape.width):
             lowering.emit(0, stmt)
@@ -190,10 +194,10 @@ def _gradients(lowering: Lowering, width: int) -> None:
         Store("d_initial_states", ("b", span(), columns), made[0]),
     )
     lowering.emit(1, When("STORE_D_INITIAL", stores))
-    for name in gradient_names(width):
+    for name, variable in summed_names(width).items():
         node = lowering.graph[name]
         assert isinstance(node, SumNode)
         terms = lowering.need(name_of(node.of), at)
         assert terms is not None
-        total = Sum(Value(name, ("d",)), terms[0], "t")
-        lowering.emit(1, total, "HAS_BIAS" if name == "d_bias" else None)
+        total = Sum(Value(variable, ("d",)), terms[0], "t")
+        lowering.emit(1, total, "HAS_BIAS" if variable == "d_bias" else None)

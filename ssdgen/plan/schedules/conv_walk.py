@@ -15,7 +15,7 @@ import sympy
 from ...spec.conv import conv_adjoint, conv_graph
 from ...spec.dims import entry, name_of
 from ...spec.graph import Sum
-from ..ir import For, Kernel, Let, Load, Mask, Scalar, Stmt, Store, Tensor, Value, When
+from ..ir import For, FromWords, InWords, Kernel, Let, Load, Mask, Scalar, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, merge
 from ..pieces import Piece, Source
 from .conv import (
@@ -24,6 +24,7 @@ from .conv import (
     after,
     backward_tensors,
     before,
+    bias_in_units,
     channel_sources,
     channel_statements,
     final_states,
@@ -33,6 +34,7 @@ from .conv import (
     span,
     store_parts,
     suffix,
+    summed_names,
     zeros,
 )
 
@@ -121,15 +123,18 @@ def _lowering(shape: Walk, orders: range) -> Lowering:
     def sequence(at: dict[str, Piece]) -> tuple:
         return "row", f"minimum({at['t'].scalar}, length - 1)"
 
-    return Lowering(
+    lowering = Lowering(
         conv_adjoint(width) if shape.backward else conv_graph(width),
         {"t": tuple(_pieces(orders).values()), "d": (CHANNELS,)},
         {
             "seq": Source("seq_idx", sequence, dtype="int", flag="HAS_SEQ_IDX"),
-            **channel_sources(width, 0),
+            **channel_sources(width, 0, None if shape.backward else "HAS_BIAS"),
         },
         kept=KEPT,
     )
+    if shape.backward:
+        bias_in_units(lowering)
+    return lowering
 
 
 def _bind(lowering: Lowering, width: int, carried: tuple[str, ...] = ()) -> None:
@@ -142,11 +147,11 @@ def _bind(lowering: Lowering, width: int, carried: tuple[str, ...] = ()) -> None
 
 
 def _arrived(lowering: Lowering, pieces: list[Piece], names: tuple[str, ...]) -> None:
-    """What the trip before has loaded, which waited in its own dtype, and the sequences of these tokens."""
+    """What the trip before has loaded, which waited in its own bits, and the sequences of these tokens."""
     for name in names:
         for piece in pieces:
-            ahead, value = _ahead(name, piece), Value(f"{name}{piece.suffix}", ("d",))
-            lowering.emit(1, Let(value, entry(ahead.name, "d"), (ahead,)))
+            value = Value(f"{name}{piece.suffix}", ("d",))
+            lowering.emit(1, FromWords(value, _ahead(name, piece), name))
             lowering.bind(name, {"t": piece, "d": CHANNELS}, value, 1)
     for piece in pieces:
         lowering.need("seq", {"t": piece})
@@ -166,7 +171,7 @@ def _load_ahead(pieces: list[Piece], names: tuple[str, ...], t: str, at: str, li
         for piece in pieces:
             index = ("row", after(at, piece.order), span(f"ahead{piece.suffix}"))
             found.append(Load(_ahead(name, piece), name, index))
-    return found
+    return [*found, *(InWords(_ahead(name, piece), _ahead(name, piece)) for name in names for piece in pieces)]
 
 
 def _carry(lowering: Lowering, width: int, names: tuple[str, ...]) -> None:
@@ -215,7 +220,7 @@ def _forward(shape: Walk) -> tuple[Stmt, ...]:
 def _backward(shape: Walk) -> tuple[Stmt, ...]:
     width, tokens = shape.width, shape.tokens
     lowering = _lowering(shape, range(1 - width, tokens))
-    bias = lowering.graph["d_bias"]
+    bias = lowering.graph["d_units_bias"]
     assert isinstance(bias, Sum)
     adjoint, loaded = name_of(bias.of), ("x", "d_y")
     _bind(lowering, width, (adjoint,))
@@ -254,14 +259,14 @@ def _backward(shape: Walk) -> tuple[Stmt, ...]:
 
 def _accumulate(lowering: Lowering, piece: Piece, width: int) -> None:
     """Add what a token gives to the gradients of its channels."""
-    for name in gradient_names(width):
+    for name, variable in summed_names(width).items():
         node = lowering.graph[name]
         assert isinstance(node, Sum)
         made = lowering.need(name_of(node.of), {"t": piece, "d": CHANNELS})
         assert made is not None
-        total = Value(name, ("d",))
-        added: sympy.Expr = entry(name, "d") + entry(made[0].name, "d")
-        lowering.emit(1, Let(total, added, (total, made[0])), "HAS_BIAS" if name == "d_bias" else None)
+        total = Value(variable, ("d",))
+        added: sympy.Expr = entry(variable, "d") + entry(made[0].name, "d")
+        lowering.emit(1, Let(total, added, (total, made[0])), "HAS_BIAS" if variable == "d_bias" else None)
 
 
 def _store(lowering: Lowering, order: int, width: int, first: bool) -> None:
