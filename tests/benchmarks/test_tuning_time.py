@@ -65,6 +65,7 @@ def test_a_process_that_fails_is_told(fails: str, tmp_path: Path, monkeypatch: p
         (out / "trials.journal").touch()
         return [sys.executable, "-c", f"print('shape 1 of 2', flush=True); raise SystemExit({3 * bad})"]
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(tuning_time, "command", command)
     found = tuning_time.search("1,2,3,4,5,6", 30, [0, 1], tmp_path / "short", 1)
     with pytest.raises(RuntimeError, match="ended with 3"):

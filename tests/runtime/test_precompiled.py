@@ -54,7 +54,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel with the one kernel, compiled here for an H200, and Triton's C modules if a compiler is here."""
     folder = tmp_path_factory.mktemp("packed")
     patch = pytest.MonkeyPatch()
-    patch.setattr(precompile, "launches", lambda call: [launch()])
+    patch.setattr(precompile, "launches", lambda call, gpu: [launch()])
     patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
     patch.setenv("TRITON_DISABLE_LINE_INFO", "0")
     compiler = precompile.Compiler(H200, launchers=host.have_compiler())
