@@ -9,10 +9,11 @@ from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import split_gradient
+from . import memory, split_gradient
 from .checks import NAMES
 from .errors import DtypeError, OperandError, OptionError, ShapeError
 from .sequences import check_sequences, seq_idx_of
@@ -139,7 +140,11 @@ def mamba_split_conv1d_scan_combined(
         operands = _after_shards(call, operands)
         recompute = False
     if recompute and not is_compiling() and _needs_gradient(operands):
-        out, states, conv_states = split_gradient.Recompute.apply(call, *operands)
+        # what is made again for a backward pass ends where its last operands are there: before a product of torch's own
+        alone = operands.outproj_weight is not None and memory.is_checkpointed()
+        given = operands._replace(outproj_weight=None, outproj_bias=None) if alone else operands
+        out, states, conv_states = split_gradient.Recompute.apply(call, *given)
+        out = F.linear(out, outproj_weight, outproj_bias) if alone and outproj_weight is not None else out
     else:
         found = compose(call, operands)
         out, states, conv_states = found.out, found.states, found.conv_states

@@ -37,10 +37,11 @@ class Operands(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a call makes.  y: [batch, seqlen, d_ssm], of the scan; states where they were asked for."""
+    """What a call makes.  y: [batch, seqlen, d_ssm], of the scan; convolved: what it read; states where asked for."""
 
     out: Tensor
     y: Tensor
+    convolved: Tensor
     states: Tensor | None
     conv_states: Tensor | None
 
@@ -98,7 +99,7 @@ def compose(call: Split, given: Operands) -> Found:
     y, states = scan(call, convolved, gate(call, given, z), dt, given)
     h = join(call, y, z, zx0, given.rmsnorm_weight)
     out = h if given.outproj_weight is None else F.linear(h, given.outproj_weight, given.outproj_bias)
-    return Found(out, y, states, conv_states)
+    return Found(out, y, convolved, states, conv_states)
 
 
 def gate(call: Split, given: Operands, z: Tensor) -> Tensor | None:

@@ -18,6 +18,8 @@ import re
 import warnings
 from functools import cache
 
+import torch
+
 from .errors import SettingError, SsdWarning
 
 _NAME, _KEEP = "SSDGEN_MEMORY_LIMIT", "SSDGEN_KEEP_STATES"
@@ -32,6 +34,14 @@ def keeps_states() -> bool:
             f"{_KEEP} is {text!r}; give 1 to keep the states of chunks, 0 to make them again, or unset it"
         )
     return text == "1"
+
+
+def is_checkpointed() -> bool:
+    """Whether what a backward pass keeps is dropped and made again for it: inside torch.utils.checkpoint."""
+    # torch has no public way to ask; without this one nothing is wrong, only computed once more
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    found = hooks(False) if hooks else None
+    return found is not None and found[0].__module__ == "torch.utils.checkpoint"
 
 
 def limit() -> int:

@@ -1,9 +1,10 @@
 """The split layer's gradient, which keeps as little as possible.  split -> operators of the scan, convolution, norm
 
 Kept are the operands and, where something follows that reads it, the scan's y; the states of its chunks where
-`memory.keeps_states` says so.  The convolution and the norm are
-computed again: each is one pass over what it reads, and cheaper than what it would keep.  Kernels write the gradients
-of zxbcdt's parts where they belong: to join them afterwards would take as long as the convolution's gradients.
+`memory.keeps_states` says so.  The convolution and the norm are computed again: each is one pass over what it reads,
+and cheaper than what it would keep.  Where that is dropped anyway (`memory.is_checkpointed`) the convolution is kept
+too.  Kernels write the gradients of zxbcdt's parts where they belong: to join them afterwards would take as long as
+the convolution's gradients.
 """
 
 from __future__ import annotations
@@ -36,21 +37,22 @@ class Recompute(torch.autograd.Function):
             found = compose(call, given)
         ctx.call = call
         follows = given.rmsnorm_weight is not None or given.outproj_weight is not None
-        ctx.save_for_backward(*tensors, found.y if follows else None, states)
+        convolved = found.convolved if memory.is_checkpointed() else None
+        ctx.save_for_backward(*tensors, found.y if follows else None, states, convolved)
         # a result that nobody used has no gradient, instead of one full of zeros
         ctx.set_materialize_grads(False)
         return found.out, found.states, found.conv_states
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
-        *tensors, y, states = ctx.saved_tensors
+        *tensors, y, states, convolved = ctx.saved_tensors
         given = Operands(*tensors)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
         if torch.is_grad_enabled():
             # with create_graph the gradient may be differentiated in its turn: by what records every step
             return (None, *_by_steps(ctx.call, given, gradients, needs))
         with torch.autocast(given.zxbcdt.device.type, enabled=False):
-            found = _backward(ctx.call, given, y, states, *gradients, needs)
+            found = _backward(ctx.call, given, y, states, convolved, *gradients, needs)
         return (None, *(found.get(name) if needed else None for name, needed in needs.items()))
 
 
@@ -72,12 +74,13 @@ def _backward(
     given: Operands,
     y: Tensor | None,
     states: Tensor | None,
+    convolved: Tensor | None,
     d_out: Tensor | None,
     d_states: Tensor | None,
     d_conv_states: Tensor | None,
     needs: dict[str, bool],
 ) -> dict[str, Tensor | None]:
-    """{operand: gradient}.  states: those that enter the scan's chunks, where they were kept."""
+    """{operand: gradient}.  Where they were kept: states, that enter the scan's chunks; convolved, what it read."""
     zx0, z, xBC, dt = call.parts(given.zxbcdt)
     whole = torch.empty(given.zxbcdt.shape, dtype=z.dtype, device=z.device) if needs["zxbcdt"] else None
     places = call.parts(whole) if whole is not None else (None,) * 4
@@ -92,9 +95,11 @@ def _backward(
     in_place = in_place and xBC.numel() > 0 and conv_paths.runs_kernels(xBC)
     leaves = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
-    with torch.set_grad_enabled(not in_place):
-        own = given._replace(**{name: leaves[name] for name in _CONVOLUTION})
-        convolved, conv_states = convolve(call, leaves["xBC"], own)
+    own = given._replace(**{name: leaves[name] for name in _CONVOLUTION})
+    conv_states = None
+    if convolved is None or not in_place:
+        with torch.set_grad_enabled(not in_place):
+            convolved, conv_states = convolve(call, leaves["xBC"], own)
 
     d_parts = d_dt = d_xBC = None
     if d_y is not None or d_states is not None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ssdgen.mamba2_ops import mamba_split_conv1d_scan_combined
-from ssdgen.mamba2_ops.launchers import backward, forward
+from ssdgen.mamba2_ops.launchers import backward, conv, forward
 from tests.layer import plain
 from tests.layer.test_split import Case, run
 
@@ -58,3 +59,33 @@ def test_the_split_call_by_kernels(case: Case, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(result.double(), right, rtol=1e-4, atol=1e-4)
     for name, gradient in gradients.items():
         assert (gradient.double() - exact[name]).norm() < 1e-4 * exact[name].norm(), name
+
+
+def test_what_a_checkpoint_drops_anyway_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution runs once in each of the two forward passes, not a third time; gradients have the same bits."""
+    monkeypatch.setenv("SSDGEN_FORCE_TRITON", "1")
+    case = replace(SMALL, d_nonssm=0)
+    operands = {name: None if t is None else t.float() for name, t in case.operands().items()}
+    given = {"headdim": case.headdim, "ngroups": case.ngroups, **case.options}
+    launched, launch = [0], conv.forward
+
+    def counted(*arguments, **options):
+        launched[0] += 1
+        return launch(*arguments, **options)
+
+    monkeypatch.setattr(conv, "forward", counted)
+
+    def ours(**arguments):
+        return mamba_split_conv1d_scan_combined(**arguments, chunk_size=64, return_final_states=True)
+
+    def kept(**arguments):
+        return checkpoint(lambda: ours(**arguments), use_reentrant=False)
+
+    gradients, runs = [], []
+    for way in (ours, kept):
+        launched[0] = 0
+        gradients.append(run(way, operands, **given)[1])
+        runs.append(launched[0])
+    assert runs == [2, 2]
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
