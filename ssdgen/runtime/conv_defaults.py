@@ -18,6 +18,9 @@ _WIDE, _NARROW = 512, 256
 # warps to have in all for each multiprocessor, at most: forwards those that fit, backwards two turns of them, since of
 # one turn some of its schedulers would have a warp more than others
 _WARPS, _WARPS_BACKWARD = 16, 28
+# channels of a program that updates, where there are so many of them for each multiprocessor: on an H200, of 5376
+# channels, 21.2 us for 256 rows instead of 27.2 with 128, and 5.8 for one row, with half as many, instead of 6.7
+_UPDATED, _UPDATING = 64, 8
 
 
 def default_conv(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def default_conv(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
     {"block_d", "num_warps"}.
     """
     if direction == CONV_UPDATE:
-        return _config("update", _update(problem.nheads))
+        return _config("update", _update(problem, sms))
     if direction in (CONV_FORWARD, CONV_BACKWARD):
         return _config("walk", _walk(direction == CONV_BACKWARD, problem, sms))
     return _config("tile", _tile(direction == CONV_TILE_BACKWARD, problem))
@@ -57,9 +60,10 @@ def _tile(backward: bool, problem: Problem) -> dict[str, int]:
     return {"block_d": block_d, "block_t": block_t, "num_warps": 2 if backward else 4}
 
 
-def _update(dim: int) -> dict[str, int]:
-    """One warp, so that a thread reads the state before any writes it."""
-    return {"block_d": min(128, max(32, 1 << (dim - 1).bit_length())), "num_warps": 1}
+def _update(problem: Problem, sms: int) -> dict[str, int]:
+    """One warp, so that a thread reads the state before any writes it; of few rows one with fewer channels."""
+    programs = problem.batch * -(-problem.nheads // _UPDATED)
+    return {"block_d": _UPDATED if programs >= _UPDATING * sms else _UPDATED // 2, "num_warps": 1}
 
 
 def _element_bytes(problem: Problem) -> int:

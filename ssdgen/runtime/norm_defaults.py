@@ -14,7 +14,8 @@ from .records import NORM_BACKWARD
 LONGEST = 32768
 _LANES = 32
 _CHANNELS, _CHANNELS_BACKWARD = 32, 24  # of a thread, at most; the backward pass keeps three inputs and sums
-_WARPS = 8  # at most, where rows are short enough
+_WARPS, _MOST_WARPS = 8, 16  # at most, where rows are short enough, and of any
+_CHANNELS_ALONE = 8  # of a thread, where there are few rows
 _TILES_BACKWARD = (1, 3, 5)  # of a row, all of one size
 # warps of so many registers that a multiprocessor holds
 _RESIDENT = 8
@@ -27,18 +28,23 @@ def default_norm(direction: str, problem: Problem, sms: int) -> dict[str, Any]:
     "tiles", "num_warps", "programs"}}}.  block_t: rows of a program at once; tiles: of the channels of a row, several
     where that pads less; programs: those that go through rows side by side, in the backward pass alone.
     """
-    numbers = _backward(problem, sms) if direction == NORM_BACKWARD else _forward(problem)
+    numbers = _backward(problem, sms) if direction == NORM_BACKWARD else _forward(problem, sms)
     return {"schedule": "rows", "kernels": {"norm": numbers}}
 
 
-def _forward(problem: Problem) -> dict[str, int]:
+def _forward(problem: Problem, sms: int) -> dict[str, int]:
     rows, group_size = problem.seqlen, problem.headdim
     wide = _width(group_size, 1)
-    warps = max(1, min(16 if wide > _LANES * _CHANNELS * _WARPS else _WARPS, wide // (_LANES * _CHANNELS)))
-    if wide <= _LANES * _CHANNELS:
+    warps = max(1, min(_MOST_WARPS if wide > _LANES * _CHANNELS * _WARPS else _WARPS, wide // (_LANES * _CHANNELS)))
+    if rows * problem.nheads <= sms:
+        # each has a multiprocessor to itself, and takes as long as a thread: one load of 16 bytes, in two of fp32
+        warps = max(1, min(_MOST_WARPS, wide // (_LANES * _CHANNELS_ALONE)))
+    elif wide <= _LANES * _CHANNELS:
         # short rows: four warps share some of them
         warps = 4
     block_t = max(1, min(_LANES * _CHANNELS * warps // wide, 1 << (max(rows, 1) - 1).bit_length()))
+    if rows * problem.nheads <= sms:
+        block_t = 1
     # two tiles of a row where they cover less than one does; none is narrower than 16
     tiles = 2 if wide > 32 and 4 * group_size <= 3 * wide else 1
     return {"block_t": block_t, "tiles": tiles, "num_warps": warps}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .problem import Problem
-from .records import CONV, CONV_UPDATE, NORM, PARTS
+from .records import CONV, CONV_UPDATE, NORM, NORM_FORWARD, PARTS
 
 # of a convolution's walk: tokens of a program at least, at whose ends it reads some of its neighbours' again
 SHORTEST = 32
@@ -57,7 +57,10 @@ def fitted(config: dict[str, Any], tuned: Problem, problem: Problem, direction: 
     if direction not in PARTS or tuned.bucket() == problem.bucket():
         return config
     ((kernel, numbers),) = config["kernels"].items()
-    if "part" in numbers:
+    if direction == NORM_FORWARD and "block_t" in numbers:
+        # no rows that are not there
+        numbers = {**numbers, "block_t": min(numbers["block_t"], 1 << (max(1, problem.seqlen) - 1).bit_length())}
+    elif "part" in numbers:
         before = tuned.batch * -(-tuned.nheads // numbers["block_d"]) * -(-tuned.seqlen // numbers["part"])
         across = max(1, problem.batch) * -(-problem.nheads // numbers["block_d"])
         parts = max(1, min(before // across, -(-problem.seqlen // SHORTEST)))
