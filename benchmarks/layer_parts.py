@@ -112,7 +112,7 @@ def norm_parts(groups: int, peer: Any) -> list[Part]:
 
     def backward() -> dict[str, torch.Tensor]:
         needs = [True, True, False, True]
-        given = (d_y, x, weight, None, z, EPS, group, False, True, needs)
+        given = (d_y, x, weight, None, z, EPS, group, False, True, None, needs)
         return dict(zip(("d_x", "d_weight", "d_z"), norm_autograd.gated_norm_backward(*given), strict=True))
 
     flat, flat_z, flat_d = x.view(-1, INNER), z.reshape(-1, INNER), d_y.view(-1, INNER)

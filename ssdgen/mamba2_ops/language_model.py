@@ -64,10 +64,17 @@ class Block(nn.Module):
 
     def forward(self, stream: Tensor, inference_params=None, **options) -> Tensor:
         """stream: [batch, seqlen, d_model].  options: as in `Mamba2.forward`."""
-        normed = self.norm(stream.to(self.norm.weight.dtype))
+        normed = _normed(self.norm, stream)
         if self.residual_in_fp32:
             stream = stream.float()
         return stream + self.mixer(normed, inference_params=inference_params, **options)
+
+
+def _normed(norm: RMSNorm, stream: Tensor) -> Tensor:
+    """In the dtype of the projection that reads it: under autocast nobody casts it afterwards."""
+    dtype, device = norm.weight.dtype, stream.device.type
+    low = torch.is_autocast_enabled(device) and dtype is not torch.float64
+    return norm(stream.to(dtype), out_dtype=torch.get_autocast_dtype(device) if low else None)
 
 
 class Backbone(nn.Module):
@@ -84,7 +91,7 @@ class Backbone(nn.Module):
         stream = self.embedding(input_ids)
         for layer in self.layers:
             stream = layer(stream, inference_params, **options)
-        return self.norm_f(stream.to(self.norm_f.weight.dtype))
+        return _normed(self.norm_f, stream)
 
 
 class Mamba2LMHeadModel(nn.Module):

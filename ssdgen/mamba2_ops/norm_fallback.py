@@ -16,6 +16,7 @@ def forward(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Arguments, already checked, as in `layernorm_fn`.  Math in fp32, or in float64 if x is; differentiable."""
     math = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -32,4 +33,4 @@ def forward(
         value = value + bias.to(math)
     if gate is not None and norm_before_gate:
         value = value * gate
-    return value.to(x.dtype).contiguous()
+    return value.to(out_dtype or x.dtype).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import norm_defaults
@@ -28,12 +29,13 @@ def forward(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`norm_fallback.forward` by the emitted kernels, on the device of x."""
     from .launchers import norm as launcher
 
     config = _config(False, x, group_size)
-    options = (eps, group_size, norm_before_gate, is_rms_norm)
+    options = (eps, group_size, norm_before_gate, is_rms_norm, out_dtype)
     with on_device(x.device):
         y = launcher.forward(config, _rows(x), *_vectors(weight, bias), None if z is None else _rows(z), *options)
     return y.view(x.shape)

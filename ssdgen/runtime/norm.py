@@ -21,6 +21,7 @@ def layernorm_fn(
     group_size: int | None = None,
     norm_before_gate: bool = True,
     is_rms_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """A norm over the last dimension, or over groups of it, with a gate; mamba_ssm's function of this name.
 
@@ -34,15 +35,17 @@ def layernorm_fn(
     group_size: channels that are normalised together, a divisor of dim; None: all of them.
     norm_before_gate: gate what was normalised, or normalise what was gated.
     is_rms_norm: leave the mean in.
+    out_dtype: of y, bf16, fp16 or fp32, where what follows reads another dtype than that of x; None: that of x.
 
-    Returns: y in the shape and dtype of x.  All math is in fp32.  x and z are read in place where their last stride is
-    1 and their rows are evenly spaced (slices of a projection), and copied otherwise.  Gradients reach x, weight, bias
-    and z; first derivatives only, with the same bits each time.  torch.compile takes the call whole.
+    Returns: y in the shape of x, in out_dtype.  All math is in fp32.  x and z are read in place where their last stride
+    is 1 and their rows are evenly spaced (slices of a projection), and copied otherwise.  Gradients reach x, weight,
+    bias and z; first derivatives only, with the same bits each time.  torch.compile takes the call whole.
     Errors, all before any launch: ShapeError, DtypeError, DeviceError, OptionError, OperandError.
     """
-    _check(x, weight, bias, z, eps, group_size)
+    _check(x, weight, bias, z, eps, group_size, out_dtype)
     group = x.shape[-1] if group_size is None else group_size
-    return norm_autograd.run(x, weight, bias, z, float(eps), group, bool(norm_before_gate), bool(is_rms_norm))
+    options = (float(eps), group, bool(norm_before_gate), bool(is_rms_norm))
+    return norm_autograd.run(x, weight, bias, z, *options, None if out_dtype is x.dtype else out_dtype)
 
 
 def rmsnorm_fn(
@@ -53,12 +56,13 @@ def rmsnorm_fn(
     eps: float = 1e-6,
     group_size: int | None = None,
     norm_before_gate: bool = True,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`layernorm_fn` without subtracting the mean: mamba_ssm's function of this name.
 
     norm(u) = u / sqrt(mean(u^2) + eps) weight + bias
     """
-    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True, out_dtype)
 
 
 class LayerNorm(torch.nn.Module):
@@ -93,9 +97,10 @@ class LayerNorm(torch.nn.Module):
         if self.bias is not None:
             torch.nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """x, z: [..., hidden_size]; the gate is left out where z is None."""
-        return layernorm_fn(x, self.weight, self.bias, z, self.eps, self.group_size, self.norm_before_gate)
+    def forward(self, x: Tensor, z: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        """x, z: [..., hidden_size]; the gate is left out where z is None.  out_dtype: of what is returned, else x's."""
+        options = (self.eps, self.group_size, self.norm_before_gate)
+        return layernorm_fn(x, self.weight, self.bias, z, *options, False, out_dtype)
 
     def extra_repr(self) -> str:
         return (
@@ -114,12 +119,13 @@ class RMSNorm(LayerNorm):
     def _make_bias(self, hidden_size: int, **factory: Any) -> None:
         self.register_parameter("bias", None)
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """x, z: [..., hidden_size]; the gate is left out where z is None."""
-        return rmsnorm_fn(x, self.weight, self.bias, z, self.eps, self.group_size, self.norm_before_gate)
+    def forward(self, x: Tensor, z: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        """x, z: [..., hidden_size]; the gate is left out where z is None.  out_dtype: of what is returned, else x's."""
+        options = (self.eps, self.group_size, self.norm_before_gate)
+        return rmsnorm_fn(x, self.weight, self.bias, z, *options, out_dtype)
 
 
-def _check(x: Any, weight: Any, bias: Any, z: Any, eps: Any, group_size: Any) -> None:
+def _check(x: Any, weight: Any, bias: Any, z: Any, eps: Any, group_size: Any, out_dtype: Any) -> None:
     operands = {"x": x, "weight": weight, "bias": bias, "z": z}
     for name, value in operands.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("x", "weight")):
@@ -143,6 +149,8 @@ def _check(x: Any, weight: Any, bias: Any, z: Any, eps: Any, group_size: Any) ->
             raise DeviceError(f"{name} is on {tensor.device}, x is on {x.device}; move it there")
     if group_size is not None and (not isinstance(group_size, int) or group_size < 1 or dim % group_size):
         raise OptionError(f"group_size is {group_size!r}; it must be a divisor of dim = {dim}, or None for all of it")
+    if out_dtype is not None and out_dtype not in FLOATS:
+        raise DtypeError(f"out_dtype is {out_dtype}; it must be a floating dtype of torch, or None for that of x")
     if not isinstance(eps, (int, float)) or not eps >= 0:
         raise OptionError(f"eps is {eps!r}; it must be a number of at least 0 (1e-5 is usual)")
 

@@ -16,10 +16,10 @@ from .differentiate import gradients, needs_gradient, once
 
 # operands that may need a gradient, in the order of the operators' arguments
 DIFFERENTIABLE = ("x", "weight", "bias", "z")
-_ARGUMENTS = len(DIFFERENTIABLE) + 4
+_ARGUMENTS = len(DIFFERENTIABLE) + 5
 _OPERANDS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor? z, float eps, int group_size, bool norm_before_gate, "
-    "bool is_rms_norm"
+    "bool is_rms_norm, ScalarType? out_dtype"
 )
 
 
@@ -32,9 +32,10 @@ def run(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`norm_fallback.forward` on kernels where they can run, differentiable once."""
-    given = (x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    given = (x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, out_dtype)
     if is_compiling():
         # one operator: nothing below can be traced
         return gated_norm(*given)
@@ -43,12 +44,14 @@ def run(
     return _forward(*given)
 
 
-def _forward(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm) -> Tensor:
+def _forward(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, out_dtype) -> Tensor:
     run = norm_paths.forward if norm_paths.runs_kernels(x, group_size) else norm_fallback.forward
-    return run(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    return run(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, out_dtype)
 
 
-def _backward(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, needs) -> list[Tensor]:
+def _backward(
+    d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, out_dtype, needs
+) -> list[Tensor]:
     """Gradients of the operands that need one (a bool for each of DIFFERENTIABLE), in their order."""
     names = [name for name, needed in zip(DIFFERENTIABLE, needs, strict=True) if needed]
     if norm_paths.runs_kernels(x, group_size):
@@ -57,7 +60,12 @@ def _backward(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms
         found = gradients(
             lambda **leaves: (
                 norm_fallback.forward(
-                    **leaves, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate, is_rms_norm=is_rms_norm
+                    **leaves,
+                    eps=eps,
+                    group_size=group_size,
+                    norm_before_gate=norm_before_gate,
+                    is_rms_norm=is_rms_norm,
+                    out_dtype=out_dtype,
                 ),
             ),
             {"x": x, "weight": weight, "bias": bias, "z": z},
@@ -67,7 +75,7 @@ def _backward(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms
     return [found[name].contiguous() for name in names]
 
 
-def _backward_fake(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, needs):
+def _backward_fake(d_y, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, out_dtype, needs):
     operands = (x, weight, bias, z)
     return [operand.new_empty(operand.shape) for operand, needed in zip(operands, needs, strict=True) if needed]
 
@@ -106,7 +114,7 @@ class _Norm(torch.autograd.Function):
 gated_norm = torch.library.custom_op(
     f"{NAMESPACE}::gated_norm", _forward, mutates_args=(), schema=f"({_OPERANDS}) -> Tensor"
 )
-gated_norm.register_fake(lambda x, *_: x.new_empty(x.shape))
+gated_norm.register_fake(lambda x, *options: x.new_empty(x.shape, dtype=options[-1]))
 gated_norm.register_autograd(_differentiate, setup_context=_keep)
 
 gated_norm_backward = torch.library.custom_op(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdgen.mamba2_ops import generation
+from ssdgen.mamba2_ops import generation, language_model
 from ssdgen.mamba2_ops.errors import CheckpointError, OptionError, ShapeError
 from ssdgen.mamba2_ops.language_model import Mamba2LMConfig, Mamba2LMHeadModel
 from tests.layer import families
@@ -67,6 +67,23 @@ def test_a_folder_of_mamba_ssm(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"ssm_cfg": {"layer": "Mamba1"}}))
     with pytest.raises(CheckpointError, match="only Mamba2 layers"):
         Mamba2LMHeadModel.from_pretrained(tmp_path)
+
+
+def test_under_autocast_projections_read_what_norms_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody casts it, and every bit is as if somebody had."""
+    made, results, read = model().train(), [], []
+    for layer in made.backbone.layers:
+        layer.mixer.in_proj.register_forward_pre_hook(lambda _, given: read.append(given[0].dtype))
+    for casting in (False, True):
+        if casting:
+            monkeypatch.setattr(language_model, "_normed", lambda norm, stream: norm(stream.to(norm.weight.dtype)))
+        made.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = made(prompts()).logits
+        logits.float().square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in made.parameters())])
+    assert read == [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("residual_in_fp32", [True, False])

@@ -97,3 +97,15 @@ def test_compiled_whole() -> None:
         found.append([y, x.grad, z.grad, norm.weight.grad])
     for eager, compiled in zip(*found, strict=True):
         assert torch.equal(eager, compiled)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_result_of_another_dtype_is_the_same_cast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so are the gradients, from one that comes in that dtype."""
+    setting = settings.enter(name, monkeypatch)
+    given, d_y = draw("rms, gate first, groups", setting.device, torch.float32)
+    for low in (torch.float16, torch.bfloat16) if name == "gpu" else (torch.float16,):
+        found = results({**given, "out_dtype": low}, d_y.to(low))
+        wanted = results(given, d_y.to(low).float())
+        assert found["y"].dtype is low and torch.equal(found["y"], wanted["y"].to(low))
+        assert all(torch.equal(found[what], value) for what, value in wanted.items() if what != "y")

@@ -55,14 +55,16 @@ def test_modules_have_mamba_ssms_parameters():
         assert norm(x).shape == x.shape
 
 
-def test_compiled_whole():
+@pytest.mark.parametrize("out_dtype", [None, torch.bfloat16])
+def test_compiled_whole(out_dtype):
     norm = ops.RMSNorm(12, norm_before_gate=False).double()
     results = []
     for run in (norm, torch.compile(norm, fullgraph=True, backend="aot_eager")):
         given = operands()
         x, z = given["x"].requires_grad_(), given["z"].requires_grad_()
         norm.zero_grad()
-        y = run(x, z)
+        y = run(x, z, out_dtype) if out_dtype else run(x, z)
+        assert y.dtype is (out_dtype or DOUBLE)
         y.sin().sum().backward()
         results.append([y, x.grad, z.grad, norm.weight.grad])
     for own, other in zip(*results, strict=True):
@@ -76,6 +78,7 @@ WRONG = {
     "weight": ({"weight": G["weight"][:4]}, ops.ShapeError, r"\[12\]"),
     "bias": ({"bias": G["bias"][:4]}, ops.ShapeError, r"\[12\]"),
     "gate": ({"z": G["z"][:1]}, ops.ShapeError, "z has shape"),
+    "result": ({"out_dtype": torch.int8}, ops.DtypeError, "out_dtype is torch.int8"),
     "integers": ({"x": G["x"].long()}, ops.DtypeError, "int64"),
     "no tensor": ({"weight": None}, ops.OperandError, "weight"),
 }

@@ -86,14 +86,16 @@ def forward(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """y, [rows, dim].  On the current device; arguments already checked, x and z [rows, dim] with a last stride of 1.
+    """y, [rows, dim], in out_dtype or that of x.  On the current device; arguments already checked, x and z [rows, dim]
+    with a last stride of 1.
 
     config: {"schedule", "kernels": {"norm": {"block_t", "tiles", "num_warps"}}}, never changed.  Of the backward pass
     "programs" and "sum_early" too: the sum of the parts is launched while they are made, on GPUs that can.
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "z": z}
-    y = _run(config, tensors, False, (eps, group_size, norm_before_gate, is_rms_norm))["y"]
+    y = _run(config, tensors, False, (eps, group_size, norm_before_gate, is_rms_norm, out_dtype))["y"]
     assert y is not None
     return y
 
@@ -149,6 +151,7 @@ def launches(
     group_size: int,
     norm_before_gate: bool,
     is_rms_norm: bool,
+    out_dtype: torch.dtype | None = None,
 ) -> Plan:
     """The launches of a call, not yet made.  Tensors by name, maybe on "meta"."""
     x, z, weight, bias = (tensors[name] for name in ("x", "z", "weight", "bias"))
@@ -178,7 +181,7 @@ def launches(
             sizes.allocate("d_bias", (dim,), bias.dtype)
         sizes.scratch("parts", (programs, 2, dim), torch.float32)
     else:
-        sizes.allocate("y", (rows, dim), x.dtype)
+        sizes.allocate("y", (rows, dim), out_dtype or x.dtype)
     tiles = cut(group_size, LONGEST)
     # of a record for rows of another length the number of tiles may be one that pads more than fewer do
     count = equal_count(group_size, numbers["tiles"]) if backward else min(numbers["tiles"], len(tiles))
