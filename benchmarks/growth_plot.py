@@ -47,11 +47,14 @@ def curves(rows: list[dict[str, Any]], passes: str, axis: int) -> dict[str, Poin
 
 
 def figure(part: dict[str, Any], axis: int, title: str, path: Path) -> None:
-    """Two panels, one for each of the passes, both axes in powers of two."""
+    """A panel for each of the passes that were measured, or for all where none was; both axes in powers of two."""
     pyplot = _pyplot()
-    made, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
-    for axes, passes in zip(panels, PASSES, strict=True):
-        for label, found in curves(part["rows"], passes, axis).items():
+    every = {passes: curves(part["rows"], passes, axis) for passes in PASSES}
+    measured = {passes: found for passes, found in every.items() if found} or every
+    size = (1 + 4.5 * len(measured), 4.2)
+    made, (panels,) = pyplot.subplots(1, len(measured), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axes, (passes, lines) in zip(panels, measured.items(), strict=True):
+        for label, found in lines.items():
             sizes = sorted(found)
             axes.plot(
                 sizes,
