@@ -75,12 +75,13 @@ class Split:
     def parts(self, zxbcdt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """zx0, z, xBC and dt, where they lie."""
         conv_dim = self.d_ssm + 2 * self.ngroups * self.dstate
-        return zxbcdt.split((2 * self.d_nonssm, self.d_ssm, conv_dim, self.nheads), dim=-1)
+        # torch's method in Python takes as long again
+        return torch.split_with_sizes(zxbcdt, (2 * self.d_nonssm, self.d_ssm, conv_dim, self.nheads), dim=-1)
 
     def heads(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [batch, seqlen, nheads, headdim], B and C [batch, seqlen, ngroups, dstate], where they lie."""
         d_state = self.ngroups * self.dstate
-        x, B, C = convolved.split((self.d_ssm, d_state, d_state), dim=-1)
+        x, B, C = torch.split_with_sizes(convolved, (self.d_ssm, d_state, d_state), dim=-1)
         groups = (self.ngroups, self.dstate)
         return x.unflatten(-1, (self.nheads, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 

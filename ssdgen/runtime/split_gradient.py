@@ -10,6 +10,7 @@ the convolution's gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -51,7 +52,10 @@ class Recompute(torch.autograd.Function):
         if torch.is_grad_enabled():
             # with create_graph the gradient may be differentiated in its turn: by what records every step
             return (None, *_by_steps(ctx.call, given, gradients, needs))
-        with torch.autocast(given.zxbcdt.device.type, enabled=False):
+        device = given.zxbcdt.device.type
+        # rarely on in a backward pass, and slow to turn off
+        off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with off:
             found = _backward(ctx.call, given, y, states, convolved, *gradients, needs)
         return (None, *(found.get(name) if needed else None for name, needed in needs.items()))
 
@@ -93,13 +97,12 @@ def _backward(
 
     in_place = whole is not None and given.attention_mask is None and call.process_group is None
     in_place = in_place and xBC.numel() > 0 and conv_paths.runs_kernels(xBC)
-    leaves = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
-    leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
-    own = given._replace(**{name: leaves[name] for name in _CONVOLUTION})
+    leaves: dict[str, Tensor | None] = {}
     conv_states = None
-    if convolved is None or not in_place:
-        with torch.set_grad_enabled(not in_place):
-            convolved, conv_states = convolve(call, leaves["xBC"], own)
+    if not in_place:
+        leaves, convolved, conv_states = _convolved_again(call, given, xBC)
+    elif convolved is None:
+        convolved, _ = convolve(call, xBC, given)
 
     d_parts = d_dt = d_xBC = None
     if d_y is not None or d_states is not None:
@@ -110,8 +113,7 @@ def _backward(
         found.update(_convolution(call, given, xBC, d_parts, d_conv_states, d_xBC))
     elif d_parts is not None or d_conv_states is not None:
         if in_place:
-            with torch.enable_grad():
-                convolved, conv_states = convolve(call, leaves["xBC"], own)
+            leaves, convolved, conv_states = _convolved_again(call, given, xBC)
         d_convolved = None if d_parts is None else torch.cat(d_parts, dim=-1)
         pairs = [(out, d) for out, d in ((convolved, d_convolved), (conv_states, d_conv_states)) if d is not None]
         wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
@@ -124,6 +126,17 @@ def _backward(
             _put(place, gradient)
         found["zxbcdt"] = whole
     return found
+
+
+def _convolved_again(call: Split, given: Operands, xBC: Tensor) -> tuple[dict, Tensor, Tensor | None]:
+    """What the convolution reads, as leaves by name, and what it makes of them, differentiable."""
+    tensors = {"xBC": xBC, **{name: getattr(given, name) for name in _CONVOLUTION}}
+    leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in tensors.items()}
+    with torch.enable_grad():
+        convolved, states = convolve(
+            call, leaves["xBC"], given._replace(**{name: leaves[name] for name in _CONVOLUTION})
+        )
+    return leaves, convolved, states
 
 
 def _put(place: Tensor, gradient: Tensor | None) -> None:
@@ -168,16 +181,16 @@ def _after_scan(call, given, y, z, zx0, d_out, needs, found, place):
 
     place: where the gradient of z belongs, or None; it may be there already.
     """
-    names = ("y", "z", "zx0", "rmsnorm_weight")
-    leaves = dict(zip(names, (y, z, zx0, given.rmsnorm_weight), strict=True))
-    leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
     plain = given.rmsnorm_weight is None and not call.d_nonssm
     group_size = call.d_ssm // call.ngroups
     in_place = not (plain or call.d_nonssm or place is None) and norm_paths.runs_kernels(y, group_size)
     if in_place and given.outproj_weight is None:
         return _norm(call, given, y, z, d_out, group_size, found, place)
+    operands = {"y": y, "z": z, "zx0": zx0, "rmsnorm_weight": given.rmsnorm_weight}
+    if not in_place:
+        operands = {name: None if t is None else t.detach().requires_grad_() for name, t in operands.items()}
     with torch.set_grad_enabled(not in_place):
-        h = leaves["y"] if plain else join(call, leaves["y"], leaves["z"], leaves["zx0"], leaves["rmsnorm_weight"])
+        h = operands["y"] if plain else join(call, *operands.values())
     if given.outproj_weight is not None:
         rows = d_out.flatten(0, 1)
         if needs["outproj_weight"]:
@@ -189,7 +202,7 @@ def _after_scan(call, given, y, z, zx0, d_out, needs, found, place):
         return d_out, None, None
     if in_place:
         return _norm(call, given, y, z, d_out, group_size, found, place)
-    wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and needs.get(name, True)}
+    wanted = {name: leaf for name, leaf in operands.items() if leaf is not None and needs.get(name, True)}
     each = torch.autograd.grad(h, list(wanted.values()), d_out, allow_unused=True)
     gradients = dict(zip(wanted, each, strict=True))
     found["rmsnorm_weight"] = gradients.get("rmsnorm_weight")
