@@ -38,10 +38,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @cache
-def launch(backward: bool, rms: bool, before: bool, dim: int, group: int) -> Any:
-    row, channel = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((ROWS, dim), (dim,)))
+def launch(backward: bool, rms: bool, before: bool, dim: int, group: int, rows: int = ROWS) -> Any:
+    row, channel = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((rows, dim), (dim,)))
     of = "norm_backward" if backward else "norm_forward"
-    config = default_norm(of, of_norm(ROWS, dim // group, group, torch.bfloat16), 132)
+    config = default_norm(of, of_norm(rows, dim // group, group, torch.bfloat16), 132)
     tensors = {"x": row, "z": row, "weight": channel, "bias": None if rms else channel}
     tensors |= {"d_y": row} if backward else {}
     return launcher.launches(config, tensors, backward, 1e-5, group, before, rms).launches[0]
@@ -74,3 +74,11 @@ def test_the_gradients_of_a_real_layer(gpu: str) -> None:
     # bytes of a thread; shared memory is for sums across warps, and for the parts at the end
     assert resources.spilled <= 64
     assert resources.shared <= 16384
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("dim", [768, 4096, 32768])
+def test_a_row_alone(dim: int, gpu: str) -> None:
+    """By as many warps as have 16 bytes a thread, of which one has no more to do than it must."""
+    resources = compile_launch(launch(False, True, False, dim, dim, rows=1), gpus.find(gpu)).resources
+    assert resources.spilled == 0 and resources.num_warps == {768: 4}.get(dim, 16)
