@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
+import sympy
+
 from ..plan import catalogue, parts
+from ..spec.functions import slope_by_share
 from ..spec.layer import Layer
 from . import kernel as kernels
 from .environment import render
+from .formula import FormulaPrinter
 
 LENGTH = 16
 # modules that kernels import
@@ -22,6 +26,13 @@ FUNCTIONS = (
     "layout_functions",
     "word_functions",
 )
+
+
+def functions_of(names: Iterable[str]) -> dict[str, str]:
+    """{name: text} of modules that kernels import; a derivative in them is that of the description."""
+    u, share = sympy.symbols("u share", real=True)
+    slope = FormulaPrinter(()).print(slope_by_share(u, share))
+    return {name: render(f"kernels/{name}.py.jinja", silu2_slope=slope) for name in names}
 
 
 @lru_cache(maxsize=1024)  # packages of other sizes hold the same kernels
@@ -66,4 +77,4 @@ def of_package(layer: Layer | None = None) -> dict[str, str]:
     for own, every in catalogue.everything(layer):
         modules |= kernels.modules(every, own)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
-    return of_kernels(modules, {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS})
+    return of_kernels(modules, functions_of(FUNCTIONS))

@@ -32,7 +32,7 @@ FUNCTIONS = (*fingerprint.FUNCTIONS, "angle_functions")
 def package(*, runtime: Mapping[str, str]) -> dict[str, str]:
     """{path: text} of a package that needs torch and triton only.  runtime: {file name: text}, more than is used."""
     modules = {name: kernels.module(kernel, graph) for name, (kernel, graph) in mamba3.every().items()}
-    functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
+    functions = fingerprint.functions_of(FUNCTIONS)
     texts = {name: runtime[name] for name in RUNTIME}
     imported = [name for name in functions if any(f"from .{name} import" in text for text in modules.values())]
     texts |= {f"kernels/{name}.py": functions[name] for name in imported}

@@ -96,7 +96,7 @@ def package(
         launchers[f"forward{suffix}"] = _launchers(other, forwards, gated, suffix)
         launchers[f"backward{suffix}"] = _backward_launcher(other, forwards, backwards, gated, suffix)
     modules |= {name: kernels.module(kernel, graph) for name, (kernel, graph) in parts.kernels().items()}
-    functions = {name: render(f"kernels/{name}.py.jinja") for name in FUNCTIONS}
+    functions = fingerprint.functions_of(FUNCTIONS)
     texts = {name: text for name, text in runtime.items() if name != "__init__.py"}
     texts |= {f"kernels/{name}.py": text for name, text in modules.items()}
     texts |= {

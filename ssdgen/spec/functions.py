@@ -67,9 +67,19 @@ class silu2_slope(sympy.Function):
     """The derivative of silu2."""
 
     def _eval_rewrite_as_sigmoid(self, arg: sympy.Expr, **_: object) -> sympy.Expr:
-        value: Any = -sympy.log(2) * arg
-        share: Any = sigmoid(value)
-        return -sympy.log(2) * share * (1 + value * (1 - share))
+        return slope_by_share(arg, sigmoid(-sympy.log(2) * arg))
+
+
+def slope_by_share(u: Any, share: Any) -> Any:
+    """silu2_slope(u) by the share 1 / (1 + 2**u), differentiated here: a product of it and of two multiply-adds."""
+    at, part = sympy.symbols("at part", real=True)
+    value: Any = silu2(at)
+    shared: Any = sigmoid(-sympy.log(2) * at)
+    slope: Any = value.rewrite(sigmoid).diff(at).subs(shared, part)
+    rest, rising = sympy.expand(slope / part).as_independent(at)
+    factor = rising.coeff(at).subs(part, 0)
+    inner = sympy.expand(rising / factor)
+    return share * (factor * inner.subs({at: u, part: share}) + rest)
 
 
 class wrapped(sympy.Function):

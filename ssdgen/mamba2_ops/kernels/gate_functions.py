@@ -16,4 +16,4 @@ def silu2_slope(u):
     """The derivative by u of x / (1 + exp(-x)) at x = -log(2) u, where the exponential is 2 ** u."""
     root = tl.rsqrt(1.0 + tl.exp2(u))
     share = root * root
-    return share * ((u - share * u) * 0.4804530139182014 - 0.6931471805599453)
+    return ((u - share * u) * 0.48045301391820144 - 0.6931471805599453) * share
