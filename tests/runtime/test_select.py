@@ -13,11 +13,9 @@ import torch
 
 from ssdgen.runtime import ladder, select
 from ssdgen.runtime.backward_defaults import default_backward
-from ssdgen.runtime.conv_defaults import default_conv
 from ssdgen.runtime.defaults import default_config
 from ssdgen.runtime.errors import RecordError, SsdWarning, UntunedError
 from ssdgen.runtime.match import Gpu
-from ssdgen.runtime.norm_defaults import default_norm
 from ssdgen.runtime.part_problem import of_conv, of_norm
 from ssdgen.runtime.problem import Problem
 from ssdgen.runtime.records import DIRECTIONS, PARTS
@@ -383,23 +381,6 @@ def test_a_norm_of_few_rows_has_no_more_of_them_in_a_program(roots: dict[str, Pa
     for rows, block_t in ((1, 1), (2, 2), (3, 4), (4096, 4)):
         found = select.choose(of_norm(rows, 8, 640, torch.bfloat16), H200, "norm_forward").config["kernels"]
         assert found == {"kernel": {"block_t": block_t, "num_warps": 8}}
-
-
-def test_where_programs_are_few_each_has_little_to_do() -> None:
-    """A row alone is spread over threads of 16 bytes; a new token's channels over twice as many programs."""
-
-    def warps(rows: int, size: int, groups: int = 1) -> int:
-        problem = of_norm(rows, groups, size, torch.bfloat16)
-        return default_norm("norm_forward", problem, 132)["kernels"]["norm"]["num_warps"]
-
-    assert [warps(1, size) for size in (16, 256, 768, 2048, 4096, 8192)] == [1, 1, 4, 8, 16, 16]
-    assert (warps(132, 4096), warps(133, 4096), warps(66, 4096, 2), warps(67, 4096, 2)) == (16, 4, 16, 4)
-
-    def channels(rows: int) -> int:
-        problem = of_conv(rows, 1, 5376, 4, torch.bfloat16)
-        return default_conv("conv_update", problem, 132)["kernels"]["conv_update"]["block_d"]
-
-    assert [channels(rows) for rows in (1, 4, 16, 256)] == [32, 32, 64, 64]
 
 
 def test_a_norm_takes_no_record_of_rows_of_another_width(roots: dict[str, Path]) -> None:
