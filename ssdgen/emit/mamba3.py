@@ -23,6 +23,7 @@ RUNTIME = (
     "packs.py",
     "precompiled.py",
     "scratch.py",
+    "spills.py",
     "tiles.py",
 )
 # modules that its kernels import

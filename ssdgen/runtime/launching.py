@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import compiling, precompiled
+from . import compiling, precompiled, spills
 from .direct import DirectRecipe, Place, direct_launch
 from .scratch import Buffer, Scratch
 
@@ -52,8 +52,10 @@ class Launch:
         """Launch on the current device and stream, and return the compiled kernel (None in the interpreter)."""
         compiled = precompiled.find(self.kernel, self.args, self.options)
         if compiled is None:
-            return self.kernel[self.grid](*self.args.values(), **self.options)
-        compiled[self.grid](*self.args.values())
+            compiled = self.kernel[self.grid](*self.args.values(), **self.options)
+        else:
+            compiled[self.grid](*self.args.values())
+        spills.keep_near(compiled)
         return compiled
 
     @property
