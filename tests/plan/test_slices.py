@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ssdgen import gpus
 from ssdgen.plan import backward_space as space
 from ssdgen.plan.problem import Problem
-from ssdgen.plan.slices import Cut, cut_into, pieces_of, slices, within
+from ssdgen.plan.slices import Cut, cut_into, parts_of_slice, pieces_of, segments_of_slice, slices, within
 
 H100 = gpus.find("h100")
 MODEL = Problem(8, 2048, 80, 64, 128)
@@ -63,6 +63,46 @@ def test_as_few_as_a_limit_allows() -> None:
     assert within(800, Cut(2), 8, pieces, kept) == Cut(2)
     # what they share out may take more than they save
     assert within(0, Cut(8), 8, pieces, lambda cut: kept(cut) + 30 * cut.pieces) == Cut(1, 2)
+
+
+@given(st.integers(1, 400), st.integers(1, 3000), st.integers(1, 20), st.integers(1, 160))
+def test_segments_give_every_multiprocessor_its_walks(walks: int, nchunks: int, own: int, sms: int) -> None:
+    count = segments_of_slice(walks, nchunks, own, sms)
+    assert count >= own
+    if count > own:
+        # no more than run at once, and none so short that its state is what it costs
+        assert count * walks <= 2 * sms and nchunks // count >= 4
+        assert (count + 1) * walks > 2 * sms or nchunks // (count + 1) < 4
+    elif own == 1:
+        assert 2 * walks > sms or nchunks < 8 or 2 * sms < 2 * walks
+    else:
+        assert (own + 1) * walks > 2 * sms or nchunks // (own + 1) < 4
+
+
+@pytest.mark.parametrize(
+    ("walks", "nchunks", "own", "count"),
+    [
+        # 80 heads of 16384 tokens in four slices, in two, and whole; eight slices of 2048 tokens
+        *((20, 256, 3, 13), (40, 256, 3, 6), (80, 256, 3, 3), (10, 32, 1, 8)),
+        # a row of 32 heads in two tiles each; of 64 heads; of 80, where walks of their own cost more than they bring
+        *((64, 64, 1, 4), (64, 64, 1, 4), (80, 32, 1, 1), (128, 64, 1, 1)),
+    ],
+)
+def test_segments_of_slices(walks: int, nchunks: int, own: int, count: int) -> None:
+    assert segments_of_slice(walks, nchunks, own, 132) == count
+
+
+@pytest.mark.parametrize(
+    ("heads", "shares", "across", "parts"),
+    [
+        # one slice, and slices of four, three, two and one rows of 32 chunks
+        *((80, 1, 256, 1), (80, 1, 128, 1), (80, 1, 96, 4), (80, 1, 64, 2), (80, 1, 32, 4)),
+        # a half, a quarter and an eighth of the heads of one row, and of one of 256 chunks
+        *((40, 2, 32, 4), (20, 4, 32, 4), (10, 8, 32, 2), (20, 4, 256, 1)),
+    ],
+)
+def test_parts_of_slices(heads: int, shares: int, across: int, parts: int) -> None:
+    assert parts_of_slice(heads, shares, across, 132) == parts
 
 
 def test_the_axis_ends_where_states_are_few() -> None:
