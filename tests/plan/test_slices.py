@@ -142,3 +142,36 @@ def test_a_config_without_them_has_one() -> None:
     found = space.config(flat.pop("schedule"), flat)
     assert found == {**start, "slices": 4} and space.flatten(found)["slices"] == 4
     assert any(config.get("slices") == 2 for config in space.starts(MODEL, H100))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "segment", "parts"),
+    [
+        ((1, 16384, 80, 64, 128, 1), 4, 1024, 1),
+        ((1, 2048, 80, 64, 128, 1), 4, 256, 4),
+        ((8, 2048, 80, 64, 128, 1), 2, None, 1),
+        ((8, 2048, 80, 64, 128, 1), 4, None, 2),
+        ((4, 4096, 32, 128, 256, 2), 4, 1024, None),
+    ],
+    ids=str,
+)
+def test_a_search_begins_with_what_suits_a_slice(
+    sizes: tuple, count: int, segment: int | None, parts: int | None
+) -> None:
+    problem = Problem(*sizes)
+    start = space.starts(problem, H100)[0]
+    found = space.in_slices(start, count, problem, H100)
+    assert (found["slices"], found.get("segment"), found.get("parts")) == (count, segment, parts)
+    assert space.legal(found, problem, H100) is None
+    # segments have walks of their own, as the others have them
+    kernels = found["kernels"]
+    assert ("segment_state" in kernels) == (segment is not None)
+    assert kernels["chunk_states"]["consumers"] and found["kernels"].keys() >= start["kernels"].keys()
+
+
+def test_plain_walks_of_a_slice_of_heads_are_specialised() -> None:
+    problem = Problem(1, 16384, 80, 64, 128)
+    start = space.starts(problem, H100)[0]
+    plain = {name: {"block_p": 64, "num_warps": 4, "num_stages": 2} for name in ("chunk_states", "chunk_adjoints")}
+    found = space.in_slices({**start, "kernels": {**start["kernels"], **plain}}, 4, problem, H100)
+    assert found["kernels"]["chunk_states"]["consumers"] == found["kernels"]["segment_adjoint"]["consumers"] == 1
