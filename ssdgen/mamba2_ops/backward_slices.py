@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from . import memory
-from .backward_defaults import most_parts
 from .backward_shapes import Shape, Shapes
 from .kernel_shapes import dtype_of_states
 from .launching import Sizes
-from .slices import Cut, Slice, cut_into, pieces_of, slices, within
+from .slices import Cut, Slice, cut_into, parts_of_slice, pieces_of, segments_of_slice, slices, within
 from .tiles import CONSUMER_ROWS
 
 
@@ -43,8 +42,9 @@ class Slicing:
         if limit and self._kept_bytes(sizes, config, found, by_chunks) > limit:
             kept = partial(self._kept_bytes, sizes, config, by_chunks=by_chunks, fill=True)
             found = within(limit, found, batch, pieces, kept)
-            names["fill"] = True
-            if (least := kept(found)) > limit:
+            least = kept(found)
+            names |= {"fill": True, "room": max(0, limit - least)}
+            if least > limit:
                 memory.warn(limit, least)
         return found
 
@@ -80,10 +80,10 @@ class Slicing:
         """Programs that share out the heads of a group, or of a slice of one; each leaves a part of d_B and d_C."""
         names = sizes.names
         heads = names["nheads"] // names["ngroups"] // names["shares"]
-        parts = config.get("parts", 1)
         if names["fill"]:
             across = cut.rows * max(1, names["ngroups"] // cut.pieces) * names["nchunks"]
-            parts = max(parts, most_parts(heads, across, _multiprocessors(sizes.tensors["x"].device)))
+            return parts_of_slice(heads, names["shares"], across, _multiprocessors(sizes.tensors["x"].device))
+        parts = config.get("parts", 1)
         return next(count for count in range(min(parts, heads), 0, -1) if heads % count == 0)
 
     def slots(self, sizes: Sizes, config: dict[str, Any], cut: Cut) -> int:
@@ -94,7 +94,7 @@ class Slicing:
     def _kept_bytes(self, sizes: Sizes, config: dict[str, Any], cut: Cut, by_chunks: bool, fill: bool = False) -> int:
         """What the states of a slice and their adjoints take, those between segments, and the parts of d_B and d_C.
 
-        fill: with as many programs as the device takes at once, whatever the config says.
+        fill: with the parts that suit the slice, whatever the config says.  Segments are those of the config.
         """
         names, shapes = sizes.names, self._shapes
         with _assumed(sizes, cut, fill):
@@ -104,9 +104,9 @@ class Slicing:
             else:
                 kernels += [shapes.walk(sizes, config, True), shapes.groups(sizes, config)]
             states = prod(_kept_shape(sizes, cut, kernels))
-            if (segments := -(-names["seqlen"] // segment_of(sizes, cut))) > 1:
-                states += prod((names["batch"], segments, names["nheads"], names["HEADDIM"], names["DSTATE"]))
             found = 2 * states * dtype_of_states(config).itemsize
+            if names["nsegments"] > 1:
+                found += names["nsegments"] * _bytes_of_segment(sizes, config)
             if self._by_groups and (names["NEEDS_B"] or names["NEEDS_C"]):
                 shares = names["shares"] if names["shares"] > 1 else 0
                 apart = self.slots(sizes, config, cut) if by_chunks else shares
@@ -115,20 +115,26 @@ class Slicing:
         return found
 
 
-def segment_of(sizes: Sizes, cut: Cut) -> int:
-    """Tokens of a segment: the config's, or shorter where slices that want of memory made leave walks few programs.
-
-    What is kept between segments may be a quarter of what a slice keeps.
-    """
+def segment_of(sizes: Sizes, config: dict[str, Any], cut: Cut) -> int:
+    """Tokens of a segment: the config's, or where memory is limited what suits the slices, as far as it allows."""
     names = sizes.names
-    length, chunk = names["segment_len"], names["CHUNK"]
-    if not names["fill"] or names["nsegments"] > 1:
+    length, chunk, own = names["segment_len"], names["CHUNK"], names["nsegments"]
+    if not names["fill"]:
         return length
     walks = cut.rows * (names["nheads"] // cut.pieces) * -(-names["HEADDIM"] // CONSUMER_ROWS)
-    fill = _multiprocessors(sizes.tensors["x"].device) // walks
-    count = max(1, min(fill, names["nchunks"] * cut.rows // (4 * names["batch"] * cut.pieces)))
-    # whole chunks, and two at least: where one is a segment all are kept
-    return min(length, max(2, -(-names["padded"] // chunk // count)) * chunk)
+    wanted = segments_of_slice(walks, names["nchunks"], own, _multiprocessors(sizes.tensors["x"].device))
+    # those of all rows and heads are there at a time
+    allowed = names["room"] // _bytes_of_segment(sizes, config) + (own if own > 1 else 0)
+    count = min(wanted, allowed)
+    # whole chunks: where one is a segment all are kept, so two at least
+    return max(2, -(-names["nchunks"] // count)) * chunk if count > own else length
+
+
+def _bytes_of_segment(sizes: Sizes, config: dict[str, Any]) -> int:
+    """What the states that enter a segment take, and the adjoints of those that leave it, of all rows and heads."""
+    names = sizes.names
+    states = prod(names[name] for name in ("batch", "nheads", "HEADDIM", "DSTATE"))
+    return 2 * states * dtype_of_states(config).itemsize
 
 
 def keep(sizes: Sizes, config: dict[str, Any], name: str, cut: Cut, made: list[Shape]) -> None:

@@ -10,6 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# walks side by side on a multiprocessor: programs of one share it, and a program of two has it alone
+WALKS = 2
+# where the whole has no segments, with fewer for a slice the walks that make their states cost more than they bring
+LEAST_SEGMENTS = 4
+# chunks of a segment: with fewer its state costs more than a shorter walk brings
+LEAST_CHUNKS = 4
+# heads of a chunk that take as long to read and write as its part of d_B and d_C in float32, written and read again
+PART = 2.3
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -49,6 +58,30 @@ def within(limit: int, least: Cut, batch: int, pieces: list[int], kept: Callable
     ways = [Cut(rows, least.pieces) for rows in _rows(batch) if rows <= least.rows]
     ways += [Cut(1, count) for count in pieces if count > least.pieces]
     return next((way for way in ways if kept(way) <= limit), None) or min(ways, key=kept)
+
+
+def segments_of_slice(walks: int, nchunks: int, own: int, multiprocessors: int) -> int:
+    """In how many segments a slice of so many walks along nchunks goes, where its config says `own` (1: none).
+
+    As many as give every multiprocessor its walks.  Where the config has none, only if the walks of the slice are at
+    most one for every second multiprocessor.
+    """
+    wanted = min(WALKS * multiprocessors // max(1, walks), nchunks // LEAST_CHUNKS)
+    return own if wanted <= own or (own == 1 and WALKS * multiprocessors < LEAST_SEGMENTS * walks) else wanted
+
+
+def parts_of_slice(heads: int, shares: int, across: int, multiprocessors: int) -> int:
+    """Programs that share out the heads of a slice in the least time, of those that share them out evenly.
+
+    across: such programs side by side for each part, one on a multiprocessor: those beyond wait for all others to end.
+    shares: slices that share out a group's heads; where one program makes all of a group it leaves no parts.
+    """
+
+    def time(parts: int) -> float:
+        apart = PART * parts * across / multiprocessors if parts * shares > 1 else 0.0
+        return -(-across * parts // multiprocessors) * (heads // parts) + apart
+
+    return min((parts for parts in range(1, heads + 1) if heads % parts == 0), key=time)
 
 
 def _rows(batch: int) -> list[int]:

@@ -18,7 +18,6 @@ from .backward_axes import (
     axes,
     check,
     lengths,
-    parts_axis,
     parts_that_fill,
     slices_axis,
 )
@@ -35,8 +34,9 @@ from .backward_legal import (
 )
 from .legal import ACCUMULATORS, Config
 from .problem import Problem
+from .slices import parts_of_slice, segments_of_slice
 from .space import HALF_OF_THE_REGISTERS, Value, digest
-from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST
+from .tiles import CONSUMER_ROWS, LARGEST, SMALLEST, consumer_tiles
 
 # kernels that share their numbers, by the name of their axes
 SHARED = {"states": STATES, "adjoints": ADJOINTS, "passing": ("both_passing",)}
@@ -156,7 +156,7 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
             found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, heads))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 2), (1, 2, 96, 2), (2, 3, 0, 2), (2, 2, 0, 2), (1, 2, 80, 2))
         found += [_of_chunks(problem, gpu, cuts[-1], parts[0], 3, *numbers) for numbers in others]
-        found += [_in_slices(found[0], int(count), problem, gpu) for count in slices_axis(problem, gpu).values[1:3]]
+        found += [in_slices(found[0], int(count), problem, gpu) for count in slices_axis(problem, gpu).values[1:3]]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
             for length in cuts:
@@ -167,6 +167,32 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
             ways = product(cuts, (1, 0), (2, 1), (2, 3))
             found = [_of_consumers(problem, gpu, *numbers) for numbers in ways] + found
     return tuple(config for config in found if legal(config, problem, gpu) is None)
+
+
+def in_slices(whole: Config, count: int, problem: Problem, gpu: Gpu) -> Config:
+    """The same in so many slices or a few more, with segments and parts that suit one of them.
+
+    `whole` is in this space.  Where heads are cut its walks are specialised by warps, if they can be: only those
+    keep less then.
+    """
+    part = first_slice(problem, count)
+    (_, rows), (_, nheads), (_, ngroups) = part.rows, part.heads, part.groups
+    flat = {**flatten(whole), "slices": count}
+    chunks, walks = -(-problem.seqlen // whole["chunk"]), rows * nheads * -(-problem.headdim // CONSUMER_ROWS)
+    own = -(-problem.seqlen // (whole.get("segment") or problem.seqlen))
+    wanted = segments_of_slice(walks, chunks, own, gpu.sms)
+    if wanted > own:
+        flat["segment"] = min(lengths(problem, gpu), key=lambda length: abs(wanted * length - problem.seqlen))
+    if "parts" in whole:
+        heads = problem.nheads // problem.ngroups // part.shares
+        flat["parts"] = parts_of_slice(heads, part.shares, rows * ngroups * chunks, gpu.sms)
+    if nheads < problem.nheads and whole["chunk"] == CONSUMER_ROWS and walks_have_consumers(problem, gpu):
+        tiles = consumer_tiles(problem.dstate)[1]
+        numbers = {"consumers": 1, "maxnreg": HALF_OF_THE_REGISTERS} if tiles == 1 else {"consumers": 2}
+        for walk in ("states", "adjoints"):
+            if not flat.get(f"{walk}.consumers"):
+                flat |= {f"{walk}.{axis}": value for axis, value in {**numbers, "num_stages": 2}.items()}
+    return config(str(flat.pop("schedule")), flat)
 
 
 def fingerprint() -> str:
@@ -216,16 +242,6 @@ def _of_chunks(
     for walk in ("states", "adjoints"):
         wanted |= {f"{walk}.consumers": consumers, f"{walk}.num_stages": stages, f"{walk}.maxnreg": registers}
     return _nearest("chunks", problem, gpu, wanted)
-
-
-def _in_slices(config: Config, count: int, problem: Problem, gpu: Gpu) -> Config:
-    """The same in slices, with as many programs of each as run at once."""
-    part = first_slice(problem, count)
-    programs = part.rows[1] * part.groups[1] * -(-problem.seqlen // CONSUMER_ROWS)
-    heads = problem.nheads // problem.ngroups // part.shares
-    values = [int(value) for value in parts_axis(problem, gpu).values if heads % int(value) == 0]
-    parts = max(value for value in values if value <= max(1, gpu.sms // programs))
-    return {**config, "slices": count, "parts": parts}
 
 
 def _of_walk(problem: Problem, gpu: Gpu, chunk: int, length: int, warps: int, stages: int) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import Any
 
@@ -23,10 +24,12 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
     """Count the work of one launch of a kernel of `KERNELS`."""
     ctas, memory, chunk = prod(launch.grid), memory_of(launch), config["chunk"]
     numbers = config["kernels"].get(kernel, {})
-    length = min(problem.seqlen, config.get("segment") or problem.seqlen)
+    # of a slice, and of what a limit of memory makes of a config, the launch alone says it
+    length = min(problem.seqlen, launch.args.get("segment_len") or config.get("segment") or problem.seqlen)
     if kernel in MOVING:
-        return moving(ctas, -(-problem.seqlen // length) if kernel.endswith("_passing") else 1, memory, chunk)
-    consumers = int(numbers.get("consumers", 0))
+        segments = launch.args.get("nsegments") or -(-problem.seqlen // length)
+        return moving(ctas, segments if kernel.endswith("_passing") else 1, memory, chunk)
+    consumers = _consumers(launch) or int(numbers.get("consumers", 0))
     teams = max(1, consumers)
     n, p = tiles_of(kernel, numbers, problem)
     outer, score, size = float(chunk * n * p), float(chunk * chunk), problem.element_bytes
@@ -47,8 +50,8 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
         loaded = chunk * 2 * (n + teams * p) * size
     else:
         # a program goes through the heads of a group, or of its part of one
-        heads = problem.nheads // problem.ngroups
-        parts = config.get("parts", 1) if kernel == "chunk_gradients" else 1
+        heads = problem.nheads // launch.args.get("ngroups", problem.ngroups)
+        parts = launch.args.get("parts", config.get("parts", 1) if kernel == "chunk_gradients" else 1)
         steps, chain = max(1, heads // parts), 4
         # states, and what they and the scores give d_B, d_C and, chunk by chunk, d_x: two roles have half of it each
         products = 4 * outer + 2 * score * p if kernel == "chunk_gradients" else 3 * outer + score * p
@@ -73,3 +76,9 @@ def of_launch(kernel: str, launch: Launch, config: dict[str, Any], problem: Prob
         float(sum(kept)),
         2.0 * max(kept, default=0),
     )
+
+
+def _consumers(launch: Launch) -> int:
+    """Of the kernel that is launched, by its name: slices take some that the config does not ask for."""
+    found = re.search(r"_(\d)consumers?$", launch.kernel.__name__)
+    return int(found[1]) if found else 0

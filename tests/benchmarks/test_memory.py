@@ -11,7 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import growth, memory, rivals, workload  # noqa: E402
-from ssdgen.mamba2_ops import mamba_chunk_scan_combined  # noqa: E402
+from ssdgen import gpus  # noqa: E402
+from ssdgen.mamba2_ops import mamba_chunk_scan_combined, select  # noqa: E402
+from ssdgen.mamba2_ops.match import Gpu  # noqa: E402
+from ssdgen.mamba2_ops.problem import Problem  # noqa: E402
 from tests.benchmarks.machines import Cpu  # noqa: E402
 
 SHAPE = workload.Shape("test", 2, 20, 2, 8, 4, 1)
@@ -61,7 +64,7 @@ def test_a_run_from_end_to_end(
 
     monkeypatch.setattr(memory.peer, "load_public", lambda: (scan, "of the test"))
     out = tmp_path / "memory.json"
-    arguments = ["--shapes", "2,20,2,8,4,1", "--limits", "1K", "--chunks", "64", "--out", str(out)]
+    arguments = ["--shapes", "2,20,2,8,4,1", "--limits", "1K", "--within", "--chunks", "64", "--out", str(out)]
     cpu = Cpu()
     cpu.extra_mb = lambda call: 3.0  # type: ignore[method-assign]
     assert memory.main(arguments, cpu) == 0  # type: ignore[arg-type]
@@ -73,6 +76,42 @@ def test_a_run_from_end_to_end(
     assert json.loads(out.read_text())["rows"] == [row]
     assert memory.main([*arguments, "--budget", "-1"], cpu) == 0  # type: ignore[arg-type]
     assert "no time" in capsys.readouterr().out
+
+
+def test_within_a_share_of_the_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit is of what is kept, and what a step holds besides comes off it."""
+    results = memory.outputs_mb(SHAPE, growth.inputs(SHAPE, "cpu")[0])
+    monkeypatch.setattr(memory.peer, "load_public", lambda: (mamba_chunk_scan_combined, "of the test"))
+
+    class Kept(Cpu):
+        def extra_mb(self, call) -> float:
+            # six parts are kept without a limit, as many as one allows else, and 10 MB are held besides
+            kept = 90.0 if (limit := os.environ.get(memory.LIMIT)) is None else 15.0 * (float(limit) / 1e6 // 15.0)
+            return results + 10.0 + kept
+
+    out = tmp_path / "memory.json"
+    arguments = ["--shapes", "2,20,2,8,4,1", "--limits", "--within", "0.5", "--chunks", "64", "--out", str(out)]
+    assert memory.main(arguments, Kept()) == 0  # type: ignore[arg-type]
+    found = json.loads(out.read_text())["rows"][0]["results"]
+    assert found["mamba_ssm Q=64"]["extra_mb"] == pytest.approx(100.0)
+    half = found["ssdgen, 0.5 of the peer's"]
+    # 55 would be held with 45 kept
+    assert half["extra_mb"] == pytest.approx(40.0) and 30.0 <= half["limit_mb"] < 45.0
+    assert memory.main([*arguments, "--no-peer"], Kept()) == 0  # type: ignore[arg-type]
+    assert list(json.loads(out.read_text())["rows"][0]["results"]) == ["ssdgen"]
+
+
+def test_slices_of_a_config_are_there_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.device, "gpu_here", lambda: gpus.find("h200"))
+    monkeypatch.setattr(select, "gpu_of", lambda device: Gpu("NVIDIA H200", "sm90", 132))
+    monkeypatch.setattr(select, "_backward_configs", {})
+    shape = workload.select("2.7b_b1_16k")[0]
+    problem, place = Problem(*shape.sizes, "bfloat16"), torch.device("cpu", 0)
+    before = select.backward_config_for(problem, place)
+    with memory.sliced(shape, 4, "cpu"):
+        inside = select.backward_config_for(problem, place)
+    assert inside["slices"] == 4 and inside["segment"] < before["segment"] and "slices" not in before
+    assert select.backward_config_for(problem, place) is before
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

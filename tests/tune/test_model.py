@@ -183,6 +183,18 @@ def test_work_of_the_backward_pass() -> None:
     assert moved == 2 * states.numel()
 
 
+def test_work_of_a_slice_is_what_its_launch_has() -> None:
+    """Its heads and parts, and segments that are not the config's."""
+    config = {"schedule": "chunks", "chunk": 64, "parts": 1, "segment": 1024, "state_dtype": "bfloat16", "kernels": {}}
+    # one of four slices of a group's heads, in two parts each
+    shared = launch("chunk_gradients_2consumers", 2, 32, 8, parts=8, ngroups=1)
+    assert work.of_launch(shared, config, PROBLEM).steps == 10
+    walk = {**config, "schedule": "walk"}
+    assert work.of_launch(launch("group_gradients", 1, 32, 8, ngroups=4), walk, PROBLEM).steps == 20
+    assert work.of_launch(launch("chunk_states", 20, 8, 8, segment_len=256), config, PROBLEM).steps == 4
+    assert work.of_launch(launch("both_passing", 16, 80, 8, nsegments=8), config, PROBLEM).steps == 8
+
+
 def test_segment_states_are_counted_in_both_passes() -> None:
     of_forward = {"schedule": "segments", "chunk": 64, "segment": 512, "kernels": {"segment_state": {"block_p": 64}}}
     of_backward = {"schedule": "walk", "chunk": 64, "segment": 512, "kernels": {"segment_state": {"block_p": 64}}}

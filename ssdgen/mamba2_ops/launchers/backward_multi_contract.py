@@ -324,6 +324,7 @@ def _plan(
         n_blocks=1,
         shares=1,
         fill=False,
+        room=0,
         pieces=1,
         nsegments=-(-seqlen // length),
         segment_len=length,
@@ -355,7 +356,7 @@ def _plan(
     cut = Cut(batch)
     if kept and not only_states:
         cut = SLICES.cut(sizes, config, limit, by_chunks)
-        length = segment_of(sizes, cut)
+        length = segment_of(sizes, config, cut)
         names |= {"segment_len": length, "nsegments": -(-seqlen // length)}
     parts = slices(cut, batch, nheads, names["ngroups"])
     names |= {"shares": parts[0].shares, "pieces": cut.pieces}
