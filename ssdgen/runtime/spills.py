@@ -25,14 +25,14 @@ _asked: set[int] = set()
 def keep_near(compiled: Any) -> None:
     """Ask for a large L1 cache once, for a kernel that spills and of which one program fits a multiprocessor.
 
-    compiled: what Triton has loaded on the current device, None in the interpreter.  It is a hint: a driver that
-    refuses is not asked again.
+    compiled: what Triton has loaded on the current device, None in the interpreter; before it is loaded it tells of no
+    spills.  It is a hint: a driver that refuses is not asked again.
     """
-    function = getattr(compiled, "function", None)
-    if function is None or function in _asked or torch.version.hip:
+    function, spilled = getattr(compiled, "function", None), getattr(compiled, "n_spills", 0)
+    if not spilled or function in _asked or torch.version.hip:
         return
     _asked.add(function)
-    if compiled.n_spills and 2 * (compiled.metadata.shared + _RESERVED) > _shared_memory(torch.cuda.current_device()):
+    if 2 * (compiled.metadata.shared + _RESERVED) > _shared_memory(torch.cuda.current_device()):
         _driver().cuFuncSetCacheConfig(ctypes.c_void_p(function), _PREFER_L1)
 
 

@@ -34,7 +34,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return found
 
 
-def loaded(function: int | None, shared: int, spilled: int) -> SimpleNamespace:
+def loaded(function: int, shared: int, spilled: int) -> SimpleNamespace:
     return SimpleNamespace(function=function, n_spills=spilled, metadata=SimpleNamespace(shared=shared))
 
 
@@ -47,7 +47,7 @@ def test_a_kernel_that_spills_and_fills_a_multiprocessor_alone_is_asked_for_once
 
 @pytest.mark.parametrize(
     "kernel",
-    [loaded(7, 174 * KB, 0), loaded(7, 113 * KB, 70), loaded(None, 174 * KB, 70), None],
+    [loaded(7, 174 * KB, 0), loaded(7, 113 * KB, 70), SimpleNamespace(function=None), None],
     ids=["no spills", "two programs fit", "not loaded", "interpreted"],
 )
 def test_others_are_left_alone(driver: Driver, kernel: SimpleNamespace | None) -> None:
