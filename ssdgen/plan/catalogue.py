@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 
-from ..spec.decompose import chunk_graph
 from ..spec.graph import Graph
 from ..spec.layer import Layer
 from ..spec.layouts import MULTI_CONTRACT, MULTI_EXPAND, MULTI_INPUT, HeadLayout
@@ -22,6 +21,7 @@ from ..spec.upper import upper_graph
 from .ir import Kernel
 from .schedules import (
     adjoint,
+    consumers,
     decode,
     diagonal,
     gradients,
@@ -276,7 +276,7 @@ def graph(kernel: Kernel, layer: Layer) -> Graph:
     if kernel.spare:
         return reverse_tiles.graph(layer)
     apart = any(tensor.name == "CB_diagonal" for tensor in kernel.tensors)
-    forward = chunk_graph(layer, apart)
+    forward = consumers.graph(layer, apart, kernel.ahead)
     return forward if all(name in forward for name in kernel.equations) else adjoint.graph(layer)
 
 

@@ -12,12 +12,12 @@ centre_decay_whole[h] = 2**Min(0, dA_last[h])
 centre_decay[h] = Piecewise((centre_decay_whole[h], Eq(seq_before, seq_last)), (0, True))    if HAS_SEQ_IDX
 y_state[h, i, p] = sum over n of C[i, n] * state[h, p, n]
 y_diag[h, i, p] = sum over j of scores[h, i, j] * x[h, j, p]
-y_later[h, i, p] = left_decay[h, i]*y_state[h, i, p] + y_diag[h, i, p]
+y_later[h, i, p] = left_decay[h, i]*y_state[h, i, p]
 CB_products[j, n] = B[j, n]*C[j, n]
 CB_diagonal[j] = sum over n of CB_products[j, n]
 own[h, j] = CB_diagonal[j]*dt[h, j]
 own_skip[h, j] = D_head[h] + own[h, j]    if D_BY_HEAD
-y_ssm[h, i, p] = own_skip[h, i]*x[h, i, p] + y_later[h, i, p]
+y_ssm[h, i, p] = own_skip[h, i]*x[h, i, p] + y_diag[h, i, p] + y_later[h, i, p]
 y_skip[h, i, p] = D[h, p]*x[h, i, p] + y_ssm[h, i, p]    if HAS_D
 y[h, i, p] = sigmoid(z[h, i, p])*y_skip[h, i, p]*z[h, i, p]    if HAS_Z
 x_weighted[h, j, p] = right_decay[h, j]*x[h, j, p]
@@ -57,8 +57,8 @@ def load_tiles(
     C_tiles,
     B_tiles,
     dt_tiles,
-    x_tiles,
     CB_diagonal_tiles,
+    x_tiles,
     full,
     empty,
     HEADDIM: gl.constexpr,
@@ -160,8 +160,8 @@ def compute(
     C_tiles,
     B_tiles,
     dt_tiles,
-    x_tiles,
     CB_diagonal_tiles,
+    x_tiles,
     scores_tiles,
     y_tiles,
     full,
@@ -282,8 +282,8 @@ def compute(
         C_tile = C_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         B_tile = B_tiles.index(stage).reshape([CHUNK, BLOCK_N])
         dt_tile = dt_tiles.index(slot).reshape([CHUNK])
-        x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         CB_diagonal_tile = CB_diagonal_tiles.index(stage).reshape([CHUNK])
+        x_tile = x_tiles.index(slot).reshape([CHUNK, BLOCK_P])
         if walk < walks:
             gl.store(
                 states_base
@@ -325,11 +325,16 @@ def compute(
         )
         y, state_left = warpgroup_mma_wait(0, deps=(y, state_left))
         y = y * left_decay[None, :]
-        fence_async_shared()
+        CB_diagonal = CB_diagonal_tile.load(gl.SliceLayout(0, BY_CHUNK))
+        dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
+        own = CB_diagonal * dt_cols
+        if D_BY_HEAD:
+            own = own + D_head
         x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
+        y = y + x_turned.to(gl.float32) * own[None, :]
+        fence_async_shared()
         x_left = gl.convert_layout(x_turned, gl.DotOperandLayout(0, BY_CHUNK, 2))
         y = warpgroup_mma(x_left, scores_tile, y, is_async=True)
-        dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
         if HAS_SEQ_IDX:
             right_decay = gl.where(seq_last == seq_cols, right_decay, 0.0)
@@ -345,11 +350,6 @@ def compute(
         y, state, x_left, x_weighted_left = warpgroup_mma_wait(0, deps=(y, state, x_left, x_weighted_left))
         x_weighted_rest_left = gl.convert_layout(x_weighted_rest.to(DOT), gl.DotOperandLayout(0, BY_BLOCK_N, 2))
         state = warpgroup_mma(x_weighted_rest_left, B_tile, state, is_async=True)
-        CB_diagonal = CB_diagonal_tile.load(gl.SliceLayout(0, BY_CHUNK))
-        own = CB_diagonal * dt_cols
-        if D_BY_HEAD:
-            own = own + D_head
-        y = y + x_turned.to(gl.float32) * own[None, :]
         if HAS_D:
             y = y + x_turned.to(gl.float32) * D[:, None]
         if HAS_Z:
@@ -430,10 +430,10 @@ def single_pass_apart_2consumers_keeping(
     C_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
     B_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
     dt_tiles = gl.allocate_shared_memory(dt_desc.dtype, [STAGES * 2, 1, 1, CHUNK], dt_desc.layout)
-    x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES * 2, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
     CB_diagonal_tiles = gl.allocate_shared_memory(
         CB_diagonal_desc.dtype, [STAGES, 1, 1, CHUNK], CB_diagonal_desc.layout
     )
+    x_tiles = gl.allocate_shared_memory(x_desc.dtype, [STAGES * 2, 1, 1, CHUNK, BLOCK_P], x_desc.layout)
     scores_tiles = gl.allocate_shared_memory(
         DOT, [2, CHUNK, CHUNK], gl.NVMMASharedLayout.get_default_for([CHUNK, CHUNK], DOT)
     )
@@ -488,8 +488,8 @@ def single_pass_apart_2consumers_keeping(
                     C_tiles,
                     B_tiles,
                     dt_tiles,
-                    x_tiles,
                     CB_diagonal_tiles,
+                    x_tiles,
                     scores_tiles,
                     y_tiles,
                     full,
@@ -545,8 +545,8 @@ def single_pass_apart_2consumers_keeping(
                     C_tiles,
                     B_tiles,
                     dt_tiles,
-                    x_tiles,
                     CB_diagonal_tiles,
+                    x_tiles,
                     scores_tiles,
                     y_tiles,
                     full,
@@ -586,8 +586,8 @@ def single_pass_apart_2consumers_keeping(
                     C_tiles,
                     B_tiles,
                     dt_tiles,
-                    x_tiles,
                     CB_diagonal_tiles,
+                    x_tiles,
                     full,
                     empty,
                     HEADDIM,
@@ -614,7 +614,7 @@ def blocks(CHUNK, BLOCK_N, BLOCK_P, **_):
         "C": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
         "B": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_N)),
         "dt": ((0, 1, 2), (1, 1, CHUNK)),
-        "x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
         "CB_diagonal": ((0, 1, 2), (1, 1, CHUNK)),
+        "x": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
         "y": ((0, 2, 1, 3), (1, 1, CHUNK, BLOCK_P)),
     }

@@ -9,7 +9,7 @@ import sympy
 
 from ...spec.layer import Layer
 from ..ir import Arange, Index, Load, Mask, Scalar, Span, Stmt, Tensor, When
-from ..lower import Piece, Pieces, Source
+from ..lower import Lowering, Piece, Pieces, Source
 from ..scalars import integer_text
 
 OPERANDS = ("x", "B", "C")
@@ -194,6 +194,13 @@ def loads_first(body: list[Stmt]) -> tuple[Stmt, ...]:
         return 1 if loads else 2
 
     return tuple(sorted(body, key=rank))
+
+
+def made(lowering: Lowering, *names: str) -> None:
+    """Values of the loop, of all pieces, one after the other."""
+    for name in names:
+        for at in lowering.combinations(lowering.node_axes(name)):
+            lowering.need(name, at)
 
 
 def group_expr(layer: Layer, head: str) -> str:

@@ -9,11 +9,33 @@ from dataclasses import replace
 
 import sympy
 
-from ...spec.decompose import decay
+from ...spec.decompose import chunk_graph, decay
+from ...spec.dims import entry
+from ...spec.graph import Graph, Map, Node
 from ...spec.layer import Layer
 from ..ir import Aside, Let, Load, Scalar, Stmt, Value
 from ..lower import Lowering, merge
 from . import common
+
+
+def graph(layer: Layer, apart: bool, ahead: bool) -> Graph:
+    """A chunk as a walk makes it.  apart, ahead: as in `Walk`.
+
+    Where the diagonal is apart, what a token gives to itself is in y before what others give, and made once y is there:
+    it takes no registers then while products run, and a walk of two tiles spills a third as much.  With C B^T ahead it
+    makes no difference to them and delays the product.
+    """
+    whole = chunk_graph(layer, apart)
+    if not apart or ahead:
+        return whole
+    later, made, given = whole["y_later"], whole["y_ssm"], whole["y_diag"]
+    assert isinstance(later, Map) and isinstance(made, Map)
+    others = entry(given.name, *given.axes)
+    changed: dict[str, Node] = {
+        later.name: replace(later, formula=later.formula.subs(others, 0)),
+        made.name: replace(made, formula=made.formula + others),
+    }
+    return Graph(whole.name, tuple(changed.get(node.name, node) for node in whole.nodes))
 
 
 def indices(shared: bool, consumers: int) -> list[Stmt]:

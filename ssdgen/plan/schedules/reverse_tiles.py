@@ -72,18 +72,18 @@ def outputs(lowering: Lowering, layer: Layer, left: bool = False) -> None:
     if left:
         _outputs_of_left(lowering, layer, at)
         return
-    _made(lowering, "CB", "d_scores")
+    common.made(lowering, "CB", "d_scores")
     with lowering.under("NEEDS_D"):
         # worked out while these two are; for each chunk: what adds up over chunks would take registers all through it
         lowering.store(1, "d_D", at, "d_D", ("b", "chunk", "head", common.on(column, "p")))
-    _made(lowering, DECAYED, "scores")
+    common.made(lowering, DECAYED, "scores")
     vectors(lowering, layer, True, "d_dt_scores", "d_dA_cs_scores_rows")
     _right_factor(lowering, at)
     vectors(lowering, layer, True, "d_right_decay")
     part = adjoint.head_part(layer, "d_x")
     lowering.need(f"{part}_base" if f"{part}_base" in lowering.graph else part, at)
     # under way while d_x is finished
-    _made(lowering, "d_state")
+    common.made(lowering, "d_state")
     made = lowering.need(part, at)
     assert made is not None
     index = ("b", common.on(row, "j"), "head", common.on(column, "p"))
@@ -105,21 +105,21 @@ def _outputs_of_left(lowering: Lowering, layer: Layer, at: Pieces) -> None:
 
     # the compiler ends products before a branch: none is under way at the first, and later those that are needed next
     leaves(0)
-    _made(lowering, "CB", "d_scores")
+    common.made(lowering, "CB", "d_scores")
     with lowering.under("NEEDS_D"):
         index = ("b", "chunk", "head", common.on(at["p"], "p"))
         lowering.store(1, "d_D", at, "d_D", index)
-    _made(lowering, DECAYED)
+    common.made(lowering, DECAYED)
     leaves(1)
     vectors(lowering, layer, True, "d_dt_scores")
     leaves(2)
     vectors(lowering, layer, True, "d_dA_cs_scores_rows")
     leaves(3)
-    _made(lowering, "scores", "d_x_weighted")
+    common.made(lowering, "scores", "d_x_weighted")
     vectors(lowering, layer, True, "d_right_decay")
     part = adjoint.head_part(layer, "d_x")
     lowering.need(f"{part}_base" if f"{part}_base" in lowering.graph else part, at)
-    _made(lowering, "d_state")
+    common.made(lowering, "d_state")
     made = lowering.need(part, at)
     assert made is not None
     index = ("b", common.on(at["j"], "j"), "head", common.on(at["p"], "p"))
@@ -133,12 +133,6 @@ def _out(lowering: Lowering, at: Pieces, condition: str | None = None) -> Value:
     index = ("b", "chunk", "head", common.on(at["p"], "p"), common.on(at["n"], "n"))
     lowering.emit(1, Store("d_states", index, state[0], True), condition)
     return state[0]
-
-
-def _made(lowering: Lowering, *names: str) -> None:
-    for name in names:
-        for at in lowering.combinations(lowering.node_axes(name)):
-            lowering.need(name, at)
 
 
 def _right_factor(lowering: Lowering, at: Pieces) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from ...spec.decompose import chunk_graph
 from ...spec.layer import Layer
 from ..ir import Arange, For, Full, Kernel, Load, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..lower import Lowering, Piece, Source, merge
@@ -91,7 +90,7 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         # of two tiles ptxas runs all products one by one (C7512), since their registers do not suffice; two consumers
         # are slower with it (281 us against 230 on an H200)
         raise ValueError("C B^T is issued ahead in walks with outputs, one consumer and one tile of dstate")
-    graph = chunk_graph(layer, shape.apart)
+    graph = consumers.graph(layer, shape.apart, shape.ahead)
     aside = shape.consumers > 0 and not shape.prepared
     rows = "CHUNK" if shape.row_tiles == 1 else "ROWS"
     varlen = not shape.prepared and not shape.descriptors
@@ -157,13 +156,13 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
         _keep(lowering, shape, state_axes)
     steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer), shape.apart)] if aside else []
     # C B^T is there already: what is issued first runs while scores are made
-    for at in lowering.combinations(lowering.node_axes("y_state")) if shape.ahead else []:
-        lowering.need("y_state", at)
+    common.made(lowering, *(("y_state",) if shape.ahead else ()))
     # the decays first: the order of the loads decides how many registers the compiler spills (9% of the time on sm90)
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
+    common.made(lowering, *(("scores", "y_later") if shape.apart and not shape.ahead else ()))
     # with consumers the products of the state run while what follows y's own products is worked out
-    first = ("y_later" if shape.apart else "y_ssm") if shape.consumers else "y"
+    first = ("y_later" if shape.apart and shape.ahead else "y_ssm") if shape.consumers else "y"
     for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
         lowering.need(first, at)
     for at in lowering.combinations(state_axes):
