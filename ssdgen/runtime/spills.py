@@ -9,6 +9,7 @@ long.  Where one program alone fits a multiprocessor, more shared memory than it
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -33,7 +34,9 @@ def keep_near(compiled: Any) -> None:
         return
     _asked.add(function)
     if 2 * (compiled.metadata.shared + _RESERVED) > _shared_memory(torch.cuda.current_device()):
-        _driver().cuFuncSetCacheConfig(ctypes.c_void_p(function), _PREFER_L1)
+        # a driver under another name is Triton's to find
+        with suppress(OSError):
+            _driver().cuFuncSetCacheConfig(ctypes.c_void_p(function), _PREFER_L1)
 
 
 @cache

@@ -59,3 +59,11 @@ def test_amd_has_no_such_driver(driver: Driver, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     spills.keep_near(loaded(7, 174 * KB, 70))
     assert driver.asked == []
+
+
+def test_without_the_driver_nothing_is_asked(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(spills, "_driver", missing)
+    spills.keep_near(loaded(7, 174 * KB, 70))
