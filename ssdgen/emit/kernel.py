@@ -215,7 +215,15 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
         scratch=[
             (f"{name}s", kernel.consumers if together else 1, ", ".join(shape)) for name, shape in scratch.items()
         ],
-        parked=[(f"{name}s", ", ".join(shape)) for name, shape in parked.items()],
+        parked=[
+            line
+            for name, shape in parked.items()
+            for line in fit(
+                f"{name}s = gl.allocate_shared_memory(gl.float32, [1, {', '.join(shape)}], "
+                "gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))",
+                4,
+            )
+        ],
         consumers=kernel.consumers,
         turns=any(role["turns"] for role in printed),
         fixed=bool(fixed_loads(kernel)),

@@ -684,7 +684,9 @@ def chunk_gradients_2consumers(
     )
     # four lanes side by side read 32 bytes of a row, and eight rows lie in different banks
     rows_CB_tiles = gl.allocate_shared_memory(gl.float32, [1, CHUNK, CHUNK], gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
-    columns_CB_tiles = gl.allocate_shared_memory(gl.float32, [1, CHUNK, CHUNK], gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
+    columns_CB_tiles = gl.allocate_shared_memory(
+        gl.float32, [1, CHUNK, CHUNK], gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
+    )
     # a stage is full when its tiles have arrived, and empty when every consumer has done with them
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
