@@ -154,7 +154,7 @@ def ways(scan: Callable | None, options: argparse.Namespace) -> list[Way]:
 
 def leanest(results: dict[str, Any]) -> str | None:
     """The name of the peer's right result that holds least."""
-    right = [name for name, result in results.items() if result.get("passed") and not name.startswith(OURS)]
+    right = [name for name, result in results.items() if _is_peers(name, result)]
     return min(right, key=lambda name: results[name]["extra_mb"], default=None)
 
 

@@ -123,10 +123,6 @@ def parts_for(problem: Problem, sms: int, chunk: int = CONSUMER_ROWS, slices: in
     to do: 160 programs take longer than 128.
     """
     groups = -(-problem.batch * problem.ngroups // max(1, slices))
-    return most_parts(problem.nheads // problem.ngroups, groups * -(-problem.seqlen // chunk), sms)
-
-
-def most_parts(heads: int, across: int, sms: int) -> int:
-    """The most that share out so many heads evenly, where `across` programs stand side by side for each of them."""
+    heads, across = problem.nheads // problem.ngroups, groups * -(-problem.seqlen // chunk)
     most = sms // max(1, across)
     return next((parts for parts in range(min(heads, most), 1, -1) if heads % parts == 0), 1)

@@ -202,21 +202,15 @@ class _Part:
         assert made is not None
         return made[0]
 
-    def _made(self, *names: str) -> None:
-        """These in this order: what the order is for, the statements after say."""
-        for name in names:
-            for at in self._each(*(axis for axis in self.lowering.graph[name].axes if axis != "h")):
-                self.lowering.need(name, at)
-
     def _rows(self) -> None:
         """What has the reading tokens along its rows."""
         lowering = self.lowering
-        self._made("CB", "d_y_skip", "d_scores", "y_state", "left_decay", adjoint.DECAYS)
+        common.made(self.lowering, "CB", "d_y_skip", "d_scores", "y_state", "left_decay", adjoint.DECAYS)
         self._summed("d_CB")
         self._vectors("d_dA_cs_scores_rows", "d_left_decay", "d_own")
         self._summed("d_C_heads")
         if not self.role:
-            self._made("D", *adjoint.there(self.layer, "own"), "scores")
+            common.made(self.lowering, "D", *adjoint.there(self.layer, "own"), "scores")
         with lowering.under("NEEDS_Z"):
             for at in self._each("i", "p"):
                 self._tokens("d_z", "d_z", at, "i", None)
@@ -225,7 +219,7 @@ class _Part:
         """What is added up over all tokens or over all of a state."""
         lowering, layer = self.lowering, self.layer
         if self.role == "states":
-            self._made("d_y_skip", "x")
+            common.made(self.lowering, "d_y_skip", "x")
         with lowering.under("NEEDS_D"):
             for at in self._each("p"):
                 index = ("b", "chunk", "head", common.on(at["p"], "p"))
@@ -237,11 +231,11 @@ class _Part:
     def _columns(self) -> None:
         """What has the tokens that are read along its rows."""
         lowering = self.lowering
-        self._made("CB", "d_y_skip", "d_scores", adjoint.DECAYS, "scores")
+        common.made(self.lowering, "CB", "d_y_skip", "d_scores", adjoint.DECAYS, "scores")
         if self.role:
             self._summed("d_CB")
         self._vectors("d_dt_scores")
-        self._made("d_x_weighted")
+        common.made(self.lowering, "d_x_weighted")
         self._vectors("d_right_decay")
         part = adjoint.head_part(self.layer, "d_x")
         for at in self._each("j", "p"):

@@ -155,18 +155,19 @@ def kernel(layer: Layer, shape: Walk) -> Kernel:
     if shape.keeps:
         _keep(lowering, shape, state_axes)
     steps = [consumers.steps(lowering, layer, batch, zero_past_end(layer), shape.apart)] if aside else []
-    # C B^T is there already: what is issued first runs while scores are made
-    common.made(lowering, *(("y_state",) if shape.ahead else ()))
+    if shape.ahead:
+        # C B^T is there already: what is issued first runs while scores are made
+        common.made(lowering, "y_state")
     # the decays first: the order of the loads decides how many registers the compiler spills (9% of the time on sm90)
     for at in lowering.combinations(("h", "i")) if shape.outputs else []:
         lowering.need("left_decay", {"h": at["h"], "i": at["i"]})
-    common.made(lowering, *(("scores", "y_later") if shape.apart and not shape.ahead else ()))
+    if shape.apart and not shape.ahead:
+        common.made(lowering, "scores", "y_later")
     # with consumers the products of the state run while what follows y's own products is worked out
     first = ("y_later" if shape.apart and shape.ahead else "y_ssm") if shape.consumers else "y"
     for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
         lowering.need(first, at)
-    for at in lowering.combinations(state_axes):
-        lowering.need("state_out", at)
+    common.made(lowering, "state_out")
     for at in lowering.combinations(("h", "i", "p")) if shape.outputs else []:
         lowering.need("y", at)
     if shape.outputs:
