@@ -34,7 +34,7 @@ LEAST_FREE = 2**30
 SWITCHES = {
     "SSDGEN_NO_TUNE": "records are not looked at",
     "SSDGEN_ASSERT_TUNED": "a call without a record is an error",
-    "SSDGEN_NO_CUBINS": "compiled kernels of packs are not used",
+    "SSDGEN_NO_CUBINS": "compiled kernels of packs, and of earlier processes, are not used",
     "TRITON_INTERPRET": "kernels are interpreted on the CPU",
     "TRITON_ALWAYS_COMPILE": "every process compiles every kernel",
 }

@@ -17,6 +17,7 @@ from .environment import render
 RUNTIME = (
     "direct.py",
     "errors.py",
+    "kept.py",
     "kernel_shapes.py",
     "compiling.py",
     "launching.py",

@@ -1,9 +1,10 @@
-"""Kernels that a pack holds compiled, in place of a compiler.  launch -> Triton's CompiledKernel, or None -> launching
+"""Kernels that are there compiled, in place of a compiler.  launch -> Triton's CompiledKernel, or None -> launching
 
 Triton finds its own cache by hashing itself, which takes longer than everything else here, and by a key that another
 build of the same Triton does not share.  So a pack has keys of its own: the text of the kernel, the types and
-specialisations of its arguments, the options, the target and Triton's version.  What is found becomes the object that
-Triton would have made; what is not found, or where a person looks over Triton's shoulder, Triton compiles.
+specialisations of its arguments, the options, the target and Triton's version.  By the same keys a process finds what
+an earlier one compiled on this machine (`kept`).  What is found becomes the object that Triton would have made; what
+is not found, or where a person looks over Triton's shoulder, Triton compiles.
 
 Triton also builds a small C module for itself, and 3.6 another for each signature.  A pack may hold them for the Python
 that it was built with: they are put in Triton's cache before Triton looks for them.
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import packs
+from . import kept, packs
 from .packs import Pack
 
 # Versions whose compiled kernels can be made here as their compiler makes them.  Others compile.
@@ -31,7 +32,10 @@ KNOWN_TRITON = ("3.6", "3.7")
 _SHARED = "*functions.py"
 
 _found: dict[tuple[int, str], Any] = {}
+_loaded: set[str] = set()
 _missed: set[str] = set()
+# kernels that are kept for the next process; by identity, so that none is given away meanwhile
+_kept: dict[int, Any] = {}
 _binders: dict[tuple[int, Any], tuple[Any, Any, Any]] = {}
 
 
@@ -41,26 +45,49 @@ def find(kernel: Any, args: dict[str, Any], options: dict[str, Any]) -> Any:
     kernel: a kernel as `triton.jit` made it; args: its arguments by name; options: Triton's, num_warps for example.
     Errors: PackError for a pack that is not what its manifest says.
     """
-    if not _holders() or torch.version.hip or not hasattr(kernel, "device_caches"):
+    if not _can_be_found(kernel):
         return None
     prepare_driver()
-    if _is_watched():
-        return None
     from triton.runtime.driver import driver
 
-    device, target = driver.active.get_current_device(), driver.active.get_current_target()
+    device = driver.active.get_current_device()
+    compiled, *_ = kernel.device_caches[device]
+    # without a pack a kernel that Triton has code of in memory is left to Triton, which asks for less
+    if (compiled and not _holders()) or _is_watched():
+        return None
+    target = driver.active.get_current_target()
     source, chosen = source_of(kernel, args, options, target)
     key = key_of(source, chosen, target)
     if key is None:
         return None
-    compiled = _found.get((device, key))
-    if compiled is None:
-        holder = next((pack for pack in _holders() if key in pack.manifest["code"]), None)
-        if holder is None:
-            _missed.add(key)
+    if (device, key) not in _found:
+        found = _of_a_pack(key, source) or _of_this_machine(key, source)
+        if found is None:
             return None
-        compiled = _found[device, key] = _load(holder, key, source)
-    return compiled
+        _found[device, key] = found
+    return _found[device, key]
+
+
+def keep(kernel: Any, args: dict[str, Any], options: dict[str, Any], compiled: Any) -> None:
+    """Have the next process find what Triton compiled for a launch in this one.  Arguments as those of `find`."""
+    if id(compiled) in _kept or not _can_be_found(kernel) or _is_watched():
+        return
+    from triton.runtime.driver import driver
+
+    _kept[id(compiled)] = compiled
+    target = driver.active.get_current_target()
+    key = key_of(*source_of(kernel, args, options, target), target)
+    if key is not None:
+        kept.keep(key, compiled)
+
+
+def _can_be_found(kernel: Any) -> bool:
+    """Whether kernels are looked for: not where they are interpreted, of AMD, or the user wants them compiled."""
+    return hasattr(kernel, "device_caches") and not torch.version.hip and not _is_off()
+
+
+def _is_off() -> bool:
+    return os.environ.get("SSDGEN_NO_CUBINS") == "1" or triton_version() not in KNOWN_TRITON
 
 
 def source_of(kernel: Any, args: dict[str, Any], options: dict[str, Any], target: Any) -> tuple[Any, Any]:
@@ -119,13 +146,13 @@ def prepare_driver() -> None:
 
 def counts() -> dict[str, int]:
     """{"loaded", "missed"}: kernels of this process that came from a pack, and those that no pack has."""
-    return {"loaded": len(_found), "missed": len(_missed)}
+    return {"loaded": len(_loaded), "missed": len(_missed)}
 
 
 def forget() -> None:
     """Look for packs again at the next launch."""
-    _found.clear()
-    _missed.clear()
+    for each in (_found, _loaded, _missed, _kept):
+        each.clear()
     _holders.cache_clear()
     _put_host.cache_clear()
     packs.installed.cache_clear()
@@ -134,14 +161,32 @@ def forget() -> None:
 @cache
 def _holders() -> tuple[Pack, ...]:
     """Packs with compiled kernels for this Triton."""
-    if os.environ.get("SSDGEN_NO_CUBINS") == "1":
-        return ()
     found = [pack for pack in packs.installed() if pack.manifest.get("code")]
-    if not found or triton_version() not in KNOWN_TRITON:
+    if not found or _is_off():
         return ()
     return tuple(
         pack for pack in found if any(code["triton"] == triton_version() for code in pack.manifest["code"].values())
     )
+
+
+def _of_a_pack(key: str, source: Any) -> Any:
+    """The compiled kernel, where a pack has it."""
+    holders = _holders()
+    holder = next((pack for pack in holders if key in pack.manifest["code"]), None)
+    if holder is None:
+        _missed.update({key} if holders else ())
+        return None
+    found = _load(holder, key, source)
+    _loaded.add(key)
+    return found
+
+
+def _of_this_machine(key: str, source: Any) -> Any:
+    """The compiled kernel, where an earlier process left it."""
+    from triton.compiler import CompiledKernel
+
+    files = kept.files(key, source.fn.__name__)
+    return None if files is None else CompiledKernel(source, files, key)
 
 
 def _load(pack: Pack, key: str, source: Any) -> Any:

@@ -53,6 +53,7 @@ class Launch:
         compiled = precompiled.find(self.kernel, self.args, self.options)
         if compiled is None:
             compiled = self.kernel[self.grid](*self.args.values(), **self.options)
+            precompiled.keep(self.kernel, self.args, self.options, compiled)
         else:
             compiled[self.grid](*self.args.values())
         spills.keep_near(compiled)

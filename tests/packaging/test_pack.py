@@ -147,3 +147,25 @@ def test_a_call_through_a_pack_has_the_bits_of_a_compiled_one(tmp_path: Path) ->
     loaded, missed = map(int, said["pack"][1:])
     assert loaded >= 4 and missed == 0
     assert said["compiled"][1] == said["asked not to"][1] == "0"
+
+
+NO_COMPILER = """
+import triton.compiler, triton.runtime.cache
+def called(*_, **__):
+    raise AssertionError("Triton was asked")
+triton.compiler.compile = triton.runtime.cache.triton_key = called
+"""
+
+
+@pytest.mark.gpu
+def test_the_next_process_does_not_ask_triton_for_its_kernels(tmp_path: Path) -> None:
+    """They are found by the key that a pack would have; the results are the same bits."""
+    path = os.pathsep.join((str(ROOT / "ssdgen" / "_alias"), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path), "SSDGEN_NO_TUNE": "1"}
+    said = []
+    for before in ("", NO_COMPILER):
+        command = [sys.executable, "-c", before + GPU_USE]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split())
+    assert said[0] == said[1]
