@@ -12,6 +12,7 @@ from typing import Any
 import sympy
 
 from ..plan import catalogue, ir
+from ..plan.schedules.consumers import BESIDE
 from ..spec.graph import Contract, Cumsum, Graph, Largest, Last, Map, Shift, Sum
 from ..spec.layer import Layer
 from .aside import aside as aside_lines
@@ -189,6 +190,7 @@ def _warpgroups(kernel: ir.Kernel, graph: Graph) -> str:
     return render(
         "kernels/warpgroups.py.jinja",
         parameters=given,
+        overlaps=BESIDE in kernel.flags,
         roles=printed,
         loader=loader,
         ahead="chunks" if together or stage_loop(kernel).trips == "chunks" else "heads",

@@ -43,6 +43,9 @@ def axes(schedule: str, problem: Problem, gpu: Gpu) -> tuple[Axis, ...]:
     if schedule == "chunks":
         found.append(parts_axis(problem, gpu))
     found.append(slices_axis(problem, gpu))
+    if walks_have_consumers(problem, gpu):
+        why = "True: walks of adjoints start while those of the states before them, which they do not read, still run"
+        found.append(Axis("beside", (False, True), why))
     found += _walk_axes("states", problem, gpu)
     found += _walk_axes("adjoints", problem, gpu)
     found += [

@@ -56,13 +56,14 @@ UNUSED: dict[str, dict[str, Value]] = {
 
 
 # what a config does not say
-LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1}
+LEFT_OUT: dict[str, Value] = {"segment": 0, "slices": 1, "beside": False}
 
 
 # axes that came after records were made, of which the first value is what these mean, and values that came to others:
 # records stay as new as they were
 LATER: dict[str, tuple[Value, ...]] = {
     "slices": SLICES,
+    "beside": (False, True),
     "reverse_walk.left": (0, 1),
     "group_gradients.consumers": (3,),
     "chunk_gradients.consumers": (3,),
@@ -84,6 +85,8 @@ def config(schedule: str, assignment: dict[str, Value]) -> Config:
     for kernel in launched(found):
         shared = next((name for name, kernels in SHARED.items() if kernel in kernels), kernel)
         found["kernels"][kernel] = _what_matters(kernel, numbers.get(shared, {}))
+    if not any(found["kernels"].get(walk, {}).get("consumers") for walk in (*ADJOINTS, "reverse_walk")):
+        found.pop("beside", None)
     return found
 
 
@@ -155,7 +158,8 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
         for length, count, (roles, heads) in product(cuts, parts, ((2, 3), (3, 2))):
             found.append(_of_chunks(problem, gpu, length, count, roles, 1, 2, HALF_OF_THE_REGISTERS, heads))
         others = ((1, 3, HALF_OF_THE_REGISTERS, 2), (1, 2, 96, 2), (2, 3, 0, 2), (2, 2, 0, 2), (1, 2, 80, 2))
-        found += [_of_chunks(problem, gpu, cuts[-1], parts[0], 3, *numbers) for numbers in others]
+        walks = [_of_chunks(problem, gpu, cuts[-1], parts[0], 3, *numbers) for numbers in others]
+        found += [*walks, *({**config, "beside": True} for config in (found[0], walks[0], walks[1], walks[4]))]
         found += [in_slices(found[0], int(count), problem, gpu) for count in slices_axis(problem, gpu).values[1:3]]
     else:
         for chunk, warps in ((64, 8), (32, 4), (32, 8)):
@@ -165,7 +169,8 @@ def starts(problem: Problem, gpu: Gpu) -> tuple[Config, ...]:
             found += [_shared_out(config) for config in found]
         if any(HAVE_CONSUMERS[kernel](problem, gpu) for kernel in SHARE):
             ways = product(cuts, (1, 0), (2, 1), (2, 3))
-            found = [_of_consumers(problem, gpu, *numbers) for numbers in ways] + found
+            specialised = [_of_consumers(problem, gpu, *numbers) for numbers in ways]
+            found = [*specialised, *({**config, "beside": True} for config in specialised[:2]), *found]
     return tuple(config for config in found if legal(config, problem, gpu) is None)
 
 

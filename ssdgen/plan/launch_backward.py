@@ -17,7 +17,7 @@ from typing import Any, Literal
 from . import tiles
 from .ir import Kernel
 from .launch import Arrays, Call, flat
-from .schedules import adjoint, gradients, groups, passing, reverse, states, steps
+from .schedules import adjoint, consumers, gradients, groups, passing, reverse, states, steps
 from .schedules.gradients import Gradients
 from .schedules.groups import Groups
 from .schedules.reverse import Reverse
@@ -84,7 +84,8 @@ class _Backward:
         for name, extent, block in (("p_blocks", "HEADDIM", self.block_p), ("n_blocks", "DSTATE", self.block_n)):
             call.sizes[name] = -(-call.constants[extent] // block) if block else 1
         call.flags |= {f"NEEDS_{name.upper()}": name in needs for name in ("x", "z", "D", "B", "C", "A", "dt_bias")}
-        call.flags["NEEDS_DT"] = bool(needs & OF_STEPS)
+        # of no account where kernels run one after the other
+        call.flags |= {"NEEDS_DT": bool(needs & OF_STEPS), consumers.BESIDE: False}
 
     def go(self) -> None:
         call, sizes, segment = self.call, self.call.sizes, self.how.segment

@@ -80,6 +80,14 @@ def test_a_config_has_the_kernels_that_are_launched() -> None:
     assert "segment" not in space.config("walk", {"chunk": 64, "segment": 0})
 
 
+def test_only_adjoints_that_are_specialised_start_beside_the_states() -> None:
+    for schedule, axis in (("chunks", "adjoints.consumers"), ("walk", "reverse_walk.consumers")):
+        wanted: dict[str, Any] = {"chunk": 64, "segment": 0, "beside": True}
+        assert space.config(schedule, {**wanted, axis: 2})["beside"] is True
+        assert "beside" not in space.config(schedule, {**wanted, axis: 0})
+        assert "beside" not in space.config(schedule, {**wanted, axis: 2, "beside": False})
+
+
 def test_kernels_of_one_kind_share_their_numbers() -> None:
     kernels = space.config("chunks", {**BY_CONSUMERS, "segment": 128})["kernels"]
     assert kernels["segment_state"] == kernels["chunk_states"] == {"consumers": 1, "num_stages": 2, "maxnreg": 128}

@@ -288,8 +288,8 @@ def chunk_states_2n_1consumer(
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
     # up to here beside the kernel before, whose results come next
-    gdc_launch_dependents()
     gdc_wait()
+    gdc_launch_dependents()
     gl.warp_specialize(
         [
             (

@@ -672,8 +672,8 @@ def group_gradients_2p_blocks_3consumers(
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=3)
     # up to here beside the kernel before, whose results come next
-    gdc_launch_dependents()
     gdc_wait()
+    gdc_launch_dependents()
     gl.warp_specialize(
         [
             (

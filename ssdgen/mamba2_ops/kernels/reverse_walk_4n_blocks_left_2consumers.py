@@ -602,6 +602,7 @@ def reverse_walk_4n_blocks_left_2consumers(
     NEEDS_X: gl.constexpr,
     NEEDS_D: gl.constexpr,
     NEEDS_DT: gl.constexpr,
+    BESIDE: gl.constexpr,
 ):
     C_0_tiles = gl.allocate_shared_memory(C_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], C_desc.layout)
     B_0_tiles = gl.allocate_shared_memory(B_desc.dtype, [STAGES, 1, 1, CHUNK, BLOCK_N], B_desc.layout)
@@ -628,9 +629,10 @@ def reverse_walk_4n_blocks_left_2consumers(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
-    # up to here beside the kernel before, whose results come next
+    # up to here beside the kernel before; where its results are not needed, to the end
+    if not BESIDE:
+        gdc_wait()
     gdc_launch_dependents()
-    gdc_wait()
     gl.warp_specialize(
         [
             (
@@ -785,6 +787,9 @@ def reverse_walk_4n_blocks_left_2consumers(
         worker_num_warps=[4, 1],
         worker_num_regs=[240, 24],
     )
+    if BESIDE:
+        # whoever waits for this kernel waits for the one before, too
+        gdc_wait()
 
 
 def grid(batch, nheads, nsegments, HEADDIM, BLOCK_P, **_):

@@ -254,6 +254,7 @@ def segment_adjoint_2n_2consumers(
     DOT: gl.constexpr,
     HAS_SEQ_IDX: gl.constexpr,
     HAS_Z: gl.constexpr,
+    BESIDE: gl.constexpr,
 ):
     d_y_tiles = gl.allocate_shared_memory(d_y_desc.dtype, [STAGES * 2, 1, 1, CHUNK, BLOCK_P], d_y_desc.layout)
     dA_cs_tiles = gl.allocate_shared_memory(dA_cs_desc.dtype, [STAGES * 2, 1, 1, CHUNK], dA_cs_desc.layout)
@@ -265,9 +266,10 @@ def segment_adjoint_2n_2consumers(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
-    # up to here beside the kernel before, whose results come next
+    # up to here beside the kernel before; where its results are not needed, to the end
+    if not BESIDE:
+        gdc_wait()
     gdc_launch_dependents()
-    gdc_wait()
     gl.warp_specialize(
         [
             (
@@ -365,6 +367,9 @@ def segment_adjoint_2n_2consumers(
         worker_num_warps=[4, 1],
         worker_num_regs=[240, 24],
     )
+    if BESIDE:
+        # whoever waits for this kernel waits for the one before, too
+        gdc_wait()
 
 
 def grid(batch, nheads, ngroups, nsegments, HEADDIM, BLOCK_P, **_):

@@ -400,8 +400,8 @@ def single_pass_2terms_2consumers(
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=2)
     # up to here beside the kernel before, whose results come next
-    gdc_launch_dependents()
     gdc_wait()
+    gdc_launch_dependents()
     gl.warp_specialize(
         [
             (

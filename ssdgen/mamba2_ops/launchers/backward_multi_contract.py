@@ -184,7 +184,8 @@ def backward(
     than that under SSDGEN_MEMORY_LIMIT; "parts": programs that share out the heads of a group, in a slice, in "chunks".
     numbers: num_warps, num_stages, maxnreg; block_n and block_p, above which dstate and headdim are cut in two; share,
     the tile of headdim (reverse_walk) or dstate (group_gradients) that each program has, 0 for all of it; consumers,
-    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers.  On the
+    where warps can be specialised; left, of reverse_walk's, 1 where they multiply their state from registers.
+    "beside": walks of adjoints whose warps are specialised start while those of the states before them run.  On the
     current device; arguments already checked, batch at least 1.
     x, z, d_y: [batch, seqlen, nheads, headdim]; dt: [batch, seqlen, nheads]; A, dt_bias: [nheads].
     B, C: [batch, seqlen, ngroups, dstate]; D: [nheads] or [nheads, headdim].
@@ -337,6 +338,7 @@ def _plan(
         HAS_Z=tensors["z"] is not None,
         HAS_DT_BIAS=tensors["dt_bias"] is not None,
         HAS_SEQ_IDX=tensors["seq_idx"] is not None,
+        BESIDE=False,
         DT_SOFTPLUS=dt_softplus,
         NEEDS_X="x" in needs,
         NEEDS_Z="z" in needs,
@@ -409,9 +411,10 @@ def _by_chunks(
         _results_by_chunks(sizes, config, cut)
     for part in parts:
         if kept:
+            beside = config.get("beside", False) and not (only_states or there)
             if not (only_states or there):
                 _keep_states(sizes, config, part, entering)
-            _keep_adjoints(sizes, config, part, leaving, several)
+            _keep_adjoints(sizes, config, part, leaving, several, beside)
         if not only_states:
             names = ("states", "d_states") if kept else (entering, leaving)
             _gradients(sizes, config, cut, part, *names)
@@ -451,7 +454,8 @@ def _by_walk(
             _keep_states(sizes, config, part, entering)
         before = "states" if states else entering
         if back:
-            _walk_back(sizes, part, back, before, leaving, stored, several)
+            beside = config.get("beside", False) and states and not there
+            _walk_back(sizes, part, back, before, leaving, stored, several, beside)
         if added:
             _add_groups(sizes, part, added, before, adjoints)
 
@@ -474,9 +478,12 @@ def _pass_states(sizes: Sizes, config: dict[str, Any], there: bool) -> tuple[str
     for name in ("summary", "d_summary"):
         sizes.scratch(name, _states(sizes, "nsegments"), dtype)
     sizes.scratch("total", (names["batch"], names["nsegments"], names["nheads"]), torch.float32)
-    for walk, slots in (("segment_state", {"dt": "dt_ready"}), ("segment_adjoint", {"summary": "d_summary"})):
+    for walk, slots, beside in (
+        ("segment_state", {"dt": "dt_ready"}, False),
+        ("segment_adjoint", {"summary": "d_summary"}, config.get("beside", False)),
+    ):
         module, numbers, blocks = SHAPES.states(sizes, config, walk)
-        sizes.launch(module, numbers, slots, **blocks)
+        sizes.launch(module, numbers, slots, BESIDE=beside, **blocks)
     numbers = numbers_of(config, "both_passing")
     block = block_of_states(sizes, numbers)
     leaving, wanted = sizes.tensors["d_final_states"] is not None, "d_initial" in sizes.tensors
@@ -496,9 +503,12 @@ def _keep_states(sizes: Sizes, config: dict[str, Any], part: Slice, entering: st
     SLICES.launch(sizes, part, SHAPES.states(sizes, config, "chunk_states"), slots, HAS_ENTERING=there)
 
 
-def _keep_adjoints(sizes: Sizes, config: dict[str, Any], part: Slice, leaving: str, several: bool) -> None:
-    """The adjoint of the state that leaves each chunk, in `d_states`."""
+def _keep_adjoints(
+    sizes: Sizes, config: dict[str, Any], part: Slice, leaving: str, several: bool, beside: bool
+) -> None:
+    """The adjoint of the state that leaves each chunk, in `d_states`.  beside: the kernel before, a walk of states."""
     flags = {
+        "BESIDE": beside,
         "HAS_LEAVING": sizes.tensors[leaving] is not None,
         "STORE_INITIAL": not several and "d_initial" in sizes.tensors,
     }
@@ -548,14 +558,23 @@ def _results_of_walk(sizes: Sizes, module: Any) -> None:
 
 
 def _walk_back(
-    sizes: Sizes, part: Slice, shape: Shape, entering: str, leaving: str, store: bool, several: bool
+    sizes: Sizes,
+    part: Slice,
+    shape: Shape,
+    entering: str,
+    leaving: str,
+    store: bool,
+    several: bool,
+    beside: bool,
 ) -> None:
+    """beside: the kernel before, a walk of states, which those that are specialised by warps do not read."""
     tensors = sizes.tensors
     slots = {"states": entering, "leaving": leaving, "dt": "dt_ready"}
     flags = {
         "HAS_LEAVING": tensors[leaving] is not None,
         "STORE_ADJOINTS": store,
         "STORE_INITIAL": not several and "d_initial" in tensors,
+        "BESIDE": beside,
     }
     SLICES.launch(sizes, part, shape, slots, **flags)
 

@@ -17,6 +17,10 @@ from ..ir import Aside, Let, Load, Scalar, Stmt, Value
 from ..lower import Lowering, merge
 from . import common
 
+# Flag of a walk that may start while the kernel before it runs, none of whose results it reads.  Whoever is launched
+# early has waited for what was before when it lets the next one start, so that such a walk finds that done.
+BESIDE = "BESIDE"
+
 
 def graph(layer: Layer, apart: bool, ahead: bool) -> Graph:
     """A chunk as a walk makes it.  apart, ahead: as in `Walk`.

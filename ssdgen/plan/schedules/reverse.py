@@ -12,7 +12,7 @@ from ...spec.layer import Layer
 from ..ir import Arange, For, Full, Kernel, Let, Mask, Scalar, Span, Stmt, Store, Tensor, Value, When
 from ..ir import Load as LoadStmt
 from ..lower import Lowering, Piece, Pieces, merge
-from . import adjoint, common, reverse_tiles
+from . import adjoint, common, consumers, reverse_tiles
 from .reverse_tiles import vectors
 from .walk import sizes_of
 
@@ -286,7 +286,16 @@ def _outputs(lowering: Lowering, layer: Layer, shape: Reverse) -> None:
 
 def _flags(shape: Reverse) -> tuple[str, ...]:
     if shape.consumers:
-        return ("HAS_SEQ_IDX", "HAS_D", "HAS_LEAVING", "STORE_INITIAL", "NEEDS_X", "NEEDS_D", "NEEDS_DT")
+        return (
+            "HAS_SEQ_IDX",
+            "HAS_D",
+            "HAS_LEAVING",
+            "STORE_INITIAL",
+            "NEEDS_X",
+            "NEEDS_D",
+            "NEEDS_DT",
+            consumers.BESIDE,
+        )
     return ("HAS_SEQ_IDX", "HAS_D", "HAS_Z", "HAS_LEAVING", "STORE_ADJOINTS", "STORE_INITIAL", *NEEDS)
 
 

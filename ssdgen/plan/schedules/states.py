@@ -172,7 +172,8 @@ def _sources(layer: Layer, shape: States):
 def _flags(shape: States) -> tuple[str, ...]:
     if not shape.adjoint:
         return ("HAS_SEQ_IDX", "HAS_ENTERING")
-    return ("HAS_SEQ_IDX", "HAS_Z", *(("HAS_LEAVING", "STORE_INITIAL") if shape.each else ()))
+    found = ("HAS_SEQ_IDX", "HAS_Z", *(("HAS_LEAVING", "STORE_INITIAL") if shape.each else ()))
+    return (*found, consumers.BESIDE) if shape.consumers else found
 
 
 def _tensors(layer: Layer, shape: States) -> tuple[Tensor, ...]:
