@@ -80,12 +80,16 @@ def _in_registers(problem: Problem, sms: int, half: bool, small: bool) -> dict[s
 
 
 def _specialised(problem: Problem, sms: int) -> dict[str, Any]:
-    """One consumer a walk, so that two or three programs fit; heads shared out where chunks alone are too few."""
+    """One consumer a walk, so that two or three programs fit, those of adjoints beside those of states.
+
+    Heads are shared out where chunks alone are too few.
+    """
     walks = {"consumers": 1, "num_stages": 2, "maxnreg": 128}
     return {
         "schedule": "chunks",
         "chunk": CONSUMER_ROWS,
         "parts": parts_for(problem, sms),
+        "beside": True,
         "state_dtype": "bfloat16",
         "kernels": {**dict.fromkeys(_LIGHT, walks), "chunk_gradients": {"consumers": 2, "num_stages": 3}},
     }
