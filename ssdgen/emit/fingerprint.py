@@ -25,6 +25,7 @@ FUNCTIONS = (
     "gate_functions",
     "layout_functions",
     "word_functions",
+    "loop_functions",
 )
 
 

@@ -30,6 +30,7 @@ GATE_FUNCTIONS = ("sigmoid", "silu2_slope")
 LAYOUT_FUNCTIONS = ("in_vectors",)
 ANGLE_FUNCTIONS = ("cos", "sin")
 WORD_FUNCTIONS = ("from_words", "in_words")
+LOOP_FUNCTIONS = ("hidden",)
 HOPPER = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
 # of a thread: a multiprocessor's 65536, shared out between the consumers, so that the loading warp has the least
 REGISTERS, LOADER_REGISTERS, ASIDE_REGISTERS = {1: 240, 2: 240, 3: 160}, 24, 32
@@ -53,7 +54,7 @@ def parameters(kernel: ir.Kernel, source: str) -> list[tuple[str, str]]:
     language = "gl" if kernel.consumers else "tl"
     accesses = [stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, (ir.Load, ir.Store))]
     described = {stmt.tensor: descriptor_order(stmt.index) for stmt in accesses if stmt.descriptor}
-    pointed = {stmt.tensor for stmt in accesses if not stmt.descriptor}
+    pointed = {stmt.tensor for stmt in accesses if not (stmt.descriptor or isinstance(stmt, ir.Load) and stmt.near)}
     found: list[tuple[str, str]] = []
     for tensor in kernel.tensors:
         flag = f", if {tensor.flag}" if tensor.flag else ""
@@ -138,6 +139,7 @@ def _common(kernel: ir.Kernel, graph: Graph, source: str) -> dict[str, Any]:
         ],
         "layout_functions": [name for name in LAYOUT_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "angle_functions": [name for name in ANGLE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
+        "loop_functions": [name for name in LOOP_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "word_functions": [name for name in WORD_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "storage_functions": [name for name in STORAGE_FUNCTIONS if re.search(rf"(?<![\w.]){name}\(", source)],
         "name": kernel.name,

@@ -12,7 +12,7 @@ def is_plain_load(stmt: ir.Stmt) -> bool:
     """Scalars, masks and loads that the loading warp does not make: they are begun before a stage is waited for."""
     if isinstance(stmt, ir.When):
         return all(is_plain_load(inner) for inner in (*stmt.body, *stmt.otherwise))
-    return isinstance(stmt, (ir.Scalar, ir.Mask)) or isinstance(stmt, ir.Load) and not stmt.descriptor
+    return isinstance(stmt, (ir.Scalar, ir.Mask)) or isinstance(stmt, ir.Load) and not (stmt.descriptor or stmt.near)
 
 
 def touched(stmt: ir.Stmt) -> set[str]:

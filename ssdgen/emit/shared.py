@@ -24,7 +24,7 @@ class SharedPrinter(StatementPrinter):
     is in shared memory, by name; scratch: extents, by variable, of the tiles there that a consumer has for itself;
     parked: the same in float32, for values from before the loop that would otherwise take up registers all through it;
     in_registers: what has been read from there; copied: values that are in the tile through which they go to memory;
-    led: values that are operands in two terms.
+    led: values that are operands in two terms; near: loads of what is in a moved vector, too, by what they load.
     """
 
     language = "gl"
@@ -42,6 +42,8 @@ class SharedPrinter(StatementPrinter):
         self.parked: dict[str, tuple[str, ...]] = {}
         self.in_registers: set[tuple[str, tuple[str, ...]]] = set()
         self.copied: set[str] = set()
+        loads = (stmt for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Load) and stmt.near)
+        self.near = {load.out.name: load for load in loads}
         self.led = {stmt.of.name for stmt in ir.walk(kernel.body) if isinstance(stmt, ir.Rest)}
         # registers are dearer than another read of shared memory
         self.spare = bool(kernel.roles) or kernel.spare
@@ -175,9 +177,13 @@ class SharedPrinter(StatementPrinter):
         return lines
 
     def _arriving(self, stmt: ir.Stmt, indent: int) -> list[str]:
-        """Load the vectors of the stage that a statement reads and none before it did: registers are dear."""
+        """Load what a statement reads of the vectors of the stage and none before it did: registers are dear."""
         lines: list[str] = []
         for let in [inner for inner in ir.walk((stmt,)) if isinstance(inner, ir.Let)]:
+            for name in sorted(str(symbol) for symbol in let.formula.free_symbols):
+                if name in self.near and (name, ()) not in self.in_registers:
+                    self.in_registers.add((name, ()))
+                    lines += self._near(self.near[name], indent)
             for read in entries(let.formula):
                 if read.name not in self.tile_axes or len(read.axes) != 1:
                     continue
@@ -189,6 +195,16 @@ class SharedPrinter(StatementPrinter):
                         source = self._use(layout_of.columns, layout_of.text)
                         lines += fit(self.idiom.from_tile(variant, f"{read.name}_tile", source), indent)
         return lines
+
+    def _near(self, load: ir.Load, indent: int) -> list[str]:
+        """A number that is the last entry of a vector in shared memory."""
+        whole = next(
+            moved for moved in self.moved if moved.tensor == load.tensor and moved.index[:-1] == load.index[:-1]
+        )
+        (size,) = self.tiles.extents[whole.out.name]
+        along = self._use(size, f"gl.SliceLayout(0, {layout(size)})")
+        last = f"{whole.out.name}_tile.slice({size} - 1, 1)"
+        return fit(self.idiom.sum(load.out.name, f"{last}.load({along})", 0), indent)
 
     def _registers(self, stmt: ir.Let, indent: int) -> list[str]:
         """Load the tiles that a formula reads element by element, in the order of its axes."""

@@ -142,7 +142,9 @@ class StatementPrinter:
         inner = self._inner | {loop.var} | {s.name for s in own if isinstance(s, (ir.Scalar, ir.Arange, ir.Mask))}
         found: dict[str, tuple[str, str]] = {}
         for stmt in own:
-            if isinstance(stmt, (ir.Load, ir.Store)) and not stmt.descriptor:
+            if isinstance(stmt, (ir.Load, ir.Store)) and not (
+                stmt.descriptor or isinstance(stmt, ir.Load) and stmt.near
+            ):
                 tensor = self.kernel.tensor(stmt.tensor)
                 text = self._static(tensor, stmt.index, inner)
                 if tensor.flag is None and " + " in text:

@@ -115,6 +115,8 @@ class ConsumerPrinter(SharedPrinter):
         self._forget(stmt)
         if isinstance(stmt, ir.Aside):
             return [*lines, *self._made_aside(stmt, indent)]
+        if isinstance(stmt, ir.Load) and stmt.near:
+            return lines
         if isinstance(stmt, ir.When) and self.kernel.spare:
             # each statement in it loads what it reads
             return [*lines, *super()._block(stmt, indent)]

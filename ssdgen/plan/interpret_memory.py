@@ -26,6 +26,8 @@ _CALLS = {
     "cdiv": lambda extent, size: -(-extent // size),
     "minimum": np.minimum,
     "maximum": np.maximum,
+    # what a compiler is not to see through is nothing to an interpreter
+    "hidden": lambda value: value,
 }
 
 

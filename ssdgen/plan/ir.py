@@ -117,12 +117,16 @@ class Mask:
 
 @dataclass(frozen=True)
 class Load:
-    """out = tensor[index]; positions outside the masks read `other`."""
+    """out = tensor[index]; positions outside the masks read `other`.
+
+    near: the last entry of what is moved for a stage too, as a vector, and is read from there where it is needed.
+    """
 
     out: Value
     tensor: str
     index: tuple[Index, ...]
     descriptor: bool = False
+    near: bool = False
 
 
 @dataclass(frozen=True)

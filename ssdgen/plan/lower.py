@@ -128,7 +128,8 @@ class Lowering:
             self.variable(name, pieces), self._tile_axes(source.axes or self.node_axes(name), pieces), source.dtype
         )
         level = source.level if isinstance(source.level, int) else source.level(pieces)
-        self.emit(level, Load(value, source.tensor, source.index(pieces), source.descriptor), source.flag)
+        load = Load(value, source.tensor, source.index(pieces), source.descriptor, source.near)
+        self.emit(level, load, source.flag)
         return value, level
 
     def _tile_axes(self, axes: tuple[str, ...], pieces: Pieces) -> tuple[str, ...]:

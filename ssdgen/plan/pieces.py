@@ -37,4 +37,5 @@ class Source:
     dtype: str = "float32"
     flag: str | None = None
     descriptor: bool = False
+    near: bool = False
     axes: tuple[str, ...] | None = None

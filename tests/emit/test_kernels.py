@@ -180,6 +180,7 @@ def test_fingerprints_are_of_the_meaning() -> None:
         ("gate_functions", "conv_walk_4w"),
         ("word_functions", "conv_walk_4w"),
         ("layout_functions", "single_pass_2terms_2consumers_keeping"),
+        ("loop_functions", "reverse_walk_2n_blocks_2consumers"),
     ):
         other = {module: f"{shared_functions()[module]}\nother = 1\n"}
         for source in (text, specialised, kernels[name]):

@@ -43,6 +43,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .loop_functions import hidden
 from .warpgroup_functions import decay
 
 
@@ -84,7 +85,7 @@ def load_tiles(
     stop = gl.minimum(segment * segment_len + segment_len, seqlen)
     chunks = gl.cast(gl.cdiv(stop - segment * segment_len, CHUNK), gl.int32)
     for step in range(chunks):
-        chunk = first + chunks - 1 - step
+        chunk = first + chunks - 1 - hidden(step)
         row0 = chunk * CHUNK
         stage = step % STAGES
         ready = full.index(stage)
@@ -156,7 +157,6 @@ def load_tiles(
 
 @gluon.jit
 def compute(
-    dA_cs_ptr,
     seq_idx_ptr,
     D_ptr,
     leaving_ptr,
@@ -253,14 +253,12 @@ def compute(
     else:
         d_state_0 = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
         d_state_1 = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
-    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
     for step in range(chunks):
-        chunk = first + chunks - 1 - step
+        chunk = first + chunks - 1 - hidden(step)
         row0 = chunk * CHUNK
         row_in_cols = row_cols < stop - row0
         row_in_rows_block_p = row_rows_block_p < stop - row0
         row_in_rows_chunk = row_rows_chunk < stop - row0
-        dA_last = gl.load(dA_cs_base + row0 + CHUNK - 1)
         stage = step % STAGES
         slot = stage * 2 + consumer
         mbarrier.wait(full.index(stage), step // STAGES & 1)
@@ -365,6 +363,7 @@ def compute(
             gl.store(
                 d_right_decay_base + row0 + row_rows_block_p, d_right_decay.to(d_right_decay_base.dtype.element_ty)
             )
+        dA_last = gl.sum(dA_cs_tile.slice(CHUNK - 1, 1).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         dt_rows_block_p = dt_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         right_decay = dt_rows_block_p * decay(dA_last - dA_cs_rows_block_p)
@@ -435,7 +434,6 @@ def reverse_walk_2n_blocks_2consumers(
     d_y_desc,  # [batch, nheads, seqlen, headdim]
     dt_desc,  # [batch, nheads, padded]
     dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     D_ptr,  # [nheads, headdim], if HAS_D
     leaving_ptr,  # [batch, nsegments, nheads, headdim, dstate], if HAS_LEAVING
@@ -502,7 +500,6 @@ def reverse_walk_2n_blocks_2consumers(
             (
                 compute,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     leaving_ptr,
@@ -555,7 +552,6 @@ def reverse_walk_2n_blocks_2consumers(
             (
                 compute,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     leaving_ptr,

@@ -43,6 +43,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .loop_functions import hidden
 from .warpgroup_functions import decay
 
 
@@ -89,7 +90,7 @@ def load_tiles(
     stop = gl.minimum(segment * segment_len + segment_len, seqlen)
     chunks = gl.cast(gl.cdiv(stop - segment * segment_len, CHUNK), gl.int32)
     for step in range(chunks):
-        chunk = first + chunks - 1 - step
+        chunk = first + chunks - 1 - hidden(step)
         row0 = chunk * CHUNK
         stage = step % STAGES
         ready = full.index(stage)
@@ -192,7 +193,6 @@ def load_tiles(
 
 @gluon.jit
 def compute(
-    dA_cs_ptr,
     seq_idx_ptr,
     D_ptr,
     leaving_ptr,
@@ -325,13 +325,11 @@ def compute(
         d_state_1 = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
         d_state_2 = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
         d_state_3 = gl.zeros([BLOCK_P, BLOCK_N], gl.float32, BY_BLOCK_N)
-    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
     for step in range(chunks):
-        chunk = first + chunks - 1 - step
+        chunk = first + chunks - 1 - hidden(step)
         row0 = chunk * CHUNK
         row_in_cols = row_cols < stop - row0
         row_in_rows = row_rows < stop - row0
-        dA_last = gl.load(dA_cs_base + row0 + CHUNK - 1)
         stage = step % STAGES
         slot = stage * 2 + consumer
         mbarrier.wait(full.index(stage), step // STAGES & 1)
@@ -481,6 +479,7 @@ def compute(
                 d_right_decay_ptr + ((p_block * batch + b) * nheads + head) * padded + row0 + row_cols,
                 d_right_decay.to(d_right_decay_ptr.dtype.element_ty),
             )
+        dA_last = gl.sum(dA_cs_tile.slice(CHUNK - 1, 1).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         dA_cs_cols = dA_cs_tile.load(gl.SliceLayout(0, BY_CHUNK))
         dt_cols = dt_tile.load(gl.SliceLayout(0, BY_CHUNK))
         right_decay = dt_cols * decay(dA_last - dA_cs_cols)
@@ -567,7 +566,6 @@ def reverse_walk_4n_blocks_left_2consumers(
     d_y_desc,  # [batch, nheads, seqlen, headdim]
     dt_desc,  # [batch, nheads, padded]
     dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     D_ptr,  # [nheads, headdim], if HAS_D
     leaving_ptr,  # [batch, nsegments, nheads, headdim, dstate], if HAS_LEAVING
@@ -638,7 +636,6 @@ def reverse_walk_4n_blocks_left_2consumers(
             (
                 compute,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     leaving_ptr,
@@ -695,7 +692,6 @@ def reverse_walk_4n_blocks_left_2consumers(
             (
                 compute,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     leaving_ptr,

@@ -234,9 +234,12 @@ def seq_sources(batch: str, first: str, last: str, level: Level = 1, scalar_leve
 
 
 def prepared_sources(
-    layer: Layer, batch: str, last: str, level: Level = 1, descriptor: bool = False
+    layer: Layer, batch: str, last: str, level: Level = 1, descriptor: bool = False, near: bool = False
 ) -> dict[str, Source]:
-    """Step sizes and running sums from `dt_cumsum`; the buffers are padded to whole chunks, so no mask is needed."""
+    """Step sizes and running sums from `dt_cumsum`; the buffers are padded to whole chunks, so no mask is needed.
+
+    near: the last sum is read from the tile that has them all, where registers are too few to keep it and its place.
+    """
 
     def index(at: Pieces) -> tuple[Index, ...]:
         span = on(at["j"], "j")
@@ -248,7 +251,7 @@ def prepared_sources(
         found["own"] = Source("own", index, level=level, descriptor=descriptor)
     if layer.family.decays:
         found["dA_cs"] = Source("dA_cs", index, level=level, descriptor=descriptor)
-        found["dA_last"] = Source("dA_cs", lambda at: (batch, at["h"].scalar, last))
+        found["dA_last"] = Source("dA_cs", lambda at: (batch, at["h"].scalar, last), near=near)
     return found
 
 

@@ -94,7 +94,7 @@ def kernel(layer: Layer, shape: Reverse) -> Kernel:
         head = [*reverse_tiles.indices(shape.consumers, shape.left), *_chunks(), *tile_offsets(pieces, "CHUNK")]
         grid = f"nheads * cdiv(HEADDIM, BLOCK_P) // {shape.consumers}"
     places = [
-        Scalar("chunk", "first + chunks - 1 - step"),
+        Scalar("chunk", f"first + chunks - 1 - {'hidden(step)' if shape.consumers else 'step'}"),
         Scalar("row0", "chunk * CHUNK"),
         row_mask(pieces),
     ]
@@ -207,7 +207,7 @@ def _sources(layer: Layer, shape: Reverse):
     if described:
         found["D"] = replace(found["D"], level=1)
     found |= common.seq_sources("b", first="row0", last="minimum(row0 + CHUNK, stop) - 1")
-    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=described)
+    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=described, near=described)
     found["state"] = adjoint.state_source("states", STATE[1:])
     return found
 
