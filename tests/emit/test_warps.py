@@ -326,6 +326,13 @@ def test_where_registers_are_full_a_trip_keeps_nothing_for_the_next(name: str) -
     assert there < made[0] < min(read) and min(read) - made[0] <= 3
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if has_roles(name)])
+def test_gradients_are_summed_along_rows(name: str) -> None:
+    """A sum down the columns of a matrix goes through all warps; those that do are of one number each."""
+    found = re.findall(r"(\w+) = gl\.sum\(.*axis=0\)", sources.consumers(Layer())[name])
+    assert found and all(of.startswith(("d_centre_decay", "dA_last")) for of in found)
+
+
 # ---- the description
 
 

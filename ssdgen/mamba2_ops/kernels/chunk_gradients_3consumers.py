@@ -377,7 +377,6 @@ def compute_rows(
 
 @gluon.jit
 def compute_columns(
-    dA_cs_ptr,
     seq_idx_ptr,
     D_ptr,
     z_ptr,
@@ -466,7 +465,6 @@ def compute_columns(
     d_B_heads = gl.zeros([CHUNK, BLOCK_N], gl.float32, BY_BLOCK_N)
     CB = warpgroup_mma_wait(0, deps=(CB,))
     CB_tile.store(CB)
-    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0 + CHUNK - 1
     for step in range(heads):
         head = group * (nheads // ngroups) + part * heads + step
         if HAS_Z:
@@ -476,7 +474,6 @@ def compute_columns(
                 mask=row_in_rows_block_p[:, None] & p_in[None, :],
                 other=0.0,
             )
-        dA_last = gl.load(dA_cs_base + head * padded)
         if HAS_D:
             D = gl.load(D_ptr + head * stride_D_nheads + p * stride_D_headdim, mask=p_in, other=0.0).to(gl.float32)
         stage = step % STAGES
@@ -542,6 +539,7 @@ def compute_columns(
                 d_right_decay_ptr + b * nheads * padded + row0 + head * padded + row_rows_block_p,
                 d_right_decay.to(d_right_decay_ptr.dtype.element_ty),
             )
+        dA_last = gl.sum(dA_cs_tile.slice(CHUNK - 1, 1).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         dt_rows_block_p = dt_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         right_decay = dt_rows_block_p * decay(dA_last - dA_cs_rows_block_p)
@@ -613,6 +611,7 @@ def compute_states(
 ):
     """The consumer that has the states: four warps that multiply together."""
     BY_BLOCK_P: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_P, 16])
+    BY_CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHUNK, 16])
     BY_BLOCK_N: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     d_y_skip_own_tile = states_d_y_skip_own_tiles.index(0)
     group = gl.cast(gl.program_id(0) // parts, gl.int64)
@@ -622,16 +621,18 @@ def compute_states(
     b = gl.cast(gl.program_id(2), gl.int64)
     row0 = chunk * CHUNK
     row = gl.arange(0, CHUNK, gl.SliceLayout(1, BY_BLOCK_P))
-    p = gl.arange(0, BLOCK_P, gl.SliceLayout(0, BY_BLOCK_P))
-    p_in = p < HEADDIM
+    p_rows = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_CHUNK))
+    p_cols = gl.arange(0, BLOCK_P, gl.SliceLayout(0, BY_BLOCK_P))
+    p_in_rows = p_rows < HEADDIM
+    p_in_cols = p_cols < HEADDIM
     row_in = row < seqlen - row0
     for step in range(heads):
         head = group * (nheads // ngroups) + part * heads + step
         if HAS_Z:
             z_base = z_ptr + b * stride_z_batch + row0 * stride_z_seqlen
             z = gl.load(
-                z_base + head * stride_z_nheads + row[:, None] * stride_z_seqlen + p[None, :],
-                mask=row_in[:, None] & p_in[None, :],
+                z_base + head * stride_z_nheads + row[:, None] * stride_z_seqlen + p_cols[None, :],
+                mask=row_in[:, None] & p_in_cols[None, :],
                 other=0.0,
             )
         stage = step % STAGES
@@ -646,15 +647,15 @@ def compute_states(
             d_y_skip = d_y.to(gl.float32) * z.to(gl.float32) * sigmoid(z.to(gl.float32))
             d_y_skip_own_tile.store(d_y_skip.to(DOT))
             d_y_skip_tile = d_y_skip_own_tile
-        d_y_skip = d_y_skip_tile.load(BY_BLOCK_P)
-        x = x_tile.load(BY_BLOCK_P)
+        d_y_skip_turned = d_y_skip_tile.permute((1, 0)).load(BY_CHUNK)
+        x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         if NEEDS_D:
-            d_D_terms = d_y_skip.to(gl.float32) * x.to(gl.float32)
-            d_D = gl.sum(d_D_terms, axis=0)
+            d_D_terms = d_y_skip_turned.to(gl.float32) * x_turned.to(gl.float32)
+            d_D = gl.sum(d_D_terms, axis=1)
             gl.store(
-                d_D_ptr + (b * nchunks + chunk) * nheads * HEADDIM + head * HEADDIM + p,
+                d_D_ptr + (b * nchunks + chunk) * nheads * HEADDIM + head * HEADDIM + p_rows,
                 d_D.to(d_D_ptr.dtype.element_ty),
-                mask=p_in,
+                mask=p_in_rows,
             )
         d_state = d_state_tile.load(BY_BLOCK_N)
         state = state_tile.load(BY_BLOCK_N)
@@ -678,7 +679,6 @@ def chunk_gradients_3consumers(
     d_y_desc,  # [batch, nheads, seqlen, headdim]
     dt_desc,  # [batch, nheads, padded]
     dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, seqlen, nheads, headdim], if HAS_Z
@@ -818,7 +818,6 @@ def chunk_gradients_3consumers(
             (
                 compute_columns,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     z_ptr,

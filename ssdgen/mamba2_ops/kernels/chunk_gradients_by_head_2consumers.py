@@ -229,9 +229,11 @@ def compute_rows(
     row_rows_chunk = gl.arange(0, CHUNK, gl.SliceLayout(1, BY_CHUNK))
     row_cols = gl.arange(0, CHUNK, gl.SliceLayout(0, BY_CHUNK))
     n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, BY_BLOCK_N_IN_VECTORS))
-    p = gl.arange(0, BLOCK_P, gl.SliceLayout(0, BY_BLOCK_P))
+    p_rows = gl.arange(0, BLOCK_P, gl.SliceLayout(1, BY_CHUNK))
+    p_cols = gl.arange(0, BLOCK_P, gl.SliceLayout(0, BY_BLOCK_P))
     n_in = n < DSTATE
-    p_in = p < HEADDIM
+    p_in_rows = p_rows < HEADDIM
+    p_in_cols = p_cols < HEADDIM
     for step in range(chunks):
         chunk = first + step
         row0 = chunk * CHUNK
@@ -249,8 +251,8 @@ def compute_rows(
         if HAS_Z:
             z_base = z_ptr + b * stride_z_batch + head * stride_z_nheads
             z = gl.load(
-                z_base + row0 * stride_z_seqlen + row_rows_block_p[:, None] * stride_z_seqlen + p[None, :],
-                mask=row_in_rows_block_p[:, None] & p_in[None, :],
+                z_base + row0 * stride_z_seqlen + row_rows_block_p[:, None] * stride_z_seqlen + p_cols[None, :],
+                mask=row_in_rows_block_p[:, None] & p_in_cols[None, :],
                 other=0.0,
             )
         stage = step % STAGES
@@ -338,7 +340,8 @@ def compute_rows(
             y = y * left_decay[:, None]
             y = warpgroup_mma(scores_left, x_tile, y, is_async=True)
             if HAS_D:
-                D = gl.load(D_ptr + head * stride_D_nheads + p * stride_D_headdim, mask=p_in, other=0.0).to(gl.float32)
+                D = gl.load(D_ptr + head * stride_D_nheads + p_cols * stride_D_headdim, mask=p_in_cols, other=0.0)
+                D = D.to(gl.float32)
             d_C_heads, y, d_y_state_left, scores_left = warpgroup_mma_wait(
                 0, deps=(d_C_heads, y, d_y_state_left, scores_left)
             )
@@ -358,12 +361,13 @@ def compute_rows(
                 [gl.cast(b, gl.int32), gl.cast(head, gl.int32), gl.cast(row0, gl.int32), 0],
                 d_z_tile.reshape([1, 1, CHUNK, BLOCK_P]),
             )
-        x = x_tile.load(BY_BLOCK_P)
+        d_y_skip_turned = d_y_skip_tile.permute((1, 0)).load(BY_CHUNK)
+        x_turned = x_tile.permute((1, 0)).load(BY_CHUNK)
         if NEEDS_D:
-            d_D_terms = d_y_skip.to(gl.float32) * x.to(gl.float32)
-            d_D = gl.sum(d_D_terms, axis=0)
+            d_D_terms = d_y_skip_turned.to(gl.float32) * x_turned.to(gl.float32)
+            d_D = gl.sum(d_D_terms, axis=1)
             d_D_base = d_D_ptr + b * nchunks * nheads * HEADDIM + head * HEADDIM
-            gl.store(d_D_base + chunk * nheads * HEADDIM + p, d_D.to(d_D_base.dtype.element_ty), mask=p_in)
+            gl.store(d_D_base + chunk * nheads * HEADDIM + p_rows, d_D.to(d_D_base.dtype.element_ty), mask=p_in_rows)
         d_state = d_state_tile.load(BY_BLOCK_N)
         state = state_tile.load(BY_BLOCK_N)
         d_centre_decay_terms = d_state.to(gl.float32) * state.to(gl.float32)
@@ -394,7 +398,6 @@ def compute_rows(
 
 @gluon.jit
 def compute_columns(
-    dA_cs_ptr,
     seq_idx_ptr,
     D_ptr,
     z_ptr,
@@ -458,7 +461,6 @@ def compute_columns(
     p = gl.arange(0, BLOCK_P, gl.SliceLayout(0, BY_BLOCK_P))
     n_in = n < DSTATE
     p_in = p < HEADDIM
-    dA_cs_base = dA_cs_ptr + (b * nheads + head) * padded
     for step in range(chunks):
         chunk = first + step
         row0 = chunk * CHUNK
@@ -480,7 +482,6 @@ def compute_columns(
                 mask=row_in_rows_block_p[:, None] & p_in[None, :],
                 other=0.0,
             )
-        dA_last = gl.load(dA_cs_base + row0 + CHUNK - 1)
         if HAS_D:
             D = gl.load(D_ptr + head * stride_D_nheads + p * stride_D_headdim, mask=p_in, other=0.0).to(gl.float32)
         stage = step % STAGES
@@ -554,6 +555,7 @@ def compute_columns(
                 d_right_decay_ptr + (b * nheads + head) * padded + row0 + row_rows_block_p,
                 d_right_decay.to(d_right_decay_ptr.dtype.element_ty),
             )
+        dA_last = gl.sum(dA_cs_tile.slice(CHUNK - 1, 1).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         dt_rows_block_p = dt_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         right_decay = dt_rows_block_p * decay(dA_last - dA_cs_rows_block_p)
@@ -604,7 +606,6 @@ def chunk_gradients_by_head_2consumers(
     d_y_desc,  # [batch, nheads, seqlen, headdim]
     dt_desc,  # [batch, nheads, padded]
     dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     D_ptr,  # [nheads, headdim], if HAS_D
     z_ptr,  # [batch, seqlen, nheads, headdim], if HAS_Z
@@ -735,7 +736,6 @@ def chunk_gradients_by_head_2consumers(
             (
                 compute_columns,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     D_ptr,
                     z_ptr,

@@ -301,7 +301,6 @@ def compute_rows(
 
 @gluon.jit
 def compute_columns(
-    dA_cs_ptr,
     seq_idx_ptr,
     z_ptr,
     d_B_ptr,
@@ -314,7 +313,6 @@ def compute_columns(
     nheads,
     ngroups,
     nchunks,
-    padded,
     C_tiles,
     d_y_tiles,
     x_tiles,
@@ -373,7 +371,6 @@ def compute_columns(
     C_tile = C_tiles.index(0).reshape([CHUNK, BLOCK_N])
     d_CB = gl.zeros([CHUNK, CHUNK], gl.float32, BY_CHUNK)
     d_B_heads = gl.zeros([CHUNK, BLOCK_N], gl.float32, BY_BLOCK_N)
-    dA_cs_base = dA_cs_ptr + b * nheads * padded + row0 + CHUNK - 1
     for step in range(nheads // ngroups):
         head = group * (nheads // ngroups) + step
         if HAS_Z:
@@ -383,7 +380,6 @@ def compute_columns(
                 mask=row_in_rows_block_p[:, None] & p_in[None, :],
                 other=0.0,
             )
-        dA_last = gl.load(dA_cs_base + head * padded)
         stage = step % STAGES
         mbarrier.wait(full.index(stage), step // STAGES & 1)
         d_y_tile = d_y_tiles.index(stage).reshape([CHUNK, BLOCK_P])
@@ -419,6 +415,7 @@ def compute_columns(
         dt_rows_chunk = dt_tile.load(gl.SliceLayout(1, BY_CHUNK))
         d_CB_head = d_scores_decayed * dt_rows_chunk[:, None]
         d_CB = d_CB + d_CB_head
+        dA_last = gl.sum(dA_cs_tile.slice(CHUNK - 1, 1).load(gl.SliceLayout(0, BY_CHUNK)), axis=0)
         dA_cs_rows_block_p = dA_cs_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         dt_rows_block_p = dt_tile.load(gl.SliceLayout(1, BY_BLOCK_P))
         right_decay = dt_rows_block_p * decay(dA_last - dA_cs_rows_block_p)
@@ -462,7 +459,6 @@ def group_gradients_blocks_2consumers(
     d_y_desc,  # [batch, nheads, seqlen, headdim]
     dt_desc,  # [batch, nheads, padded]
     dA_cs_desc,  # [batch, nheads, padded]
-    dA_cs_ptr,  # [batch, nheads, padded]
     seq_idx_ptr,  # [batch, seqlen], if HAS_SEQ_IDX
     z_ptr,  # [batch, seqlen, nheads, headdim], if HAS_Z
     states_desc,  # [batch, nchunks, nheads, headdim, dstate]
@@ -564,7 +560,6 @@ def group_gradients_blocks_2consumers(
             (
                 compute_columns,
                 (
-                    dA_cs_ptr,
                     seq_idx_ptr,
                     z_ptr,
                     d_B_ptr,
@@ -577,7 +572,6 @@ def group_gradients_blocks_2consumers(
                     nheads,
                     ngroups,
                     nchunks,
-                    padded,
                     C_tiles,
                     d_y_tiles,
                     x_tiles,

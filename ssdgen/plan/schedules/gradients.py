@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...spec.dims import name_of
+from ...spec.graph import Map, Sum
 from ...spec.layer import Layer
 from ..ir import For, Kernel, Scalar, Stmt, Tensor, Value, When
 from ..ir import Store as StoreStmt
@@ -165,7 +167,7 @@ class _Part:
             rename=adjoint.RENAME,
             notes={**NOTES, **(BY_HEAD if shape.by_head else {})},
             kept=adjoint.KEPT,
-            value_axes=columns_first(layer) if role == "columns" else {},
+            value_axes=columns_first(layer) if role == "columns" else _sums_last(layer) if role else {},
             scopes=[[], [], []],
         )
 
@@ -272,6 +274,20 @@ class _Part:
                 lowering.emit(AFTER, stored, f"NEEDS_{name}")
                 continue
             lowering.store(AFTER if loops else LOOP, wanted, at, f"d_{name}", index, flag=f"NEEDS_{name}")
+
+
+def _sums_last(layer: Layer) -> dict[str, tuple[str, ...]]:
+    """Axes of what is summed over the tokens for each of headdim, as d_D is: tokens along the columns.
+
+    A thread has sixteen of these and a warp all.  Along the rows they would be spread over all warps: each sum would go
+    through shuffles, memory and barriers.
+    """
+    graph, found = adjoint.graph(layer), {}
+    for node in graph.nodes:
+        if isinstance(node, Sum) and set(node.axes) == {"h", "p"} and isinstance(graph[name_of(node.of)], Map):
+            terms = name_of(node.of)
+            found[terms] = ("h", "p", *(axis for axis in graph[terms].axes if axis not in "hp"))
+    return found
 
 
 def _about(layer: Layer, shape: Gradients) -> str:

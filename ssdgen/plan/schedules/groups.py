@@ -224,7 +224,7 @@ def sources(layer: Layer, descriptor: bool = False):
     found["D"] = replace(found["D"], level=LOOP)
     last = "minimum(row0 + CHUNK, seqlen) - 1"
     found |= common.seq_sources("b", first="row0", last=last, level=outside, scalar_level=outside)
-    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=descriptor)
+    found |= common.prepared_sources(layer, "b", last="row0 + CHUNK - 1", descriptor=descriptor, near=descriptor)
     found["state"] = adjoint.state_source("states", ("p", "n"), LOOP, descriptor)
     found["d_state_out"] = adjoint.state_source("d_states", ("p", "n"), LOOP, descriptor)
     return found
