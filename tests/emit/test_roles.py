@@ -13,8 +13,9 @@ from ssdgen.emit import kernel as emission
 from ssdgen.emit.stages import fixed_loads, moved_loads, roles
 from ssdgen.pack import templates
 from ssdgen.plan import catalogue, ir
-from ssdgen.plan.schedules import gradients
+from ssdgen.plan.schedules import gradients, groups
 from ssdgen.plan.schedules.gradients import ROLES, Gradients
+from ssdgen.plan.schedules.groups import Groups
 from ssdgen.spec.layer import Layer
 from tests.emit import sources
 from tests.emit.roles import (
@@ -218,8 +219,11 @@ def test_the_adjoint_of_y_has_a_tile_of_its_own_only_with_the_gate(role: str) ->
 
 
 def test_a_value_with_two_options_is_in_registers() -> None:
-    """Only one option may make it another than the tile: else there is no telling which tile it is."""
-    whole = plan()
+    """Only one option may make it another than the tile: else there is no telling which tile it is.
+
+    Of a kernel that does not read it turned as well, which only a tile can be.
+    """
+    whole = groups.kernel(Layer(), Groups(blocks=True, specialised=True))
 
     def doubled(body: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
         found: list[ir.Stmt] = []
