@@ -174,7 +174,8 @@ def _of_a_pack(key: str, source: Any) -> Any:
     holders = _holders()
     holder = next((pack for pack in holders if key in pack.manifest["code"]), None)
     if holder is None:
-        _missed.update({key} if holders else ())
+        if holders:
+            _missed.add(key)
         return None
     found = _load(holder, key, source)
     _loaded.add(key)

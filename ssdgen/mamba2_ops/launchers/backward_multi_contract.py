@@ -411,10 +411,10 @@ def _by_chunks(
         _results_by_chunks(sizes, config, cut)
     for part in parts:
         if kept:
-            beside = config.get("beside", False) and not (only_states or there)
-            if not (only_states or there):
+            walked = not (only_states or there)
+            if walked:
                 _keep_states(sizes, config, part, entering)
-            _keep_adjoints(sizes, config, part, leaving, several, beside)
+            _keep_adjoints(sizes, config, part, leaving, several, walked and config.get("beside", False))
         if not only_states:
             names = ("states", "d_states") if kept else (entering, leaving)
             _gradients(sizes, config, cut, part, *names)
